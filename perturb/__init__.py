@@ -1,0 +1,33 @@
+"""Perturbation intensities of compression methods, alone and in either order.
+
+A method is an immutable value; ``chain(f1, f2)`` applies f1 first; ``compress`` lifts either to
+an ``nnx.Module``; ``score`` measures what they do, layer by layer.
+"""
+
+from perturb.chain import Chain, chain
+from perturb.grid import GridSpec
+from perturb.lift import Compression, compress
+from perturb.masks import NofM
+from perturb.prune.global_magnitude import GlobalMagnitude
+from perturb.prune.magnitude import Magnitude
+from perturb.prune.sparsegpt import SparseGPT
+from perturb.prune.wanda import Wanda
+from perturb.quantize.gptq import GPTQ
+from perturb.quantize.joint import Joint
+from perturb.quantize.rtn import RTN
+
+__all__ = [
+    "GPTQ",
+    "RTN",
+    "Chain",
+    "Compression",
+    "GlobalMagnitude",
+    "GridSpec",
+    "Joint",
+    "Magnitude",
+    "NofM",
+    "SparseGPT",
+    "Wanda",
+    "chain",
+    "compress",
+]

@@ -81,4 +81,21 @@ class LayerCompressor(Protocol):
     @property
     def granularity(self) -> str: ...
 
+    @property
+    def needs_stats(self) -> bool:
+        """Whether the method looks at the layer's inputs at all."""
+        ...
+
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult: ...
+
+
+@runtime_checkable
+class ModelCompressor(LayerCompressor, Protocol):
+    """A method that has to see all layers at once (a global ranking, say)."""
+
+    def on_model(
+        self,
+        layers: dict[str, Layer],
+        stats: dict[str, LayerStats] | None,
+        keys: dict[str, Array],
+    ) -> dict[str, StageResult]: ...

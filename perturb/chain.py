@@ -1,0 +1,61 @@
+"""Composition. ``chain(f1, f2)`` applies f1 first: it is written f1 -> f2 and equals f2 o f1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from perturb.types import Array, Layer, LayerCompressor, LayerStats, StageResult
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chain:
+    """Several methods as one, which is itself a method.
+
+    On a bare layer all stages see the same input statistics; :func:`perturb.compress` can
+    recalibrate between them.
+    """
+
+    stages: tuple[LayerCompressor, ...]
+
+    @property
+    def name(self) -> str:
+        return ">".join(s.name for s in self.stages)
+
+    @property
+    def ratio(self) -> float:
+        return math.prod(s.ratio for s in self.stages)
+
+    @property
+    def granularity(self) -> str:
+        return "; ".join(s.granularity for s in self.stages)
+
+    @property
+    def needs_stats(self) -> bool:
+        return any(s.needs_stats for s in self.stages)
+
+    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+        """The report is the last stage's that has one."""
+        report = None
+        for i, stage in enumerate(self.stages):
+            layer, new = stage(layer, stats, jax.random.fold_in(key, i))
+            report = new if new is not None else report
+        return StageResult(layer, report)
+
+
+def chain(*stages: Any) -> Chain:
+    """``chain(f1, f2, ...)`` applies f1 first; chains inside are flattened."""
+    if not stages:
+        raise ValueError("chain needs at least one method")
+    flat: list[LayerCompressor] = []
+    for stage in stages:
+        flat.extend(stage.stages if isinstance(stage, Chain) else [stage])
+    return Chain(tuple(flat))
+
+
+def stages_of(compressor: Any) -> tuple[LayerCompressor, ...]:
+    return compressor.stages if isinstance(compressor, Chain) else (compressor,)

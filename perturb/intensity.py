@@ -1,0 +1,303 @@
+"""Intensity of a compression method, the advantage of an order, and how sure one is of both.
+
+Performance ``M`` is higher-is-better throughout (accuracy, -perplexity, -NLL). ``f -> g`` means
+that ``f`` is applied first. Orientation, everywhere in this project::
+
+    A(Q->P) = M(Q first, then P) - M(P first, then Q)        > 0: quantize first wins
+    gap     = C*_P - C_Q                                     > 0: pruning is the stronger
+
+The Progressive Intensity Hypothesis (PIH: the stronger method goes last) says that A(Q->P)
+grows with the gap (trend) and has its sign (sign). Source: Kim et al., ICLR 2026, arXiv
+2603.18426; isotonic fit, censoring and intervals are ours. numpy float64, no jax.
+
+**Censoring.** An equivalent ratio outside the measured curve is known only as a bound. It is
+kept as an interval ``low <= C* <= high`` with an infinite side, never extrapolated, and used
+only for what the interval already decides: a sign, or the order of two gaps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+Floats = np.ndarray  # float64
+
+STATUSES = ("ok", "below", "above", "tie")
+OK, BELOW, ABOVE, TIE = range(4)
+
+
+class EquivalentRatio(NamedTuple):
+    """C* with what is known about it: ``low <= C* <= high``.
+
+    ``ok``: low = value = high. ``below``: better than every measured point, C* <= value.
+    ``above``: worse than every point, C* >= value. ``tie``: the fitted curve is flat at this
+    performance over [low, high] and ``value`` = low, the smallest ratio that matches.
+    """
+
+    value: float
+    status: str
+    low: float
+    high: float
+
+
+class RatioBounds(NamedTuple):
+    """:class:`EquivalentRatio` for arrays; ``status`` indexes ``STATUSES``."""
+
+    value: Floats
+    status: np.ndarray
+    low: Floats
+    high: Floats
+
+
+class SignAccuracy(NamedTuple):
+    """How many of ``counted`` significant cells each rule for the order's sign gets right.
+
+    ``undecided`` significant cells have a gap whose interval contains both signs; they are in
+    no denominator, so that the three rules are scored on the same cells.
+    """
+
+    counted: int
+    pih: int
+    prune_first: int
+    quantize_first: int
+    undecided: int
+
+
+def performance_gap(m_first: Floats | float, m_second: Floats | float) -> Floats:
+    """G(f1, f2) = M(f1(model)) - M(f2(model)), in the unit of M; > 0: f2 is the stronger. [Kim]"""
+    return np.asarray(m_first, float) - np.asarray(m_second, float)
+
+
+def order_advantage(m_qp: Floats | float, m_pq: Floats | float) -> Floats:
+    """A(Q->P) = M(Q then P) - M(P then Q), in the unit of M; > 0: quantize first wins. [Kim]"""
+    return np.asarray(m_qp, float) - np.asarray(m_pq, float)
+
+
+def quantization_curve(performance: Floats) -> Floats:
+    """Least-squares nonincreasing fit of M along increasing ratio: ``[..., n] -> [..., n]``.
+
+    min_f sum_i (f_i - M_i)^2 subject to f_1 >= f_2 >= ..., by pooling adjacent violators
+    (Barlow et al. 1972), unit weights. Points that violate nothing keep their exact value;
+    pooled ones share the mean of their block. Raises ValueError for non-finite performance.
+    """
+    curve = np.array(performance, float)
+    if not np.isfinite(curve).all():
+        raise ValueError("the quantization curve holds non-finite performance: drop those points")
+    rows = curve.reshape(-1, curve.shape[-1])  # a view: the copy above is ours
+    for index in np.flatnonzero((np.diff(rows, axis=-1) > 0).any(axis=-1)):
+        rows[index] = _pool(rows[index].tolist())
+    return curve
+
+
+def _pool(values: list[float]) -> list[float]:
+    blocks: list[tuple[float, float, int]] = []  # mean, sum, length
+    for value in values:
+        mean, total, length = value, value, 1
+        while blocks and blocks[-1][0] < mean:
+            _, earlier, count = blocks.pop()
+            total, length = total + earlier, length + count
+            mean = total / length
+        blocks.append((mean, total, length))
+    return [mean for mean, _, length in blocks for _ in range(length)]
+
+
+def equivalent_ratios(m: Floats, ratios: Floats, m_curve: Floats) -> RatioBounds:
+    """Ratio at which quantization alone performs as ``m``: C* by linear interpolation.
+
+    ``m [..., k]`` performances, ``ratios [n]`` strictly increasing C_Q of the curve,
+    ``m_curve [..., n]`` its performances; results ``[..., k]``. The curve is what the caller
+    measured: pass the dense model as its first point (C = 1) to let C* lie between 1 and the
+    widest grid. Interpolation is on :func:`quantization_curve`; a performance that equals a
+    fitted value returns that point's ratio exactly, so C* at the curve's own points is C_Q
+    wherever the measured curve is strictly decreasing there. -inf is worse than every point.
+
+    Raises ValueError for a nan in ``m``, a non-finite curve, or ratios that do not increase.
+    """
+    m, ratios = np.asarray(m, float), np.asarray(ratios, float)
+    if ratios.ndim != 1 or not ratios.size or not (np.diff(ratios) > 0).all():
+        raise ValueError(f"ratios must be one increasing row, got {ratios.tolist()}")
+    if np.isnan(m).any():
+        raise ValueError("performance is nan: a failed variant has no equivalent ratio")
+    fit = quantization_curve(m_curve)
+    if fit.shape[-1] != ratios.size:
+        raise ValueError(f"{ratios.size} ratios for a curve of {fit.shape[-1]} points")
+    last = ratios.size - 1
+    at_least = (fit[..., None, :] >= m[..., :, None]).sum(-1)  # [..., k] points no worse than m
+    better = (fit[..., None, :] > m[..., :, None]).sum(-1)
+    left, right = np.clip(at_least - 1, 0, last), np.clip(better, 0, last)
+    equal = at_least > better  # fitted points better .. at_least-1 equal m
+    fit_left = np.take_along_axis(np.broadcast_to(fit, (*m.shape[:-1], fit.shape[-1])), left, -1)
+    fit_right = np.take_along_axis(np.broadcast_to(fit, (*m.shape[:-1], fit.shape[-1])), right, -1)
+    drop = np.where(fit_left > fit_right, fit_left - fit_right, 1.0)
+    fraction = np.clip((fit_left - np.maximum(m, fit_right)) / drop, 0.0, 1.0)
+    between = ratios[left] + fraction * (ratios[right] - ratios[left])
+    value = np.where(equal, ratios[right], between)
+    status = np.where(equal & (left > right), TIE, OK)
+    status = np.where(at_least == 0, BELOW, np.where(better == ratios.size, ABOVE, status))
+    low = np.where(status == BELOW, -np.inf, value)
+    high = np.where(status == ABOVE, np.inf, np.where(status == TIE, ratios[left], value))
+    return RatioBounds(value, status, low, high)
+
+
+def equivalent_ratio(m: float, ratios: Floats, m_curve: Floats) -> EquivalentRatio:
+    """C* of one performance on one curve ``[n]``: see :func:`equivalent_ratios`."""
+    bounds = equivalent_ratios(np.array([m]), ratios, m_curve)
+    status = STATUSES[int(bounds.status[0])]
+    return EquivalentRatio(float(bounds.value[0]), status, float(bounds.low[0]), bounds.high.item())
+
+
+def gap_signs(low: Floats, high: Floats) -> np.ndarray:
+    """Sign of a gap known to lie in [low, high]: -1, 0, 1, or 2 where the interval allows both.
+
+    A censored gap therefore counts exactly where its bound already decides the sign.
+    """
+    low, high = np.asarray(low, float), np.asarray(high, float)
+    return np.where(low > 0, 1, np.where(high < 0, -1, np.where((low == 0) & (high == 0), 0, 2)))
+
+
+# --- rank correlation, batched over bootstrap replicates ---------------------------------------
+
+
+def pair_order(low: Floats, high: Floats, shared: np.ndarray | None = None) -> np.ndarray:
+    """Sign of x_i - x_j for every pair i < j of values in [low, high]; 2 where undecided.
+
+    ``low, high [..., n]`` to ``[..., n (n-1) / 2]`` int8. ``shared [n]``: values with the same
+    label carry the same unknown, x_i = u - known_i (one pruned model against several bit
+    widths): their difference is exact even where u is censored, so pass bounds of the same u.
+    """
+    first, second = np.triu_indices(low.shape[-1], 1)
+    low_i, low_j, high_i, high_j = (
+        low[..., first],
+        low[..., second],
+        high[..., first],
+        high[..., second],
+    )
+    sure = (low_i == high_i) & (low_j == high_j)
+    order = np.where(low_i > high_j, 1, np.where(high_i < low_j, -1, np.where(sure, 0, 2)))
+    if shared is not None:
+        labels = np.asarray(shared)
+        with np.errstate(invalid="ignore"):  # inf - inf: the other bound is the finite one
+            step = np.sign(np.where(np.isfinite(low_i), low_i - low_j, high_i - high_j))
+        step = np.where(np.isnan(step), 2, step)
+        order = np.where(labels[first] == labels[second], step, order)
+    return order.astype(np.int8)
+
+
+def kendall_from_order(x_order: np.ndarray, y_order: np.ndarray) -> Floats:
+    """Kendall's tau-b from two :func:`pair_order` arrays ``[..., pairs]``, over decided pairs.
+
+    tau_b = (concordant - discordant) / sqrt(pairs untied in x * pairs untied in y). Pairs that
+    censoring leaves undecided in x or y are dropped from all three counts. nan where one side
+    is all ties or nothing is decided.
+    """
+    decided = (x_order != 2) & (y_order != 2)
+    x, y = np.where(decided, x_order, 0), np.where(decided, y_order, 0)
+    untied = np.sqrt((x != 0).sum(-1).astype(float) * (y != 0).sum(-1))
+    with np.errstate(invalid="ignore"):
+        return (x.astype(int) * y).sum(-1) / np.where(untied > 0, untied, np.nan)
+
+
+def kendall_tau_b(x: Floats, y: Floats) -> Floats:
+    """Kendall's tau-b of fully known values ``[..., n]``, batched over the leading axes."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    return kendall_from_order(pair_order(x, x), pair_order(y, y))
+
+
+def spearman(x: Floats, y: Floats, keep: np.ndarray | None = None) -> Floats:
+    """Spearman's rho ``[...]`` of ``x, y [..., n]``: Pearson's r of average ranks.
+
+    ``keep [..., n]`` bool: only these values are ranked. A censored value has no rank, so the
+    caller leaves it out here (Kendall's tau, above, can still use its bound). nan where fewer
+    than two values remain or one side is constant.
+    """
+    x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
+    kept = np.broadcast_to(True if keep is None else keep, x.shape).astype(float)
+    size = kept.sum(-1, keepdims=True)
+
+    def centred_rank(values: Floats) -> Floats:
+        below = (values[..., None, :] < values[..., :, None]) * kept[..., None, :]
+        same = (values[..., None, :] == values[..., :, None]) * kept[..., None, :]
+        rank = below.sum(-1) + 0.5 * same.sum(-1)
+        return (rank - 0.5 * size) * kept  # ranks with this 0.5 average to size / 2
+
+    rank_x, rank_y = centred_rank(x), centred_rank(y)
+    scale = np.sqrt((rank_x**2).sum(-1) * (rank_y**2).sum(-1))
+    return (rank_x * rank_y).sum(-1) / np.where(scale > 0, scale, np.nan)
+
+
+# --- the paired cluster bootstrap --------------------------------------------------------------
+
+
+def cluster_bootstrap_weights(clusters: int, replicates: int, rng: np.random.Generator) -> Floats:
+    """Multinomial counts ``[replicates, clusters]`` of resampling clusters with replacement.
+
+    One row says how often each cluster (document, image) is drawn; each row sums to
+    ``clusters``. Using the same rows for every variant is what pairs the comparison: both
+    orders, each method alone and the dense model see the same resampled examples.
+    Source: Efron & Tibshirani (1993), chapters 8 and 13.
+    """
+    if clusters < 1 or replicates < 1:
+        raise ValueError(f"need at least one cluster and replicate: {clusters}, {replicates}")
+    drawn = rng.integers(0, clusters, (replicates, clusters))
+    drawn += clusters * np.arange(replicates)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=replicates * clusters)
+    return counts.reshape(replicates, clusters).astype(float)
+
+
+def replicate_means(weights: Floats, sums: Floats, count: Floats) -> Floats:
+    """Means per example in every replicate, all variants by one matmul.
+
+    mean[b, v] = sum_c w[b,c] sums[c,v] / sum_c w[b,c] count[c]: a ratio estimate, as clusters
+    differ in size. ``weights [B, clusters]``, ``sums [clusters, variants]``, ``count
+    [clusters]`` to ``[B, variants]``.
+    """
+    return (weights @ sums) / (weights @ count)[:, None]
+
+
+def percentile_interval(replicates: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Percentile interval over axis 0, ignoring nan replicates: ``[B, ...] -> [...], [...]``.
+
+    nan where more than half of the replicates are nan (a statistic that is mostly undefined).
+    """
+    tail = (1.0 - level) / 2.0
+    replicates = np.asarray(replicates, float)
+    undefined = np.isnan(replicates)
+    if undefined.any():
+        mostly = undefined.mean(0) > 0.5
+        filled = np.where(mostly & undefined, 0.0, replicates)
+        low, high = np.nanquantile(filled, [tail, 1.0 - tail], axis=0)
+        return np.where(mostly, np.nan, low), np.where(mostly, np.nan, high)
+    low, high = np.quantile(replicates, [tail, 1.0 - tail], axis=0)
+    return low, high
+
+
+def significant_sign(advantage: Floats, low: Floats, high: Floats, resolution: float) -> np.ndarray:
+    """Sign of A where its interval [low, high] excludes 0, else 0.
+
+    Also 0 where |A| <= ``resolution`` (the rounding of the evaluation: paired intervals of two
+    equal models are so tight that rounding alone would look significant), where the interval
+    lies on the other side than A, and where there is no interval (nan).
+    """
+    advantage = np.asarray(advantage, float)
+    excluded = np.where(np.asarray(low) > 0, 1, np.where(np.asarray(high) < 0, -1, 0))
+    seen = np.where(np.abs(advantage) > resolution, np.sign(advantage), 0).astype(int)
+    return np.where(seen == excluded, seen, 0)
+
+
+def sign_accuracy(sign: np.ndarray, gap_sign: np.ndarray) -> SignAccuracy:
+    """Score PIH and the two constant rules on the significant cells.
+
+    ``sign [n]`` from :func:`significant_sign` (0 = not significant: not counted), ``gap_sign
+    [n]`` from :func:`gap_signs`. PIH predicts sign(A(Q->P)) = sign(gap), so a gap of exactly 0
+    with a significant A is a miss; 'always prune first' predicts -1, 'always quantize first' +1.
+    """
+    sign, gap_sign = np.asarray(sign), np.asarray(gap_sign)
+    counted = (sign != 0) & (gap_sign != 2)
+    return SignAccuracy(
+        int(counted.sum()),
+        int((counted & (sign == gap_sign)).sum()),
+        int((counted & (sign < 0)).sum()),
+        int((counted & (sign > 0)).sum()),
+        int(((sign != 0) & (gap_sign == 2)).sum()),
+    )

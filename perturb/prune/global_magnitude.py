@@ -1,0 +1,62 @@
+"""Global magnitude pruning: one ranking over the weights of all layers."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from perturb.masks import TIE_RULES, TieRule, prune_count, smallest_k, tie_key
+from perturb.prune.common import resolve_sparsity
+from perturb.registry import check_choice, method
+from perturb.types import Array, Layer, LayerStats, StageResult
+
+
+@method("global-magnitude")
+class GlobalMagnitude:
+    """Objective: minimise ``sum_l ||W_l - W_l'||_F^2`` over masks of the given total size.
+
+    Exactly ``floor(s n)`` of the n weights of all layers go, smallest ``|w|`` first; ties by
+    ``tie``, then by the order of the layers and the position in them.
+    """
+
+    sparsity: float | Array | None = None
+    tie: TieRule = "index"
+
+    needs_stats = False
+    scope = "model"
+
+    def __post_init__(self) -> None:
+        resolve_sparsity(self)
+        check_choice("tie", self.tie, TIE_RULES)
+
+    @property
+    def ratio(self) -> float:
+        return 1 / (1 - float(self.sparsity))  # type: ignore[arg-type]
+
+    @property
+    def granularity(self) -> str:
+        return "weight, mask per model"
+
+    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+        """On a single layer: the layer is the whole model."""
+        return self.on_model({"": layer}, None, {"": key})[""]
+
+    def on_model(
+        self, layers: dict[str, Layer], stats: object, keys: dict[str, Array]
+    ) -> dict[str, StageResult]:
+        score = jnp.concatenate(
+            [jnp.where(x.mask, jnp.abs(x.weight), -jnp.inf).reshape(-1) for x in layers.values()]
+        )
+        ties = [tie_key(self.tie, layer, keys[name]) for name, layer in layers.items()]
+        tie = None
+        if self.tie != "index":
+            tie = jnp.concatenate([t.reshape(-1) for t in ties if t is not None])
+        assert self.sparsity is not None
+        gone = smallest_k(score, prune_count(score.size, self.sparsity), tie)
+        done: dict[str, StageResult] = {}
+        at = 0
+        for name, layer in layers.items():
+            mask = layer.mask & ~gone[at : at + layer.mask.size].reshape(layer.mask.shape)
+            at += layer.mask.size
+            weight = jnp.where(mask, layer.weight, 0)
+            done[name] = StageResult(layer._replace(weight=weight, mask=mask), None)
+        return done

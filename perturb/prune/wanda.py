@@ -1,0 +1,51 @@
+"""Wanda: remove the weights whose magnitude times input norm is smallest, row by row."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from perturb.masks import TIE_RULES, NofM, TieRule, keep_mask, tie_key
+from perturb.prune.common import resolve_sparsity, selection_score
+from perturb.registry import check_choice, method
+from perturb.types import Array, Layer, LayerStats, StageResult
+
+
+@method("wanda")
+class Wanda:
+    """Objective: minimise ``E||dW x||^2`` over masks as if inputs were uncorrelated.
+
+    Score ``|w_ij| sqrt(E x_j^2)``, compared within each row (or N:M group, N kept); with
+    ``target="dense"`` the error to the dense weight that a removal adds, times ``E x_j^2``.
+    Exactly ``floor(s in)`` weights of every row go, ties by ``tie``.
+    Source: Sun et al., ICLR 2024 (arXiv 2306.11695).
+    """
+
+    sparsity: float | Array | None = None
+    scope: str | NofM = "row"
+    tie: TieRule = "index"
+    target: str = "current"
+
+    needs_stats = True
+
+    def __post_init__(self) -> None:
+        resolve_sparsity(self)
+        if not isinstance(self.scope, NofM):
+            check_choice("scope", self.scope, ("row", "layer"))
+        check_choice("tie", self.tie, TIE_RULES)
+        check_choice("target", self.target, ("current", "dense"))
+
+    @property
+    def ratio(self) -> float:
+        return 1 / (1 - float(self.sparsity))  # type: ignore[arg-type]
+
+    @property
+    def granularity(self) -> str:
+        return f"weight, mask per {self.scope}"
+
+    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+        assert stats is not None
+        energy = jnp.diagonal(stats.gram) / stats.count
+        score = selection_score(layer, self.target, energy.astype(layer.weight.dtype))
+        tie = tie_key(self.tie, layer, key)
+        mask = keep_mask(score, self.sparsity, self.scope, already=layer.mask, tie=tie)
+        return StageResult(layer._replace(weight=jnp.where(mask, layer.weight, 0), mask=mask), None)
