@@ -59,6 +59,18 @@ def top_code(bits: Array) -> Array:
     return ((jnp.asarray(1, jnp.int32) << jnp.asarray(bits, jnp.int32)) - 1).astype(jnp.float32)
 
 
+def nearest_integer(t: Array) -> Array:
+    """Round half to even, where t within 8 ulp of a half is that half.
+
+    Ties here are structural: with the "half" convention the largest weight of a group always
+    lies half way between two codes. Division differs in its last bit from compiler to compiler
+    (XLA turns w / s into w (1/s)), and must not decide such a tie.
+    """
+    half = jnp.round(2 * t) / 2
+    snap = jnp.abs(t - half) <= 8 * jnp.finfo(t.dtype).eps * jnp.abs(t)
+    return jnp.round(jnp.where(snap, half, t))
+
+
 def _scale_zero(
     lo: Array, hi: Array, bits: Array, spec: GridSpec, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
@@ -70,14 +82,14 @@ def _scale_zero(
         zero = jnp.broadcast_to(half, scale.shape)
     else:
         scale = (hi - lo) / top
-        zero = jnp.round(-lo / jnp.where(scale > 0, scale, 1))
+        zero = nearest_integer(-lo / jnp.where(scale > 0, scale, 1))
     # A group of zeros has no scale of its own: any will do, and 1 is the reference's choice.
     return jnp.where(scale > 0, scale, 1), zero
 
 
 def round_to(w: Array, scale: Array, zero: Array, top: Array) -> Array:
-    """The nearest grid point (ties to even codes); all arguments broadcast."""
-    code = jnp.clip(jnp.round(w / scale) + zero, 0, top)
+    """The nearest grid point (see :func:`nearest_integer`); all arguments broadcast."""
+    code = jnp.clip(nearest_integer(w / scale) + zero, 0, top)
     return scale * (code - zero)
 
 

@@ -234,7 +234,8 @@ def _sweep(
         if spec.fit_groups is not None:
             assert lattice is not None
             assert isinstance(spec.fit_groups.per, int)
-            by_group = here.reshape(-1, spec.fit_groups.per, v, out)
+            survivors = jnp.where(c.keep, here, 0)  # pruned weights drift until settled at 0
+            by_group = survivors.reshape(-1, spec.fit_groups.per, v, out)
             scale, zero = fit_ranges(
                 jnp.moveaxis(by_group, 1, -1), lattice.bits[None], spec.fit_groups
             )

@@ -1,0 +1,1 @@
+"""Data sets with nothing to download; importing this loads nothing."""

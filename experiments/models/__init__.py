@@ -1,0 +1,1 @@
+"""Architectures, one a file, and the presets that train them; importing this loads nothing."""

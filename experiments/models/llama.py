@@ -1,0 +1,224 @@
+"""Llama: a decoder-only transformer (RMSNorm, RoPE, grouped-query attention, SwiGLU).
+
+Touvron et al. 2023 (arXiv:2302.13971); grouped-query attention: Ainslie et al. 2023
+(arXiv:2305.13245); RoPE: Su et al. 2021 (arXiv:2104.09864); long-context frequency scaling:
+Llama 3 (arXiv:2407.21783). Module names are those of the published checkpoints, without their
+``model.`` prefix; ``nnx.Linear`` stores ``kernel [in, out]``, the transpose of their ``weight``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's frequency scaling; the defaults are those of Llama 3.1 (3.2 has factor 32)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Shapes of a Llama. ``dtype`` is that of the computation; parameters stay float32."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int | None = None  # None: hidden_size / num_heads
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads = {self.num_heads} is not a multiple of "
+                f"num_kv_heads = {self.num_kv_heads}: every key head serves equally many queries"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size = {self.hidden_size} is not a multiple of num_heads = "
+                f"{self.num_heads}: give head_dim, or change one of them"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"head size {self.head_size} is odd: RoPE rotates pairs of channels")
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    def build(self, rngs: nnx.Rngs) -> Llama:
+        return Llama(self, rngs)
+
+
+LLAMA_3_2_1B = LlamaConfig(
+    vocab_size=128_256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_layers=16,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    rope_theta=500_000.0,
+    rope_scaling=RopeScaling(factor=32.0),
+    tie_word_embeddings=True,
+    dtype="bfloat16",
+)
+
+
+def rope_frequencies(
+    head_size: int, theta: float, scaling: RopeScaling | None = None
+) -> np.ndarray:
+    """Angular frequency of every rotated pair, radians a position, float64 ``[head_size / 2]``.
+
+    ``f_i = theta ** (-2 i / head_size)``. With scaling, wavelengths above ``original /
+    low_freq_factor`` are stretched by ``factor``, those below ``original / high_freq_factor``
+    are left alone, and between them ``f`` is interpolated linearly in ``original / wavelength``.
+    """
+    frequency = theta ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+    if scaling is None:
+        return frequency
+    turns = scaling.original_max_position * frequency / (2 * math.pi)  # original / wavelength
+    smooth = (turns - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    # 0: stretch fully; 1: leave alone. The clip makes the three published branches one formula.
+    smooth = np.clip(smooth, 0.0, 1.0)
+    return frequency * (smooth + (1 - smooth) / scaling.factor)
+
+
+def rope(x: Array, positions: Array, frequency: np.ndarray) -> Array:
+    """Rotate the channel pairs ``(i, i + D/2)`` of ``x [B, T, H, D]`` by ``position * f_i``.
+
+    Half-split as in the published checkpoints (not interleaved as in the RoPE paper); angles in
+    float32, because bfloat16 cannot count positions above 256.
+    """
+    angle = positions[:, None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)  # [T,D/2]
+    cos, sin = jnp.cos(angle)[None, :, None, :], jnp.sin(angle)[None, :, None, :]  # [1,T,1,D/2]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # 2 x [B,T,H,D/2]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def causal_attention(q: Array, k: Array, v: Array) -> Array:
+    """Softmax attention, each group of query heads sharing one key/value head.
+
+    ``q [B, T, H, D]``, ``k, v [B, T, K, D]`` with ``H = K G``; returns ``[B, T, H, D]``. Query
+    head ``h`` reads key head ``h // G``. Softmax in float32.
+    """
+    batch, length, heads, size = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k)  # [B,T,K,G,D],[B,S,K,D] -> [B,K,G,T,S]
+    scores = scores.astype(jnp.float32) * size**-0.5
+    causal = jnp.tril(jnp.ones((length, length), bool))  # [T,S]
+    scores = jnp.where(causal[None, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v)  # [B,K,G,T,S],[B,S,K,D] -> [B,T,K,G,D]
+    return mixed.reshape(batch, length, heads, size)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention ``[B, T, hidden] -> [B, T, hidden]``."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        inner = config.num_heads * config.head_size
+        kv_inner = config.num_kv_heads * config.head_size
+        self.q_proj = _linear(config, config.hidden_size, inner, rngs)
+        self.k_proj = _linear(config, config.hidden_size, kv_inner, rngs)
+        self.v_proj = _linear(config, config.hidden_size, kv_inner, rngs)
+        self.o_proj = _linear(config, inner, config.hidden_size, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        config = self.config
+        batch, length, _ = x.shape
+        frequency = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
+        positions = jnp.arange(length)
+        q = self.q_proj(x).reshape(batch, length, config.num_heads, config.head_size)
+        k = self.k_proj(x).reshape(batch, length, config.num_kv_heads, config.head_size)
+        v = self.v_proj(x).reshape(batch, length, config.num_kv_heads, config.head_size)
+        mixed = causal_attention(
+            rope(q, positions, frequency), rope(k, positions, frequency), v
+        )  # [B,T,H,D]
+        return self.o_proj(mixed.reshape(batch, length, -1))
+
+
+class MLP(nnx.Module):
+    """SwiGLU, ``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.gate_proj = _linear(config, config.hidden_size, config.intermediate_size, rngs)
+        self.up_proj = _linear(config, config.hidden_size, config.intermediate_size, rngs)
+        self.down_proj = _linear(config, config.intermediate_size, config.hidden_size, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """One pre-norm decoder layer ``[B, T, hidden] -> [B, T, hidden]``."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.input_layernorm = _norm(config, rngs)
+        self.self_attn = Attention(config, rngs)
+        self.post_attention_layernorm = _norm(config, rngs)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nnx.Module):
+    """``tokens int [B, T] -> logits float32 [B, T, vocab]``; position t predicts token t + 1."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.embed_tokens = nnx.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            dtype=jnp.dtype(config.dtype),
+            # As the published models: a tied head then starts with logits of unit order.
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.layers = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+        self.norm = _norm(config, rngs)
+        if not config.tie_word_embeddings:
+            self.lm_head = _linear(config, config.hidden_size, config.vocab_size, rngs)
+
+    def __call__(self, tokens: Array) -> Array:
+        x = self.embed_tokens(tokens)  # [B,T,hidden]
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        logits = self.embed_tokens.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
+        return logits.astype(jnp.float32)
+
+
+def _linear(config: LlamaConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, use_bias=False, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+
+def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        config.hidden_size, epsilon=config.rms_norm_eps, dtype=jnp.dtype(config.dtype), rngs=rngs
+    )

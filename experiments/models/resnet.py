@@ -1,0 +1,139 @@
+"""ResNet with basic blocks: ResNet-18/34 and their small relatives.
+
+He et al. 2016 (arXiv:1512.03385), as in torchvision: post-activation blocks, the stride in a
+block's first convolution, a 1x1 convolution and batch norm on the shortcut where the shape
+changes. Module names are torchvision's (its ``downsample.0/.1`` are ``downsample.conv/.bn``);
+``nnx.Conv`` stores ``kernel [height, width, in, out]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Shapes of a ResNet: ``stage_blocks[s]`` basic blocks of ``widths[s]`` channels.
+
+    ``stem='7x7'`` (stride 2, then max-pooling) is for ImageNet, ``'3x3'`` for small images.
+    ``dtype`` is that of the computation; parameters stay float32.
+    """
+
+    channels: int
+    num_classes: int
+    stage_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: Literal["3x3", "7x7"] = "3x3"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if len(self.stage_blocks) != len(self.widths):
+            raise ValueError(
+                f"stage_blocks = {self.stage_blocks} and widths = {self.widths} "
+                "differ in length: give one of each a stage"
+            )
+        if self.stem not in ("3x3", "7x7"):
+            raise ValueError(f"stem = {self.stem!r} is unknown: choose '3x3' or '7x7'")
+
+    def build(self, rngs: nnx.Rngs) -> ResNet:
+        return ResNet(self, rngs)
+
+
+RESNET18 = ResNetConfig(channels=3, num_classes=1000, stem="7x7")
+
+
+class Downsample(nnx.Module):
+    """The projection shortcut ``[B, H, W, in] -> [B, H/s, W/s, out]``."""
+
+    def __init__(
+        self, config: ResNetConfig, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs
+    ) -> None:
+        self.conv = _conv(config, inputs, outputs, 1, stride, rngs)
+        self.bn = _batch_norm(config, outputs, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.bn(self.conv(x))
+
+
+class BasicBlock(nnx.Module):
+    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``."""
+
+    def __init__(
+        self, config: ResNetConfig, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs
+    ) -> None:
+        self.conv1 = _conv(config, inputs, outputs, 3, stride, rngs)
+        self.bn1 = _batch_norm(config, outputs, rngs)
+        self.conv2 = _conv(config, outputs, outputs, 3, 1, rngs)
+        self.bn2 = _batch_norm(config, outputs, rngs)
+        self.has_downsample = stride != 1 or inputs != outputs
+        if self.has_downsample:
+            self.downsample = Downsample(config, inputs, outputs, stride, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        shortcut = self.downsample(x) if self.has_downsample else x
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        return nnx.relu(self.bn2(self.conv2(y)) + shortcut)
+
+
+class ResNet(nnx.Module):
+    """``images float [B, H, W, C] -> logits float32 [B, classes]``.
+
+    The stages are the attributes ``layer1, layer2, ...``, lists of blocks, as in torchvision.
+    """
+
+    def __init__(self, config: ResNetConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        size, stride = (7, 2) if config.stem == "7x7" else (3, 1)
+        self.conv1 = _conv(config, config.channels, config.widths[0], size, stride, rngs)
+        self.bn1 = _batch_norm(config, config.widths[0], rngs)
+        inputs = config.widths[0]
+        for stage, (count, width) in enumerate(
+            zip(config.stage_blocks, config.widths, strict=True), start=1
+        ):
+            blocks = []
+            for index in range(count):
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(BasicBlock(config, inputs, width, stride, rngs))
+                inputs = width
+            setattr(self, f"layer{stage}", nnx.List(blocks))
+        self.fc = nnx.Linear(inputs, config.num_classes, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        x = nnx.relu(self.bn1(self.conv1(images)))  # [B,H,W,widths[0]]
+        if self.config.stem == "7x7":
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage in range(1, len(self.config.widths) + 1):
+            for block in getattr(self, f"layer{stage}"):
+                x = block(x)
+        x = x.mean(axis=(1, 2))  # [B,widths[-1]]
+        return self.fc(x).astype(jnp.float32)
+
+
+def _conv(
+    config: ResNetConfig, inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs
+) -> nnx.Conv:
+    pad = size // 2  # as PyTorch: symmetric; XLA's SAME pads one side only when the stride is 2
+    return nnx.Conv(
+        inputs,
+        outputs,
+        kernel_size=(size, size),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        use_bias=False,
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
+def _batch_norm(config: ResNetConfig, features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(
+        features, momentum=0.9, epsilon=1e-5, dtype=jnp.dtype(config.dtype), rngs=rngs
+    )

@@ -1,0 +1,220 @@
+"""The table a person reads at the end of a study: who wins, by how much, does PIH hold.
+
+Reads a :class:`~experiments.summary.Summary`, writes to a rich console; computes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from experiments.summary import (
+    EQUAL,
+    MEASURES,
+    PRUNE_FIRST,
+    QUANTIZE_FIRST,
+    UNDECIDED,
+    Cell,
+    Comparison,
+    Estimate,
+    Measure,
+    Score,
+    Summary,
+    Total,
+)
+
+TITLES = {
+    "natural": "in the models' own measure",
+    "log": "in the log measure (M = −NLL)",
+    "kl": "in −KL to the dense model (no intervals)",
+}
+ROOMY, WIDE = 110, 142  # columns of console from which more is shown
+WORST = 8  # rows of 'where PIH fails'
+PROBLEMS = 10
+
+
+def render(
+    summary: Summary,
+    console: Console | None = None,
+    *,
+    scales: tuple[str, ...] = ("natural", "log"),
+) -> None:
+    """Print the findings: one table a scale, then where PIH fails, then what is missing.
+
+    Consoles of 110 columns also see tau's interval, of 142 the size of A; pass a wider
+    ``Console`` to write a file. ``scales``: which of 'natural', 'log', 'kl' to print.
+    """
+    console = console or Console()
+    several = f", mean of {len(summary.seeds)} training seeds" if len(summary.seeds) > 1 else ""
+    console.print(
+        f"[bold]{escape(summary.study)}[/]: {summary.ok} variants measured, "
+        f"{summary.failed} failed{several}. A(Q→P) = M(quantize first) − M(prune first): "
+        "positive means quantize first. An order wins a cell where A's paired bootstrap "
+        f"{summary.level:.0%} interval excludes 0; else the cell is open, or equal where the "
+        "orders never differ. PIH: the stronger method (larger C*) goes last."
+    )
+    for scale in scales:
+        if any(total.scale == scale for total in summary.totals):
+            console.print()
+            console.print(_table(summary, scale, console.width))
+    if any(total.scale in scales for total in summary.totals):
+        console.print(
+            "[dim]P wins: prune first is better. tau: Kendall's tau-b of A against C*_P − C_Q (the "
+            "trend); its interval leans to 0, because resampling adds noise. PIH right, P "
+            "1st, Q 1st: the share of won cells whose winner is foretold by the hypothesis, by "
+            "'always prune first' and by 'always quantize first'; won cells whose gap is too "
+            "uncertain to have a sign count for none of them.[/]"
+        )
+    for scale in scales:
+        _failures(summary, scale, console)
+    if summary.problems:
+        console.print(f"\n[bold yellow]Left out or missing[/] ({len(summary.problems)})")
+        for problem in summary.problems[:PROBLEMS]:
+            console.print(f"  {escape(problem)}")
+        if len(summary.problems) > PROBLEMS:
+            console.print(f"  ... and {len(summary.problems) - PROBLEMS} more")
+
+
+def _table(summary: Summary, scale: str, width: int) -> Table:
+    roomy, wide = width >= ROOMY, width >= WIDE
+    table = Table(
+        title=f"Which order wins, {TITLES[scale]}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2 if roomy else 1, 0, 0),
+    )
+    names = ["P wins", "Q wins", "open", "equal"]
+    names += ["median A", "largest A (at)"] if wide else []
+    names += [r"tau \[interval]" if roomy else "tau", "PIH right", "P 1st", "Q 1st"]
+    table.add_column("pruner × quantizer", no_wrap=True, overflow="ellipsis")
+    for name in ["cells", *names] if roomy else names:
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def add(name: str, source: Comparison | Total, cells: int, style: str = "") -> None:
+        row = [str(cells)] if roomy else []
+        wins = [source.wins.get(who, 0) for who in (PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL)]
+        row += [str(count) if count else "·" for count in wins]
+        if wide:
+            row += _sizes(source) if isinstance(source, Comparison) else ["", ""]
+        table.add_row(name, *row, _tau(source.tau, roomy), *_score(source.score), style=style)
+
+    totals = {total.model: total for total in summary.totals if total.scale == scale}
+    for model in summary.models:
+        chosen = summary.select(model, scale)
+        if chosen:
+            unit = short_unit(MEASURES[chosen[0].measure])
+            table.add_row(f"[bold]{escape(model)}[/] [dim]A in {unit}[/]")
+            for one in chosen:
+                add(f"  {escape(pair_name(one))}", one, len(one.cells))
+            add("  all", totals[model], totals[model].cells, "bold")
+            table.add_row("")
+    if None in totals:
+        add("all models", totals[None], totals[None].cells, "bold")
+    return table
+
+
+def _sizes(comparison: Comparison) -> list[str]:
+    measure, cell = MEASURES[comparison.measure], comparison.largest
+    middle = comparison.median_advantage
+    if cell is None or middle is None:
+        return ["", ""]
+    at = f"{cell.sparsity:.0%}, {cell.bits} bit"
+    return [signed(middle * measure.factor), f"{signed(cell.advantage * measure.factor)} ({at})"]
+
+
+def _score(score: Score) -> list[str]:
+    if not score.counted:
+        return ["–", "–", "–"]
+    share = [n / score.counted for n in (score.pih, score.prune_first, score.quantize_first)]
+    right = f"{score.pih}/{score.counted} {share[0]:4.0%}"
+    return [right, f"{share[1]:.0%}", f"{share[2]:.0%}"]
+
+
+def _tau(estimate: Estimate, interval: bool) -> str:
+    if estimate.value is None:
+        return "–"
+    text = f"{estimate.value:+.2f}"
+    if interval and estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    return escape(text.replace("-", "−"))
+
+
+def _failures(summary: Summary, scale: str, console: Console) -> None:
+    wrong = [
+        (comparison, cell)
+        for comparison in summary.comparisons
+        if MEASURES[comparison.measure].scale == scale
+        for cell in comparison.failures
+    ]
+    totals = [total for total in summary.totals if total.scale == scale]
+    counted = sum(total.score.counted for total in totals if total.model is not None)
+    if not counted:
+        return
+    heading = f"\n[bold]Where PIH fails, {TITLES[scale]}[/]: {len(wrong)} of {counted} cells"
+    if not wrong:
+        console.print(f"{heading}.")
+        return
+    # the size of A in its own interval's half-widths compares cells across units
+    wrong.sort(key=lambda pair: -_strength(pair[1]))
+    console.print(f"{heading}, the clearest first")
+    roomy = console.width >= ROOMY
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if roomy else 1, 0, 0))
+    for name in ("model", "pruner × quantizer", "cell"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for name in (r"A(Q→P) \[interval]" if roomy else "A(Q→P)", "C*_P − C_Q", "winner"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for comparison, cell in wrong[:WORST]:
+        measure = MEASURES[comparison.measure]
+        table.add_row(
+            escape(comparison.model),
+            escape(pair_name(comparison)),
+            f"{cell.sparsity:.0%}, {cell.bits} bit",
+            f"{escape(_advantage(cell, measure, roomy))} {short_unit(measure)}",
+            gap_text(cell),
+            cell.winner.removesuffix(" first"),
+        )
+    console.print(table)
+
+
+def _strength(cell: Cell) -> float:
+    if cell.low is None or cell.high is None or cell.high <= cell.low:
+        return math.inf
+    return abs(cell.advantage) / (cell.high - cell.low)
+
+
+def _advantage(cell: Cell, measure: Measure, interval: bool) -> str:
+    text = signed(cell.advantage * measure.factor)
+    if not interval or cell.low is None or cell.high is None:
+        return text
+    return f"{text} [{signed(cell.low * measure.factor)}, {signed(cell.high * measure.factor)}]"
+
+
+def gap_text(cell: Cell) -> str:
+    """The gap with its censoring: '≥ 2.67' is a bound, not a value."""
+    if cell.gap is None:
+        return "unknown"
+    bound = {"below": "≤ ", "above": "≥ "}.get(cell.status, "")
+    return f"{bound}{cell.gap:+.2f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Three significant digits with a sign, readable over the range a 2-bit model needs."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    digits = f"{size:.3g}" if 1e-3 <= size < 1e4 else f"{size:.1e}"
+    return ("−" if value < 0 else "+") + digits.replace("e-0", "e-").replace("e+0", "e")
+
+
+def pair_name(comparison: Comparison) -> str:
+    return f"{comparison.pruner} × {comparison.quantizer}"
+
+
+def short_unit(measure: Measure) -> str:
+    """'pp', 'ppl' or 'nats'."""
+    return {"percentage points": "pp", "perplexity": "ppl"}.get(measure.unit, measure.unit)

@@ -1,0 +1,136 @@
+"""``python -m figures``: draw what a study found, from its records alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from experiments.analysis import summarize
+from experiments.records import load, write_atomic
+from figures.manifest import DRAWINGS, SCALES, jobs
+from figures.style import FORMATS, to_bytes
+
+EPILOG = """\
+examples:
+  python -m figures list
+      what can be drawn, and from which records
+  python -m figures --records results/embedded --out docs/figures
+      every figure of a study, one file a model and measure
+  python -m figures heatmap --records results/embedded/records.jsonl --measure log --format svg
+      one kind of figure, with M = -NLL, which 2-bit models do not blow up
+
+measures: natural (accuracy for images, -perplexity for text), log (-NLL), kl (-KL to the dense
+model; no intervals), all. A(Q->P) > 0 means that quantizing first is better.
+exit codes: 0 drawn, 2 bad input (one line on stderr), 1 failure of ours.
+"""
+
+
+class BadInput(Exception):
+    """Something the user can put right; its text is the one line they read."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; see python -m figures --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m figures",
+        description="Draw figures from the records of a study. Nothing is trained or computed "
+        "anew: the same records give the same files.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"list, or any of {', '.join(DRAWINGS)}; all if none",
+    )
+    parser.add_argument(
+        "--records", type=Path, help="records.jsonl (or .jsonl.gz), or the study's folder"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write to, made if needed")
+    parser.add_argument("--format", default="png", choices=FORMATS, help="default: png")
+    parser.add_argument(
+        "--measure", default="natural", choices=(*SCALES, "all"), help="default: natural"
+    )
+    parser.add_argument("--model", action="append", help="only this model (may be repeated)")
+    parser.add_argument(
+        "--replicates", type=int, default=1000, metavar="B", help="bootstrap replicates (1000)"
+    )
+    return parser
+
+
+def _records_file(path: Path | None) -> Path:
+    if path is None:
+        raise BadInput("--records is missing: name a records.jsonl or the folder of a study")
+    tried = [path] if not path.is_dir() else [path / "records.jsonl", path / "records.jsonl.gz"]
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    raise BadInput(f"no records at {tried[0]}: run the study first, or give its folder")
+
+
+def _listing() -> str:
+    lines = []
+    for drawing in DRAWINGS.values():
+        lines += [f"{drawing.name:<10} {drawing.shows}", f"{'':<10} needs {drawing.needs}"]
+    return "\n".join(lines)
+
+
+def run(argv: list[str]) -> None:
+    """Parse, draw and write; raises :class:`BadInput` for what the user can put right."""
+    arguments = _parser().parse_args(argv)
+    if arguments.names == ["list"]:
+        print(_listing())
+        return
+    unknown = [name for name in arguments.names if name not in DRAWINGS]
+    if unknown:
+        raise BadInput(f"no figure named {unknown[0]!r}: there are {', '.join(DRAWINGS)}")
+    if arguments.out is None:
+        raise BadInput("--out is missing: name the folder to write the figures to")
+    if arguments.replicates < 1:
+        raise BadInput(f"--replicates {arguments.replicates}: must be at least 1")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise BadInput(f"--out {arguments.out} is a file, not a folder")
+    file = _records_file(arguments.records)
+    try:
+        summary = summarize(load(file), replicates=arguments.replicates)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
+    for model in arguments.model or ():
+        if model not in summary.models:
+            raise BadInput(f"no model {model!r} in {file}: it has {', '.join(summary.models)}")
+    scales = SCALES if arguments.measure == "all" else (arguments.measure,)
+    names = tuple(dict.fromkeys(arguments.names)) or tuple(DRAWINGS)
+    todo = list(jobs(summary, names, tuple(arguments.model or summary.models), scales))
+    if not todo:
+        raise BadInput(f"{file} has no cell with both orders: nothing to draw yet")
+    for job in todo:
+        figure = job.drawing.draw(summary, job.model, job.scale)
+        path = arguments.out / job.filename(arguments.format)
+        try:
+            write_atomic(path, to_bytes(figure, arguments.format))
+        except PermissionError as error:
+            raise BadInput(f"cannot write {path}: {error.strerror}") from error
+        print(path)
+    if summary.problems:
+        print(f"{len(summary.problems)} left out or missing, first: {summary.problems[0]}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0 drawn, 2 bad input. Anything else raises: Python's 1, with a traceback."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What can be drawn, from which records: the only place that lists the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from experiments.summary import Summary
+from figures import advantage, heatmap
+
+SCALES = ("natural", "log", "kl")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A kind of figure: one file a model and measure of performance."""
+
+    name: str
+    shows: str
+    needs: str
+    draw: Callable[[Summary, str, str], Figure]
+
+
+DRAWINGS = {
+    drawing.name: drawing
+    for drawing in (
+        Drawing(
+            "advantage",
+            "A(Q→P) against C*_P − C_Q: does the advantage of an order follow the gap?",
+            "orders PQ and QP, each method alone over the same grid, and the dense model",
+            advantage.draw,
+        ),
+        Drawing(
+            "heatmap",
+            "A(Q→P) over pruning ratio × bits: which order wins where, and by how much?",
+            "orders PQ and QP",
+            heatmap.draw,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to write."""
+
+    drawing: Drawing
+    model: str
+    scale: str
+
+    def filename(self, format: str) -> str:
+        model = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.model)
+        return f"{self.drawing.name}-{model}-{self.scale}.{format}"
+
+
+def jobs(
+    summary: Summary, names: tuple[str, ...], models: tuple[str, ...], scales: tuple[str, ...]
+) -> Iterator[Job]:
+    """Every file that these names, models and scales give with what the study measured."""
+    for name in names:
+        for model in models:
+            for scale in scales:
+                if summary.select(model, scale):
+                    yield Job(DRAWINGS[name], model, scale)
