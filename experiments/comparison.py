@@ -103,8 +103,7 @@ def compare(
     if measure.name == "accuracy":  # a difference of counts: 0 and ties must be exact
         advantage = np.round(advantage, 12)
     resolution = _resolution(measure, mean("scale"))
-    # rounding is no order: neither between a cell and 0 nor between two equal cells
-    ranked = np.round(np.where(np.abs(advantage) <= resolution, 0.0, advantage), 9)
+    ranked = np.where(np.abs(advantage) <= resolution, 0.0, advantage)  # rounding is no order
     seeds = [tuple(runs[s].seed for s in np.flatnonzero(column)) for column in measured.T]
     taus = _taus(low, high, ranked, grid, seeds)
     rho = intensity.spearman(mean("gap"), ranked, low == high)

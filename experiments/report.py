@@ -208,7 +208,9 @@ def signed(value: float) -> str:
         return "0"
     size = abs(value)
     digits = f"{size:.3g}" if 1e-3 <= size < 1e4 else f"{size:.1e}"
-    return ("−" if value < 0 else "+") + digits.replace("e-0", "e-").replace("e+0", "e")
+    return ("−" if value < 0 else "+") + digits.replace("e-0", "e-").replace("e+0", "e").replace(
+        "e+", "e"
+    )
 
 
 def pair_name(comparison: Comparison) -> str:

@@ -140,7 +140,7 @@ def _brief(value: float) -> str:
     """Two digits, no leading zero: a cell is half an inch wide."""
     size = abs(value)
     if size >= 9999.5:
-        text = f"{size:.0e}".replace("e+0", "e")
+        text = f"{size:.0e}".replace("e+0", "e").replace("e+", "e")
     elif size < 0.0005:
         text = "0"
     else:

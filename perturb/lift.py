@@ -48,22 +48,35 @@ def _stack(trees: Sequence[Any], axis: int = 0) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x, axis), *trees)
 
 
+# The dense weight is one for all versions and variants of a layer: it is never batched over them.
+_VERSIONS = Layer(weight=0, mask=0, grid=0, dense=None)  # type: ignore[arg-type]
+
+
+def _without_dense(result: StageResult) -> StageResult:
+    return result._replace(layer=result.layer._replace(dense=None))  # type: ignore[arg-type]
+
+
 @partial(jax.jit, static_argnames=("shared_stats",))
-def _family(methods: Any, layers: Any, stats: Any, keys: Array, shared_stats: bool) -> StageResult:
+def _family(
+    methods: Any, layers: Layer, stats: Any, keys: Array, shared_stats: bool
+) -> StageResult:
     """methods [F]; layers [L, R, ...]; stats [L, ...] or [L, R, ...] -> results [L, R, F, ...].
 
     F is innermost, so everything that depends on a layer and its Hessian alone (factorisation,
     input energies) is computed once and shared by the whole family.
     """
-    f = jax.vmap(lambda m, x, s, k: m(x, s, k), (0, None, None, None))
-    over_prefixes = jax.vmap(f, (None, 0, None if shared_stats else 0, None))
-    return jax.vmap(over_prefixes, (None, 0, 0, 0))(methods, layers, stats, keys)
+    f = jax.vmap(lambda m, x, s, k: _without_dense(m(x, s, k)), (0, None, None, None))
+    over_versions = jax.vmap(f, (None, _VERSIONS, None if shared_stats else 0, None))
+    return jax.vmap(over_versions, (None, 0, 0, 0))(methods, layers, stats, keys)
 
 
 @jax.jit
-def _family_on_model(methods: Any, layers: Any, keys: Any) -> Any:
-    on_model = jax.vmap(lambda m, x, k: m.on_model(x, None, k), (0, None, None))
-    return jax.vmap(on_model, (None, 0, None))(methods, layers, keys)
+def _family_on_model(methods: Any, layers: dict[str, Layer], keys: Any) -> Any:
+    def on_model(m: Any, x: dict[str, Layer], k: Any) -> Any:
+        return {n: _without_dense(r) for n, r in m.on_model(x, None, k).items()}
+
+    f = jax.vmap(on_model, (0, None, None))
+    return jax.vmap(f, (None, dict.fromkeys(layers, _VERSIONS), None))(methods, layers, keys)
 
 
 def apply_family(
@@ -76,25 +89,40 @@ def apply_family(
 ) -> dict[str, StageResult]:
     """Apply F methods that differ in sparsity or bits only to R versions of each layer.
 
-    layers: fields [R, out, in]; stats: gram [in, in] shared by the versions, or [R, in, in]
-    with ``shared_stats=False``. Returns fields [R, F, ...] by layer. One compilation serves
-    every ratio and bit width; rows of all F variants go through one solve per Hessian.
+    layers: weight, mask and grid have a leading axis [R], ``dense [out, in]`` has not; stats:
+    gram [in, in] shared by the versions, or [R, in, in] with ``shared_stats=False``. Results
+    have leading axes [R, F] (dense again none). One compilation serves every ratio and bit
+    width; the rows of all F variants go through one solve per Hessian.
     """
     family = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *methods)
     keys = {n: layer_key(key, n) for n in layers}
-    if isinstance(methods[0], ModelCompressor):
-        return _family_on_model(family, dict(layers), keys)
     done: dict[str, StageResult] = {}
-    for names in _by_shape(layers):
-        result = _family(
-            family,
-            _stack([layers[n] for n in names]),
-            None if stats is None else _stack([stats[n] for n in names]),
-            jnp.stack([keys[n] for n in names]),
-            shared_stats,
-        )
-        done |= {n: jax.tree.map(lambda a, i=i: a[i], result) for i, n in enumerate(names)}
-    return {n: done[n] for n in layers}
+    if isinstance(methods[0], ModelCompressor):
+        done = _family_on_model(family, dict(layers), keys)
+    else:
+        for names in _by_shape(layers):
+            result = _family(
+                family,
+                _stack([layers[n] for n in names]),
+                None if stats is None else _stack([stats[n] for n in names]),
+                jnp.stack([keys[n] for n in names]),
+                shared_stats,
+            )
+            done |= {n: jax.tree.map(lambda a, i=i: a[i], result) for i, n in enumerate(names)}
+    return {
+        n: done[n]._replace(layer=done[n].layer._replace(dense=layers[n].dense)) for n in layers
+    }
+
+
+def take(layer: Layer, index: Any) -> Layer:
+    """Select versions of a layer by its leading axes; the dense weight has none."""
+    picked = jax.tree.map(lambda a: a[index], layer._replace(dense=None))  # type: ignore[arg-type]
+    return picked._replace(dense=layer.dense)
+
+
+def versions(layer: Layer) -> Layer:
+    """A single layer as one version of itself: leading axis [1]."""
+    return take(layer, None)
 
 
 def apply(
@@ -104,9 +132,11 @@ def apply(
     key: Array,
 ) -> dict[str, StageResult]:
     """Apply one method to every layer: :func:`apply_family` of one on one version."""
-    versions = {n: jax.tree.map(lambda a: jnp.asarray(a)[None], x) for n, x in layers.items()}
-    done = apply_family([method], versions, stats, key)
-    return {n: jax.tree.map(lambda a: a[0, 0], r) for n, r in done.items()}
+    done = apply_family([method], {n: versions(x) for n, x in layers.items()}, stats, key)
+    return {
+        n: StageResult(take(r.layer, (0, 0)), jax.tree.map(lambda a: a[0, 0], r.report))
+        for n, r in done.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -176,34 +206,53 @@ def compress(
     key = jax.random.key(key) if isinstance(key, int) else key
     layers = {n: fresh(w) for n, w in weights.items()}
     current = modules.with_weights(model, specs, {})
+    dense_stats = None
+    if calibrate == "dense" and method.needs_stats:
+        dense_stats = modules.capture(model, specs, calibration, forward=forward)
     reports: list[dict[str, SolveReport]] = []
-    groups = None
-    dense_stats: dict[str, LayerStats] | None = None
     for i, stage in enumerate(stages_of(method)):
-        stage_key = jax.random.fold_in(key, i)
-        whole = not stage.needs_stats or isinstance(stage, ModelCompressor)
-        if calibrate != "sequential" or whole:
-            stats = dense_stats if calibrate == "dense" else None
-            if stage.needs_stats and stats is None:
-                stats = modules.capture(current, specs, calibration, forward=forward)
-                dense_stats = stats
-            steps = [(list(specs), stats)]
-        else:
-            if groups is None:
-                batch = modules.batches_of(calibration)[0]
-                groups = modules.blocks_of(modules.call_order(model, specs, batch, forward))
-            steps = [(names, None) for names in groups]
-        report: dict[str, SolveReport] = {}
-        for names, stats in steps:
-            chosen = {n: specs[n] for n in names}
-            if stats is None and stage.needs_stats:
-                stats = modules.capture(current, chosen, calibration, forward=forward)
-            done = apply(stage, {n: layers[n] for n in names}, stats, stage_key)
-            layers |= {n: r.layer for n, r in done.items()}
-            report |= {n: r.report for n, r in done.items() if r.report is not None}
-            modules.set_weights(current, chosen, {n: layers[n].weight for n in names})
-        reports.append(report)
-    layers = {n: layers[n] for n in specs}
+        done = run_stage(
+            current,
+            stage,
+            specs,
+            layers,
+            dense_stats if dense_stats is not None else calibration,
+            jax.random.fold_in(key, i),
+            sequential=calibrate == "sequential",
+            forward=forward,
+        )
+        layers = {n: r.layer for n, r in done.items()}
+        reports.append({n: r.report for n, r in done.items() if r.report is not None})
     return Compression(current, layers, reports, skipped, method.ratio, calibrate)
 
 
+def run_stage(
+    model: Any,
+    stage: Any,
+    specs: Mapping[str, modules.LayerSpec],
+    layers: Mapping[str, Layer],
+    inputs: Any,
+    key: Array,
+    *,
+    sequential: bool,
+    forward: modules.Forward = modules.call,
+) -> dict[str, StageResult]:
+    """One stage on a model that holds ``layers``; the model receives the result, in place.
+
+    inputs: calibration batches, run through this very model; or the layers' statistics, ready.
+    sequential: block after block, each block's inputs from the blocks already compressed.
+    """
+    ready = isinstance(inputs, dict) and all(isinstance(s, LayerStats) for s in inputs.values())
+    groups = [list(specs)]
+    if sequential and stage.needs_stats and not ready and not isinstance(stage, ModelCompressor):
+        batch = modules.batches_of(inputs)[0]
+        groups = modules.blocks_of(modules.call_order(model, specs, batch, forward))
+    done: dict[str, StageResult] = {}
+    for names in groups:
+        chosen = {n: specs[n] for n in names}
+        stats = None
+        if stage.needs_stats:
+            stats = inputs if ready else modules.capture(model, chosen, inputs, forward=forward)
+        done |= apply(stage, {n: layers[n] for n in names}, stats, key)
+        modules.set_weights(model, chosen, {n: done[n].layer.weight for n in names})
+    return {n: done[n] for n in specs}

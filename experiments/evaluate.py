@@ -1,0 +1,162 @@
+"""How well a model does on the test examples, and how far it has moved from the dense one.
+
+Per example (an image, or a window of text): the sum of the negative log-likelihood in nats, the
+number of correct answers, the KL divergence from the dense model and the squared logit
+difference. Sums per cluster of examples are what the bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.data.types import Split
+from experiments.records import encode_examples
+from perturb import modules
+from perturb.types import Array, LayerStats
+
+BATCH_TOKENS = 16384  # predictions per forward pass: the logits of one batch stay small
+
+
+class PerExample(NamedTuple):
+    """Sums over the predictions of each example, [N]."""
+
+    nll: Array  # nats
+    correct: Array
+    kl: Array  # nats, KL(dense || this model)
+    square: Array  # mean over classes of the squared logit difference
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's performance: what a record stores."""
+
+    metrics: dict[str, float]
+    examples: dict[str, str | None]
+
+
+@partial(jax.jit, static_argnames=("graphdef", "specs"))
+def _logits(graphdef: Any, state: Any, weights: Any, inputs: Array, specs: Any) -> Array:
+    model = nnx.merge(graphdef, state)
+    modules.set_weights(model, dict(specs), weights)
+    return model(inputs).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "specs"))
+def _per_example(
+    graphdef: Any,
+    state: Any,
+    weights: Any,  # fields [V, ...]
+    inputs: Array,
+    targets: Array,
+    dense: Array,
+    specs: Any,
+) -> PerExample:
+    def one(w: Any) -> PerExample:
+        logits = _logits(graphdef, state, w, inputs, specs)
+        logp, dense_logp = jax.nn.log_softmax(logits), jax.nn.log_softmax(dense)
+        nll = -jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+        values = PerExample(
+            nll,
+            (jnp.argmax(logits, -1) == targets).astype(jnp.float32),
+            jnp.sum(jnp.exp(dense_logp) * (dense_logp - logp), -1),
+            jnp.mean((logits - dense) ** 2, -1),
+        )
+        return jax.tree.map(lambda a: a.reshape(a.shape[0], -1).sum(-1), values)
+
+    return jax.vmap(one)(weights)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "specs"))
+def _stats(
+    graphdef: Any, state: Any, weights: Any, batch: Any, specs: Any
+) -> dict[str, LayerStats]:
+    model = nnx.merge(graphdef, state)
+    modules.set_weights(model, dict(specs), weights)
+    graphdef, state = nnx.split(model)
+    return modules.moments(graphdef, state, batch, tuple(s for _, s in specs))
+
+
+class Evaluator:
+    """A trained model whose matrices can be exchanged cheaply, with its test examples.
+
+    Compiled once: the matrices are arguments. ``lanes`` variants go through one vmapped pass
+    (1 on a CPU, where a batch of models is only a longer loop; more on an accelerator).
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        specs: Mapping[str, modules.LayerSpec],
+        test: Split,
+        kind: str,
+        *,
+        lanes: int = 1,
+    ) -> None:
+        self.kind = kind
+        self.lanes = lanes
+        self.specs = tuple(specs.items())
+        self.graphdef, self.state = nnx.split(model)
+        per_example = int(np.prod(test.targets.shape[1:], dtype=int))
+        size = max(1, BATCH_TOKENS // per_example)
+        self.batches = [
+            (jnp.asarray(test.inputs[i : i + size]), jnp.asarray(test.targets[i : i + size]))
+            for i in range(0, len(test.inputs), size)
+        ]
+        weights = modules.get_weights(model, specs)
+        self.dense = [
+            _logits(self.graphdef, self.state, weights, x, self.specs) for x, _ in self.batches
+        ]
+        _, self.cluster = np.unique(test.cluster, return_inverse=True)
+        self.predictions = per_example
+
+    def stats(self, weights: Mapping[str, Array], calibration: Sequence[Any]) -> Any:
+        """Second moments of the layers' inputs in the model with these matrices."""
+        parts = [
+            _stats(self.graphdef, self.state, dict(weights), batch, self.specs)
+            for batch in calibration
+        ]
+        total = parts[0]
+        for part in parts[1:]:
+            total = {n: total[n] + s for n, s in part.items()}
+        return total
+
+    def __call__(self, variants: Sequence[Mapping[str, Array]]) -> list[Evaluation]:
+        """Evaluate up to ``lanes`` variants in one pass (fewer are padded with the first)."""
+        padded = [dict(v) for v in variants]
+        padded += [padded[0]] * (self.lanes - len(padded))
+        weights = jax.tree.map(lambda *a: jnp.stack(a), *padded)
+        parts = [
+            _per_example(self.graphdef, self.state, weights, x, y, d, self.specs)
+            for (x, y), d in zip(self.batches, self.dense, strict=True)
+        ]
+        joined = [np.concatenate([np.asarray(p) for p in field], -1) for field in zip(*parts, strict=True)]
+        return [self._summary(PerExample(*(f[v] for f in joined))) for v in range(len(variants))]
+
+    def _summary(self, values: PerExample) -> Evaluation:
+        sums = {
+            name: np.bincount(self.cluster, np.asarray(v, np.float64))
+            for name, v in values._asdict().items()
+        }
+        count = np.bincount(self.cluster) * self.predictions
+        total = count.sum()
+        mean = {name: float(v.sum() / total) for name, v in sums.items()}
+        if not np.isfinite([*mean.values()]).all():
+            raise FloatingPointError("the compressed model's outputs are not finite")
+        with np.errstate(over="ignore"):
+            text = {"perplexity": float(np.exp(mean["nll"]))}
+        metrics = {
+            "nll": mean["nll"],
+            **({"accuracy": mean["correct"]} if self.kind == "images" else text),
+            "kl": mean["kl"],
+            "logit_mse": mean["square"],
+        }
+        correct = sums["correct"] if self.kind == "images" else None
+        return Evaluation(metrics, encode_examples(count, sums["nll"], correct))

@@ -1,0 +1,471 @@
+"""Run a study: every cell once, whatever interrupts.
+
+For each model and training seed the work is a tree: the dense model, each compressor alone (a
+family of ratios or widths in one vmapped solve), and on each of those the second stage (again a
+family). Prefixes are computed once, calibration statistics once per prefix. Cells are evaluated
+and recorded one by one, so a killed run loses the cell it was at.
+
+A run that resumes recomputes the *compression* of unfinished families in the same shapes as
+before, so that its records are the same to the bit, and evaluates only the missing cells.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.evaluate import Evaluator
+from experiments.records import SCHEMA, Record, RecordLog, latest, load
+from experiments.study import Study, Template, label
+from experiments.train import Trained
+from perturb import errors, modules
+from perturb.lift import apply_family, check, fresh, run_stage, take, versions
+from perturb.registry import to_config
+from perturb.types import Array, Layer, LayerStats, StageResult
+
+Layers = dict[str, Layer]
+CALIBRATION_BATCH = 64  # examples
+
+
+@dataclass
+class Clock:
+    """Where the time goes, in seconds; compilation is taken out of the phase it happened in."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    compiling: float = 0.0
+
+    def __post_init__(self) -> None:
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.compiling += seconds
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start, compiled = time.perf_counter(), self.compiling
+        try:
+            yield
+        finally:
+            compile_time = self.compiling - compiled
+            own = time.perf_counter() - start - compile_time
+            self.spent[name] = self.spent.get(name, 0.0) + own
+            self.spent["compile"] = self.spent.get("compile", 0.0) + compile_time
+
+
+@dataclass(frozen=True)
+class Family:
+    """Variants of one method, or of one order of two: fields of the layers lead with [R, F].
+
+    first, second: the methods at index [r] and [f]; cells(r, f) -> sparsity and bits.
+    """
+
+    order: str
+    results: dict[str, StageResult]
+    measures: dict[str, dict[str, np.ndarray]]  # [R, F] each
+
+
+@dataclass
+class Run:
+    """One model and seed of a study, with everything its cells share."""
+
+    study: Study
+    trained: Trained
+    log: RecordLog
+    done: set[str]
+    clock: Clock
+    tick: Callable[[str], None]
+    lanes: int = 1
+
+    def __post_init__(self) -> None:
+        self.model = self.trained.model
+        data = self.trained.dataset
+        exclude = [p for p in self.study.exclude if _matches(self.model, p)]
+        self.specs, self.skipped = modules.find_layers(self.model, exclude=exclude)
+        weights = modules.get_weights(self.model, self.specs)
+        self.calibration = [
+            jnp.asarray(data.calibration.inputs[i : i + CALIBRATION_BATCH])
+            for i in range(0, len(data.calibration), CALIBRATION_BATCH)
+        ]
+        self.dense = {n: fresh(w) for n, w in weights.items()}
+        self.weights = weights
+        self.key = jax.random.key(self.trained.seed)
+        with self.clock.phase("evaluate"):
+            self.evaluator = Evaluator(
+                self.model, self.specs, data.test, data.kind, lanes=self.lanes
+            )
+        with self.clock.phase("calibrate"):
+            self.stats = self.evaluator.stats(weights, self.calibration)
+            _check_stats(self.stats)
+        self.base = self._provenance()
+
+    # ------------------------------------------------------------------ what every record holds
+
+    def _provenance(self) -> Record:
+        data = self.trained.dataset
+        device = jax.devices()[0]
+        return {
+            "schema": SCHEMA,
+            "study": self.study.name,
+            "model": self.trained.preset,
+            "kind": data.kind,
+            "seed": self.trained.seed,
+            "policies": {
+                "calibrate": self.study.calibrate,
+                "calibration_examples": len(data.calibration),
+                "skipped": self.skipped,
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{p: version(p) for p in ("jax", "flax", "numpy", "compression-order")},
+            },
+            "data": {
+                "name": data.name,
+                "hash": data.hash,
+                "weights": self.trained.weights_hash,
+                "test_examples": len(data.test),
+            },
+            "device": f"{device.platform} {device.device_kind}",
+        }
+
+    def cell_id(self, order: str, p: Any, q: Any) -> str:
+        parts = {
+            "P": None if p is None else f"{label(p)}-{p.sparsity:g}",
+            "Q": None if q is None else f"{label(q)}-{q.bits}",
+        }
+        name = ">".join(str(parts[s]) for s in order) if order != "dense" else "dense"
+        return f"{self.trained.preset}/s{self.trained.seed}/{name}"
+
+    def missing(self, order: str, ps: Sequence[Any], qs: Sequence[Any]) -> bool:
+        return any(self.cell_id(order, p, q) not in self.done for p in ps for q in qs)
+
+    # ------------------------------------------------------------------------------ the stages
+
+    def alone(self, methods: Sequence[Any]) -> dict[str, StageResult]:
+        """Each method alone on the dense model: results [1, F, ...]."""
+        base = {n: versions(x) for n, x in self.dense.items()}
+        stats = {n: jax.tree.map(lambda a: a[None], s) for n, s in self.stats.items()}
+        return self._stage(methods, base, stats, "alone")
+
+    def after(self, methods: Sequence[Any], prefix: Layers, stats: Any) -> dict[str, StageResult]:
+        """The family as second stage on R prefixes: results [R, F, ...]."""
+        return self._stage(methods, prefix, stats, "after")
+
+    def _stage(
+        self, methods: Sequence[Any], layers: Layers, stats: Any, place: str
+    ) -> dict[str, StageResult]:
+        key = jax.random.fold_in(self.key, zlib.crc32(place.encode()))
+        needs = methods[0].needs_stats
+        with self.clock.phase("compress"):
+            if self.study.calibrate == "sequential" and needs:
+                done = self._sequentially(methods, layers, key)
+            else:
+                shared = self.study.calibrate == "dense"
+                if needs and shared:
+                    stats = self.stats
+                done = apply_family(
+                    methods, layers, stats if needs else None, key, shared_stats=shared
+                )
+            return jax.block_until_ready(done)
+
+    def _sequentially(
+        self, methods: Sequence[Any], layers: Layers, key: Array
+    ) -> dict[str, StageResult]:
+        """Block by block: every variant has its own inputs, so there is no family to share."""
+        versions_of = next(iter(layers.values())).weight.shape[0]
+        rows = []
+        for r in range(versions_of):
+            one = {n: take(x, r) for n, x in layers.items()}
+            start = {n: x.weight for n, x in one.items()}
+            row = []
+            for method in methods:
+                model = modules.with_weights(self.model, self.specs, start)
+                done = run_stage(
+                    model, method, self.specs, one, self.calibration, key, sequential=True
+                )
+                row.append({n: _drop_dense(x) for n, x in done.items()})
+            rows.append(jax.tree.map(lambda *a: jnp.stack(a), *row))
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), *rows)
+        return {
+            n: r._replace(layer=r.layer._replace(dense=layers[n].dense))
+            for n, r in stacked.items()
+        }
+
+    def prefixes(self, alone: dict[str, StageResult], used: bool) -> tuple[Layers, Any]:
+        """The variants of a method alone as versions [R], and the statistics each one has."""
+        layers = {n: take(r.layer, 0) for n, r in alone.items()}
+        if not used or self.study.calibrate != "recalibrate":
+            return layers, None
+        count = next(iter(layers.values())).weight.shape[0]
+        with self.clock.phase("calibrate"):
+            each = [
+                self.evaluator.stats({n: x.weight[r] for n, x in layers.items()}, self.calibration)
+                for r in range(count)
+            ]
+            stats = jax.block_until_ready(jax.tree.map(lambda *a: jnp.stack(a), *each))
+        return layers, stats
+
+    # ----------------------------------------------------------------------------- the records
+
+    def measure(self, results: Mapping[str, StageResult]) -> dict[str, dict[str, np.ndarray]]:
+        with self.clock.phase("measure"):
+            return {
+                n: jax.tree.map(np.asarray, _layer_measures(r.layer, self.stats[n]))
+                for n, r in results.items()
+            }
+
+    def record(
+        self,
+        order: str,
+        p: Any,
+        q: Any,
+        variant: Callable[[str], Array],
+        layers: Mapping[str, Mapping[str, Any]],
+        reports: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Evaluate one variant and append its record; a failure becomes a record too."""
+        cell = self.cell_id(order, p, q)
+        if cell in self.done:
+            return
+        start = time.perf_counter()
+        record = self.base | {
+            "cell": cell,
+            "order": order,
+            "pruner": None if p is None else to_config(p),
+            "quantizer": None if q is None else to_config(q),
+            "sparsity": None if p is None else p.sparsity,
+            "bits": None if q is None else q.bits,
+            "ratio": (1.0 if p is None else p.ratio) * (1.0 if q is None else q.ratio),
+        }
+        try:
+            weights = {n: variant(n) for n in self.specs}
+            with self.clock.phase("evaluate"):
+                evaluation = self.evaluator([weights])[0]
+            record |= {
+                "status": "ok",
+                "error": None,
+                "metrics": evaluation.metrics,
+                "examples": evaluation.examples,
+                "layers": {n: {k: _short(v) for k, v in m.items()} for n, m in layers.items()},
+                "achieved_sparsity": self._total(layers, "pruned"),
+                "zero_fraction": self._total(layers, "zero"),
+                "solver": reports or {},
+            }
+        except Exception as error:  # one cell must not stop the others
+            record |= {"status": "error", "error": f"{type(error).__name__}: {error}"}
+        record["seconds"] = {"evaluate": round(time.perf_counter() - start, 4)}
+        self.log.append(record)
+        self.done.add(cell)
+        self.tick(cell)
+
+    def _total(self, layers: Mapping[str, Mapping[str, Any]], what: str) -> float:
+        sizes = {n: self.weights[n].size for n in layers}
+        return float(sum(layers[n][what] * s for n, s in sizes.items()) / sum(sizes.values()))
+
+    def fail(self, order: str, ps: Sequence[Any], qs: Sequence[Any], error: Exception) -> None:
+        def broken(_: str) -> Array:
+            raise error
+
+        for p in ps:
+            for q in qs:
+                self.record(order, p, q, broken, {})
+
+
+def _drop_dense(result: StageResult) -> StageResult:
+    return result._replace(layer=result.layer._replace(dense=None))  # type: ignore[arg-type]
+
+
+def _matches(model: Any, pattern: str) -> bool:
+    try:
+        modules.find_layers(model, exclude=[pattern])
+    except ValueError:
+        return False
+    return True
+
+
+def _check_stats(stats: Mapping[str, LayerStats]) -> None:
+    for name, s in stats.items():
+        if not bool(jnp.all(jnp.isfinite(s.gram))):
+            raise ValueError(f"layer {name}: its inputs on the calibration data are not finite")
+
+
+def _short(value: Any) -> float | None:
+    """Six significant digits are more than any of these measures is worth."""
+    return float(f"{float(value):.6g}")
+
+
+@jax.jit
+def _layer_measures(layer: Layer, stats: LayerStats) -> dict[str, Array]:
+    """Measures [R, F] of the variants of one layer, by the dense model's input moments."""
+    return errors.measures(layer.dense, layer.weight, stats) | {
+        "pruned": jnp.mean(~layer.mask, (-2, -1)),
+        "zero": jnp.mean(layer.weight == 0, (-2, -1)),
+    }
+
+
+@jax.jit
+def _pair_measures(
+    pq: Layer, qp: Layer, p_alone: Array, q_alone: Array, stats: LayerStats
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What both orders of a pair share, and who owns what: [S, B] for PQ and for QP.
+
+    pq, qp: layers [S, B, out, in]; p_alone [S, out, in]; q_alone [B, out, in].
+    """
+    dense = pq.dense
+    owners = errors.ownership(pq, qp)
+    shared = {
+        "cosine": errors.cosine(p_alone[:, None] - dense, q_alone[None] - dense),
+        "owner_changed": owners["owner_changed"],
+    }
+
+    def owned(layer: Layer) -> dict[str, Array]:
+        return shared | {"owned_err": errors.owned_error(dense, layer.mask, q_alone[None], stats)}
+
+    return owned(pq), owned(qp)
+
+
+def _transpose(result: StageResult) -> Layer:
+    layer = result.layer
+    swapped = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), _drop_dense(result).layer)
+    return swapped._replace(dense=layer.dense)
+
+
+def run_model(run: Run) -> None:
+    """All cells of one model and seed."""
+    study = run.study
+    zero = {"pruned": np.float32(0), "zero": np.float32(0)}
+    run.record("dense", None, None, lambda n: run.weights[n], dict.fromkeys(run.specs, zero))
+    pruners = [[t(s) for s in study.sparsities] for t in study.pruners]
+    quantizers = [[t(b) for b in study.bits] for t in study.quantizers]
+
+    def families(groups: list[list[Any]], order: str) -> Iterator[tuple[list[Any], Any]]:
+        for methods in groups:
+            try:
+                check(methods[0], run.specs, run.calibration, study.calibrate)
+                results = run.alone(methods)
+                _record_alone(run, order, methods, results)
+                yield methods, results
+            except Exception as error:
+                for m in methods:
+                    run.fail(order, [m] if order == "P" else [None], [m] if order == "Q" else [None], error)
+                yield methods, error
+
+    alone_p, alone_q = list(families(pruners, "P")), list(families(quantizers, "Q"))
+    needs_q = any(q[0].needs_stats for q in quantizers)
+    needs_p = any(p[0].needs_stats for p in pruners)
+    prefix_p = [_prefix(run, ps, r, "PQ", quantizers, needs_q) for ps, r in alone_p]
+    prefix_q = [_prefix(run, qs, r, "QP", pruners, needs_p) for qs, r in alone_q]
+    for (ps, p_results), p_prefix in zip(alone_p, prefix_p, strict=True):
+        for (qs, q_results), q_prefix in zip(alone_q, prefix_q, strict=True):
+            if not (run.missing("PQ", ps, qs) or run.missing("QP", ps, qs)):
+                continue
+            try:
+                for outcome in (p_results, q_results):
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                _record_pair(run, ps, qs, p_prefix, q_prefix)
+            except Exception as error:
+                for order in ("PQ", "QP"):
+                    run.fail(order, ps, qs, error)
+
+
+def _prefix(
+    run: Run, methods: list[Any], results: Any, order: str, others: list[list[Any]], used: bool
+) -> Any:
+    """The prefixes of a family, unless it failed or none of its cells is missing."""
+    if isinstance(results, Exception):
+        return None
+    pairs = [(methods, o) if order == "PQ" else (o, methods) for o in others]
+    if not any(run.missing(o, ps, qs) for ps, qs in pairs for o in ("PQ", "QP")):
+        return None
+    return run.prefixes(results, used)
+
+
+def _record_alone(
+    run: Run, order: str, methods: Sequence[Any], results: Mapping[str, StageResult]
+) -> None:
+    measured = run.measure(results)
+    for f, method in enumerate(methods):
+        p, q = (method, None) if order == "P" else (None, method)
+        run.record(
+            order,
+            p,
+            q,
+            partial(_weight, results, 0, f),
+            {n: {k: v[0, f] for k, v in m.items()} for n, m in measured.items()},
+            _reports(results, 0, f),
+        )
+
+
+def _weight(results: Mapping[str, StageResult], r: int, f: int, name: str) -> Array:
+    return results[name].layer.weight[r, f]
+
+
+def _reports(results: Mapping[str, StageResult], r: int, f: int) -> dict[str, Any]:
+    """Layers whose Hessian needed more damping than asked for, or had dead inputs."""
+    told = {}
+    for name, result in results.items():
+        if result.report is not None:
+            report = jax.tree.map(lambda a: a[r, f].item(), result.report)
+            if report.retries or report.dead:
+                told[name] = report._asdict()
+    return told
+
+
+def _record_pair(
+    run: Run, ps: Sequence[Any], qs: Sequence[Any], p_prefix: Any, q_prefix: Any
+) -> None:
+    """Both orders of a pruner and a quantizer, over sparsities [S] x bits [B]."""
+    pq = run.after(qs, *p_prefix)  # [S, B]
+    qp = run.after(ps, *q_prefix)  # [B, S]
+    measured = {"PQ": run.measure(pq), "QP": run.measure(qp)}
+    with run.clock.phase("measure"):
+        shared = {
+            n: jax.tree.map(
+                np.asarray,
+                _pair_measures(
+                    pq[n].layer,
+                    _transpose(qp[n]),
+                    p_prefix[0][n].weight,
+                    q_prefix[0][n].weight,
+                    run.stats[n],
+                ),
+            )
+            for n in run.specs
+        }
+    for s, p in enumerate(ps):
+        for b, q in enumerate(qs):
+            for order, results, r, f in (("PQ", pq, s, b), ("QP", qp, b, s)):
+                own = {n: {k: v[r, f] for k, v in m.items()} for n, m in measured[order].items()}
+                pair = 0 if order == "PQ" else 1
+                both = {n: {k: v[s, b] for k, v in shared[n][pair].items()} for n in run.specs}
+                run.record(
+                    order,
+                    p,
+                    q,
+                    partial(_weight, results, r, f),
+                    {n: own[n] | both[n] for n in run.specs},
+                    _reports(results, r, f),
+                )
+
+
+def finished(path: Path) -> set[str]:
+    """Cells that need not run again: those recorded as ok."""
+    if not path.exists():
+        return set()
+    return {cell for cell, r in latest(load(path)).items() if r["status"] == "ok"}
+
+
+__all__ = ["Clock", "Run", "Template", "finished", "run_model"]

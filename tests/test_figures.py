@@ -1,0 +1,256 @@
+"""Figures come out whole, the same each time, and say what the records say."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import matplotlib.colors
+import pytest
+from matplotlib.patches import Rectangle
+
+import figures
+from experiments.analysis import summarize
+from experiments.records import RecordLog
+from experiments.summary import EQUAL, PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED
+from figures import advantage, heatmap, style
+from figures.__main__ import main
+from figures.manifest import DRAWINGS, jobs
+from tests.synthetic import make_study
+
+GRID = {"pruners": ("magnitude", "wanda"), "quantizers": ("gptq", "rtn"), "clusters": 40}
+RECORDS = make_study(offset=-0.05, seeds=(0,), **GRID)
+SUMMARY = summarize(RECORDS, replicates=60)
+TEXT, IMAGES = "llama-docs", "resnet-digits"
+MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    with RecordLog(folder / "records.jsonl") as log:
+        for record in RECORDS:
+            log.append(record)
+    return folder
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_figures_meet_records_and_findings_only():
+    """No models, no compressors, no jax: neither here nor in what reads the records."""
+    ours = (
+        "figures",
+        "theory",
+        "experiments.records",
+        "experiments.analysis",
+        "experiments.summary",
+    )
+    folder = Path(figures.__file__).parent
+    for path in folder.glob("*.py"):
+        for name in imports(path):
+            assert name.startswith(ours) or not name.startswith(
+                ("jax", "flax", "perturb", "experiments")
+            )
+    for part in ("records", "summary", "report", "comparison", "analysis"):
+        for name in imports(folder.parent / "experiments" / f"{part}.py"):
+            assert not name.startswith(("jax", "flax", "optax", "experiments.models"))
+            assert name == "perturb.intensity" or not name.startswith("perturb")
+    for name in imports(folder.parent / "perturb" / "intensity.py"):
+        assert name.split(".")[0] in ("__future__", "typing", "numpy")
+
+
+@pytest.mark.parametrize("format", style.FORMATS)
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_the_same_records_give_the_same_bytes(name, format):
+    draw = DRAWINGS[name].draw
+    first = style.to_bytes(draw(SUMMARY, TEXT, "log"), format)
+    again = style.to_bytes(draw(summarize(RECORDS, replicates=60), TEXT, "log"), format)
+    assert first == again
+    assert first.startswith(MAGIC[format])
+    assert len(first) > 10_000
+
+
+@pytest.mark.parametrize("scale", ["natural", "log", "kl"])
+@pytest.mark.parametrize("model", [TEXT, IMAGES])
+def test_heatmap_marks_every_cell_with_its_winner(model, scale):
+    figure = heatmap.draw(SUMMARY, model, scale)
+    axes = {ax.get_title(loc="left"): ax for ax in figure.axes}
+    for comparison in SUMMARY.select(model, scale):
+        ax = axes[f"{comparison.pruner} × {comparison.quantizer}"]
+        wins = comparison.wins
+        marks = texts(ax)
+        assert marks.count("P") == wins[PRUNE_FIRST]
+        assert marks.count("Q") == wins[QUANTIZE_FIRST]
+        assert marks.count("=") == wins[EQUAL]
+        hatched = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_hatch()]
+        assert len(hatched) == wins[UNDECIDED]
+        norm = ax.collections[0].norm
+        assert norm.vmin == -norm.vmax  # centred: white is zero
+
+
+@pytest.mark.parametrize("model", [TEXT, IMAGES])
+def test_advantage_draws_every_cell_where_it_is(model):
+    figure = advantage.draw(SUMMARY, model, "natural")
+    factor = 100.0 if model == IMAGES else 1.0
+    axes = {ax.get_title(loc="left"): ax for ax in figure.axes}
+    for comparison in SUMMARY.select(model, "natural"):
+        ax = axes[f"{comparison.pruner} × {comparison.quantizer}"]
+        points = [line for line in ax.lines if line.get_marker() in ("o", "<", ">", "D")]
+        expected = [(c.gap, c.advantage * factor) for c in comparison.cells]
+        assert sorted((p.get_xdata()[0], p.get_ydata()[0]) for p in points) == sorted(expected)
+        hollow = [p for p in points if p.get_markerfacecolor() == "white"]
+        assert len(hollow) == sum(c.status in ("above", "below") for c in comparison.cells)
+        low, high = ax.get_xlim()
+        assert all(low < gap < high for gap, _ in expected)
+        bottom, top = ax.get_ylim()
+        assert bottom == -top  # zero in the middle, so that the tinted quadrants meet there
+        assert all(bottom < c.low * factor <= c.high * factor < top for c in comparison.cells)
+
+
+def test_a_range_that_explodes_gets_a_symmetric_log_axis():
+    def explode(cell):
+        if cell.bits > 2:
+            return cell
+        return dataclasses.replace(cell, advantage=-5e4, low=-6e4, high=-4e4)
+
+    assert {ax.get_yscale() for ax in advantage.draw(SUMMARY, TEXT, "log").axes} == {"linear"}
+    wild = dataclasses.replace(
+        SUMMARY,
+        comparisons=tuple(
+            dataclasses.replace(c, cells=tuple(map(explode, c.cells))) for c in SUMMARY.comparisons
+        ),
+    )
+    figure = advantage.draw(wild, TEXT, "log")
+    assert {ax.get_yscale() for ax in figure.axes} == {"symlog"}
+    assert any("logarithmic beyond" in text.get_text() for text in figure.texts)
+    assert "−5e4" in [t for ax in heatmap.draw(wild, TEXT, "log").axes for t in texts(ax)]
+
+
+def test_titles_come_from_the_data():
+    chosen = SUMMARY.select(TEXT, "log")
+    right = sum(c.score.pih for c in chosen)
+    counted = sum(c.score.counted for c in chosen)
+    assert f"{right / counted:.0%} of {counted} decided cells" in advantage.takeaway(chosen)
+    p = sum(c.wins[PRUNE_FIRST] for c in chosen)
+    q = sum(c.wins[QUANTIZE_FIRST] for c in chosen)
+    leader = "pruning" if p > q else "quantizing"
+    assert heatmap.takeaway(chosen).startswith(f"{leader} first wins {max(p, q)} of 120 cells")
+    nothing = SUMMARY.select(TEXT, "kl")  # no intervals, so no winners
+    assert heatmap.takeaway(nothing) == "neither order wins any of 120 cells"
+    assert advantage.takeaway(nothing).startswith("no cell shows")
+
+
+def test_missing_cells_and_unknown_gaps_are_drawn_as_such():
+    kept = [r for r in RECORDS if r["order"] != "P" or r["sparsity"] != 0.5]
+    kept = [r for r in kept if not (r["order"] == "QP" and r["bits"] == 3)]
+    summary = summarize(kept, replicates=20)
+    for drawing in DRAWINGS.values():
+        figure = drawing.draw(summary, TEXT, "natural")
+        assert style.to_bytes(figure, "png").startswith(MAGIC["png"])
+    panel = heatmap.draw(summary, TEXT, "natural").axes[0]
+    assert [line.get_marker() for line in panel.lines].count("x") == 0  # no 3-bit column at all
+    one = [
+        r for r in RECORDS if not (r["order"] == "QP" and r["bits"] == 3 and r["sparsity"] < 0.6)
+    ]
+    panel = heatmap.draw(summarize(one, replicates=20), TEXT, "natural").axes[0]
+    assert [line.get_marker() for line in panel.lines].count("x") == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.0004, "0"), (-0.0123, "−.012"), (0.0072, "+.007"), (0.996, "+1.0"),
+     (-1.25, "−1.2"), (9.96, "+10"), (-1234.4, "−1234"), (-5e4, "−5e4"), (3e12, "+3e12")],
+)  # fmt: skip
+def test_numbers_fit_a_cell(value, text):
+    assert heatmap._brief(value) == text
+
+
+def test_the_two_winners_differ_for_every_eye():
+    """Luminance differs from white enough to see, and the ratios' ramp is monotone in it."""
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+                  for c in matplotlib.colors.to_rgb(colour)]  # fmt: skip
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in (style.PRUNE_FIRST, style.QUANTIZE_FIRST):
+        assert 1.05 / (luminance(colour) + 0.05) > 3  # WCAG contrast for graphics
+    ramp = [luminance(colour) for colour in style.ramp(6)]
+    assert ramp == sorted(ramp, reverse=True)
+    assert len(style.ramp(1)) == 1
+
+
+def test_command_line_writes_whole_files(study, tmp_path, capsys):
+    out = tmp_path / "new" / "figures"
+    assert main(["--records", str(study), "--out", str(out), "--replicates", "20"]) == 0
+    names = {f"{name}-{model}-natural.png" for name in DRAWINGS for model in (TEXT, IMAGES)}
+    assert {p.name for p in out.iterdir()} == names  # and no temporary file left
+    assert {Path(line).name for line in capsys.readouterr().out.splitlines()} == names
+    for path in out.iterdir():
+        assert path.read_bytes().startswith(MAGIC["png"])
+        assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    options = ["--model", TEXT, "--measure", "all", "--format", "svg", "--replicates", "20"]
+    file = str(study / "records.jsonl")
+    assert main(["heatmap", "--records", file, "--out", str(out), *options]) == 0
+    assert {p.name for p in out.glob("*.svg")} == {
+        f"heatmap-{TEXT}-{scale}.svg" for scale in ("natural", "log", "kl")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "no figure named 'nothing'"),
+        (["--records", "{study}"], "--out is missing"),
+        (["--out", "{out}"], "--records is missing"),
+        (["--out", "{out}", "--records", "/no/such"], "no records at /no/such"),
+        (["--out", "{out}", "--records", "{study}", "--format", "gif"], "invalid choice: 'gif'"),
+        (["--out", "{out}", "--records", "{study}", "--model", "bert"], "no model 'bert'"),
+        (["--out", "{out}", "--records", "{study}", "--replicates", "0"], "must be at least 1"),
+        (["--out", "{study}/records.jsonl", "--records", "{study}"], "is a file"),
+        (["--out", "{out}", "--records", "{broken}"], "line 1: not JSON"),
+        (["--out", "{out}", "--records", "{empty}"], "exactly one study"),
+        (["--out", "{out}", "--records", "{started}"], "nothing to draw yet"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(study, tmp_path, capsys, arguments, told):
+    places = {"study": study, "out": tmp_path / "out"}
+    contents = {"broken": "no\nno\n", "empty": "", "started": json.dumps(RECORDS[0]) + "\n"}
+    for name, content in contents.items():
+        places[name] = tmp_path / f"{name}.jsonl"
+        places[name].write_text(content)
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert told in output.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_and_list_teach(capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(drawing.name in listed and drawing.needs in listed for drawing in DRAWINGS.values())
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_file_names_are_safe():
+    odd = dataclasses.replace(SUMMARY.comparisons[0], model="meta/llama 3")
+    summary = dataclasses.replace(SUMMARY, comparisons=(odd,))
+    (job,) = jobs(summary, ("heatmap",), summary.models, ("natural",))
+    assert job.filename("pdf") == "heatmap-meta-llama-3-natural.pdf"
