@@ -142,7 +142,7 @@ def _labels(records: list[Record], part: str) -> dict[str, str]:
     configs: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for record in records:
         if record[part] is not None:
-            configs[record[part]["name"]].setdefault(_canonical(record[part]), record[part])
+            configs[record[part]["name"]].setdefault(_canonical(record[part]), _flat(record[part]))
     labels = {}
     for name, variants in configs.items():
         keys = sorted({key for config in variants.values() for key in config} - _GRID_KEYS)
@@ -153,6 +153,14 @@ def _labels(records: list[Record], part: str) -> dict[str, str]:
             told = ", ".join(f"{key}={config.get(key)}" for key in varying)
             labels[canonical] = f"{name} ({told})" if told else name
     return labels
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings side by side: a label names the one that differs, not its whole group."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value) if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _canonical(config: dict[str, Any]) -> str:

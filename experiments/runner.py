@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import perturb
 from experiments.evaluate import Evaluator
 from experiments.records import SCHEMA, Record, RecordLog, latest, load
 from experiments.study import Study, Template, label
@@ -129,7 +130,8 @@ class Run:
             },
             "versions": {
                 "python": platform.python_version(),
-                **{p: version(p) for p in ("jax", "flax", "numpy", "compression-order")},
+                "compression-order": perturb.__version__,
+                **{package: version(package) for package in ("jax", "flax", "numpy")},
             },
             "data": {
                 "name": data.name,

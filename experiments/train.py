@@ -33,7 +33,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.data.augment import random_copies
+from experiments.data.augment import random_distortions
 from experiments.data.cache import cache_dir
 from experiments.data.load import load
 from experiments.data.trigram import trigram_bits_per_byte
@@ -178,9 +178,6 @@ def _advance(
             model = nnx.merge(graph, params, rest, copy=True)
             logits = model(inputs[chosen])
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets[chosen])
-            if share := settings.label_smoothing:  # mean over classes of -log p
-                even = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
-                loss = (1 - share) * loss + share * even
             return loss.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
         (loss, rest), gradient = jax.value_and_grad(objective, has_aux=True)(params)
@@ -219,11 +216,11 @@ def _optimizer(settings: Training) -> optax.GradientTransformation:
 
 
 def _augmented(split: Split, augment: Augment | None, seed: int) -> Split:
-    """The split and its warped copies, drawn once before training: ``[(1 + copies) N]``."""
+    """The split and its distorted copies, drawn once before training: ``[(1 + copies) N]``."""
     if augment is None:
         return split
-    copies = random_copies(
-        split.inputs, augment.copies, seed, degrees=augment.degrees, shift=augment.shift
+    copies = random_distortions(
+        split.inputs, augment.copies, seed, spread=augment.spread, shift=augment.shift
     )
     times = 1 + augment.copies
     return Split(

@@ -16,6 +16,8 @@ from perturb.quantize.gptq import GPTQ
 from perturb.quantize.joint import Joint
 from perturb.quantize.rtn import RTN
 
+__version__ = "0.1.0"
+
 __all__ = [
     "GPTQ",
     "RTN",

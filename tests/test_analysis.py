@@ -245,19 +245,17 @@ def test_a_model_that_broke_is_left_out_of_the_means_and_named():
     assert cells[2].winner == PRUNE_FIRST
 
 
-def test_configurations_of_one_name_are_told_apart():
-    def config(record, tie):
-        if record["pruner"]:
-            record = record | {
-                "pruner": {"name": "wanda", "tie": tie, "sparsity": record["sparsity"]}
-            }
-            record["cell"] += f"/{tie}"
+def test_configurations_of_one_name_are_told_apart_by_what_differs():
+    def config(record, per):
+        if record["quantizer"]:
+            settings = {"name": "gptq", "bits": record["bits"], "grid": {"per": per, "clip": "mse"}}
+            record = record | {"quantizer": settings, "cell": f"{record['cell']}/{per}"}
         return record
 
-    summary = summarize(
-        [config(r, tie) for r in HAND_MADE for tie in ("index", "dense")], replicates=9
-    )
-    assert {c.pruner for c in summary.comparisons} == {"wanda (tie=dense)", "wanda (tie=index)"}
+    records = [config(r, per) for r in HAND_MADE for per in ("row", 64)]
+    summary = summarize(records, replicates=9)
+    assert {c.quantizer for c in summary.comparisons} == {"gptq (per=64)", "gptq (per=row)"}
+    assert {c.pruner for c in summary.comparisons} == {"wanda"}
     assert summary.problems == ()
 
 

@@ -7,6 +7,7 @@ import gzip
 import math
 import struct
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from experiments.data import digits, docstrings, fashion, textfile
 from experiments.data._extract import docstrings as extract
-from experiments.data.augment import random_copies, warp
+from experiments.data.augment import random_distortions, random_rotations, rotation, warp
 from experiments.data.cache import cache_dir, write_atomically
 from experiments.data.load import load
 from experiments.data.trigram import trigram_bits_per_byte
@@ -66,20 +67,29 @@ def test_digits_are_the_same_every_time(digit_set):
 
 def test_warp_moves_whole_pixels_exactly_and_turns_right_angles():
     images = np.random.default_rng(0).random((2, 5, 5, 1)).astype(np.float32)
-    still = np.zeros(2)
+    still = rotation(np.zeros(2))
     np.testing.assert_array_equal(warp(images, still, np.zeros((2, 2))), images)
     moved = warp(images, still, np.array([[1.0, 0.0], [0.0, -2.0]]))
     np.testing.assert_allclose(moved[0, 1:], images[0, :-1], atol=1e-6)
     np.testing.assert_array_equal(moved[0, 0], 0)
     np.testing.assert_allclose(moved[1, :, :-2], images[1, :, 2:], atol=1e-6)
-    turned = warp(images, np.full(2, 90.0), np.zeros((2, 2)))
+    turned = warp(images, rotation(np.full(2, 90.0)), np.zeros((2, 2)))
     np.testing.assert_allclose(turned, np.rot90(images, axes=(1, 2)), atol=1e-5)
 
 
-def test_random_copies_follow_their_seed():
+@pytest.mark.parametrize(
+    "draw",
+    [
+        partial(random_rotations, degrees=10, shift=1),
+        partial(random_distortions, spread=0.1, shift=1),
+    ],
+    ids=["rotations", "distortions"],
+)
+def test_random_copies_follow_their_seed(draw):
     images = np.random.default_rng(0).random((3, 8, 8, 1)).astype(np.float32)
-    one, same, other = (random_copies(images, 2, seed, degrees=10, shift=1) for seed in (0, 0, 1))
+    one, same, other = (draw(images, 2, seed) for seed in (0, 0, 1))
     assert one.shape == (2, 3, 8, 8, 1)
+    assert one.dtype == np.float32
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, other)
     assert not np.allclose(one[0], one[1])

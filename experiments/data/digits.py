@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.data.augment import random_copies
+from experiments.data.augment import random_rotations
 from experiments.data.types import Dataset, Split, content_hash
 
 TEST_SOURCES = 600
@@ -33,7 +33,7 @@ def load() -> Dataset:
     every = Split(images, labels, source)
     train, heldout = every.take(slice(None, -TEST_SOURCES)), every.take(slice(-TEST_SOURCES, None))
 
-    copies = random_copies(heldout.inputs, TEST_COPIES, WARP_SEED, **WARP)
+    copies = random_rotations(heldout.inputs, TEST_COPIES, WARP_SEED, **WARP)
     test = Split(  # version by version: the originals first
         np.concatenate([heldout.inputs, *copies]),
         np.tile(heldout.targets, 1 + TEST_COPIES),
