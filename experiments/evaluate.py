@@ -22,7 +22,9 @@ from experiments.records import encode_examples
 from perturb import modules
 from perturb.types import Array, LayerStats
 
-BATCH_TOKENS = 16384  # predictions per forward pass: the logits of one batch stay small
+# Examples and predictions per forward pass. On a CPU activations should stay in the cache.
+CPU_BATCH = {"images": 256, "text": 2048}
+DEVICE_BATCH = {"images": 4096, "text": 65536}
 
 
 class PerExample(NamedTuple):
@@ -49,25 +51,37 @@ def _logits(graphdef: Any, state: Any, weights: Any, inputs: Array, specs: Any) 
     return model(inputs).astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "specs"))
+class Batch(NamedTuple):
+    """Test examples with what the dense model says of them, computed once."""
+
+    inputs: Array
+    targets: Array
+    logits: Array  # [..., classes], of the dense model
+    probabilities: Array  # the same after the softmax
+    log_normalizer: Array  # [...], logsumexp of the logits
+
+
+@partial(jax.jit, static_argnames=("graphdef", "specs", "classify"))
 def _per_example(
     graphdef: Any,
     state: Any,
     weights: Any,  # fields [V, ...]
-    inputs: Array,
-    targets: Array,
-    dense: Array,
+    batch: Batch,
     specs: Any,
+    classify: bool,
 ) -> PerExample:
     def one(w: Any) -> PerExample:
-        logits = _logits(graphdef, state, w, inputs, specs)
-        logp, dense_logp = jax.nn.log_softmax(logits), jax.nn.log_softmax(dense)
-        nll = -jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+        logits = _logits(graphdef, state, w, batch.inputs, specs)
+        normalizer = jax.nn.logsumexp(logits, -1)
+        moved = batch.logits - logits
+        at_target = jnp.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
+        correct = jnp.argmax(logits, -1) == batch.targets if classify else jnp.zeros_like(at_target)
         values = PerExample(
-            nll,
-            (jnp.argmax(logits, -1) == targets).astype(jnp.float32),
-            jnp.sum(jnp.exp(dense_logp) * (dense_logp - logp), -1),
-            jnp.mean((logits - dense) ** 2, -1),
+            normalizer - at_target,
+            correct.astype(jnp.float32),
+            # sum p (log p - log q), with both logarithms written as logit - normalizer
+            jnp.sum(batch.probabilities * moved, -1) + normalizer - batch.log_normalizer,
+            jnp.mean(moved**2, -1),
         )
         return jax.tree.map(lambda a: a.reshape(a.shape[0], -1).sum(-1), values)
 
@@ -99,21 +113,22 @@ class Evaluator:
         kind: str,
         *,
         lanes: int = 1,
+        batch_size: int | None = None,
     ) -> None:
         self.kind = kind
         self.lanes = lanes
         self.specs = tuple(specs.items())
         self.graphdef, self.state = nnx.split(model)
         per_example = int(np.prod(test.targets.shape[1:], dtype=int))
-        size = max(1, BATCH_TOKENS // per_example)
-        self.batches = [
-            (jnp.asarray(test.inputs[i : i + size]), jnp.asarray(test.targets[i : i + size]))
-            for i in range(0, len(test.inputs), size)
-        ]
+        limits = CPU_BATCH if jax.default_backend() == "cpu" else DEVICE_BATCH
+        size = batch_size or max(1, limits[kind] // per_example)
         weights = modules.get_weights(model, specs)
-        self.dense = [
-            _logits(self.graphdef, self.state, weights, x, self.specs) for x, _ in self.batches
-        ]
+        self.batches = []
+        for i in range(0, len(test.inputs), size):
+            inputs, targets = (jnp.asarray(a[i : i + size]) for a in (test.inputs, test.targets))
+            logits = _logits(self.graphdef, self.state, weights, inputs, self.specs)
+            normalizer = jax.nn.logsumexp(logits, -1)
+            self.batches.append(Batch(inputs, targets, logits, jax.nn.softmax(logits), normalizer))
         _, self.cluster = np.unique(test.cluster, return_inverse=True)
         self.predictions = per_example
 
@@ -133,11 +148,15 @@ class Evaluator:
         padded = [dict(v) for v in variants]
         padded += [padded[0]] * (self.lanes - len(padded))
         weights = jax.tree.map(lambda *a: jnp.stack(a), *padded)
+        classify = self.kind == "images"
         parts = [
-            _per_example(self.graphdef, self.state, weights, x, y, d, self.specs)
-            for (x, y), d in zip(self.batches, self.dense, strict=True)
+            _per_example(self.graphdef, self.state, weights, batch, self.specs, classify)
+            for batch in self.batches
         ]
-        joined = [np.concatenate([np.asarray(p) for p in field], -1) for field in zip(*parts, strict=True)]
+        joined = [
+            np.concatenate([np.asarray(part) for part in field], -1)
+            for field in zip(*parts, strict=True)
+        ]
         return [self._summary(PerExample(*(f[v] for f in joined))) for v in range(len(variants))]
 
     def _summary(self, values: PerExample) -> Evaluation:

@@ -11,10 +11,11 @@ before, so that its records are the same to the bit, and evaluates only the miss
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import perturb
-from experiments.evaluate import Evaluator
+from experiments.evaluate import Evaluation, Evaluator
 from experiments.records import SCHEMA, Record, RecordLog, latest, load
 from experiments.study import Study, Template, label
 from experiments.train import Trained
@@ -50,9 +51,9 @@ class Clock:
     def __post_init__(self) -> None:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.compiling += seconds
+            self.compiling += duration_secs
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -67,15 +68,15 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Family:
-    """Variants of one method, or of one order of two: fields of the layers lead with [R, F].
-
-    first, second: the methods at index [r] and [f]; cells(r, f) -> sparsity and bits.
-    """
+class Variant:
+    """One compressed model to evaluate: a cell, its matrices, and what is known of its layers."""
 
     order: str
-    results: dict[str, StageResult]
-    measures: dict[str, dict[str, np.ndarray]]  # [R, F] each
+    p: Any  # the pruner, or None
+    q: Any  # the quantizer, or None
+    weight: Callable[[str], Array]
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reports: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,9 +89,11 @@ class Run:
     done: set[str]
     clock: Clock
     tick: Callable[[str], None]
-    lanes: int = 1
 
     def __post_init__(self) -> None:
+        # Several variants in one vmapped pass pay on an accelerator; on a CPU they cost more
+        # than one after the other (their activations leave the cache).
+        self.lanes = 1 if jax.default_backend() == "cpu" else 8
         self.model = self.trained.model
         data = self.trained.dataset
         exclude = [p for p in self.study.exclude if _matches(self.model, p)]
@@ -201,8 +204,7 @@ class Run:
             rows.append(jax.tree.map(lambda *a: jnp.stack(a), *row))
         stacked = jax.tree.map(lambda *a: jnp.stack(a), *rows)
         return {
-            n: r._replace(layer=r.layer._replace(dense=layers[n].dense))
-            for n, r in stacked.items()
+            n: r._replace(layer=r.layer._replace(dense=layers[n].dense)) for n, r in stacked.items()
         }
 
     def prefixes(self, alone: dict[str, StageResult], used: bool) -> tuple[Layers, Any]:
@@ -228,46 +230,60 @@ class Run:
                 for n, r in results.items()
             }
 
-    def record(
-        self,
-        order: str,
-        p: Any,
-        q: Any,
-        variant: Callable[[str], Array],
-        layers: Mapping[str, Mapping[str, Any]],
-        reports: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Evaluate one variant and append its record; a failure becomes a record too."""
-        cell = self.cell_id(order, p, q)
-        if cell in self.done:
-            return
+    def record(self, variants: Iterable[Variant]) -> None:
+        """Evaluate variants and append their records in this order; a failure becomes a record.
+
+        Cells already recorded are skipped. ``lanes`` variants go through one pass.
+        """
+        todo = [v for v in variants if self.cell_id(v.order, v.p, v.q) not in self.done]
+        chunks = [todo[i : i + self.lanes] for i in range(0, len(todo), self.lanes)]
+        with self.clock.phase("evaluate"):
+            for chunk, outcomes in ((c, self._evaluate(c)) for c in chunks):
+                for variant, outcome in zip(chunk, outcomes, strict=True):
+                    self._append(variant, *outcome)
+
+    def _evaluate(self, chunk: Sequence[Variant]) -> list[tuple[Evaluation | Exception, float]]:
         start = time.perf_counter()
+
+        def attempt(part: Sequence[Variant]) -> list[Evaluation | Exception]:
+            try:
+                weights = [{n: v.weight(n) for n in self.specs} for v in part]
+                return list(self.evaluator(weights))
+            except Exception as error:  # one cell must not stop the others
+                if len(part) == 1:
+                    return [error]
+                return [outcome for v in part for outcome in attempt([v])]
+
+        outcomes = attempt(chunk)
+        seconds = (time.perf_counter() - start) / len(chunk)
+        return [(outcome, seconds) for outcome in outcomes]
+
+    def _append(self, v: Variant, outcome: Evaluation | Exception, seconds: float) -> None:
+        cell = self.cell_id(v.order, v.p, v.q)
         record = self.base | {
             "cell": cell,
-            "order": order,
-            "pruner": None if p is None else to_config(p),
-            "quantizer": None if q is None else to_config(q),
-            "sparsity": None if p is None else p.sparsity,
-            "bits": None if q is None else q.bits,
-            "ratio": (1.0 if p is None else p.ratio) * (1.0 if q is None else q.ratio),
+            "order": v.order,
+            "pruner": None if v.p is None else to_config(v.p),
+            "quantizer": None if v.q is None else to_config(v.q),
+            "sparsity": None if v.p is None else v.p.sparsity,
+            "bits": None if v.q is None else v.q.bits,
+            "ratio": (1.0 if v.p is None else v.p.ratio) * (1.0 if v.q is None else v.q.ratio),
         }
-        try:
-            weights = {n: variant(n) for n in self.specs}
-            with self.clock.phase("evaluate"):
-                evaluation = self.evaluator([weights])[0]
+        if isinstance(outcome, Exception):
+            record |= {"status": "error", "error": f"{type(outcome).__name__}: {outcome}"}
+        else:
+            layers = v.layers
             record |= {
                 "status": "ok",
                 "error": None,
-                "metrics": evaluation.metrics,
-                "examples": evaluation.examples,
-                "layers": {n: {k: _short(v) for k, v in m.items()} for n, m in layers.items()},
+                "metrics": outcome.metrics,
+                "examples": outcome.examples,
+                "layers": {n: {k: _short(x) for k, x in m.items()} for n, m in layers.items()},
                 "achieved_sparsity": self._total(layers, "pruned"),
                 "zero_fraction": self._total(layers, "zero"),
-                "solver": reports or {},
+                "solver": v.reports,
             }
-        except Exception as error:  # one cell must not stop the others
-            record |= {"status": "error", "error": f"{type(error).__name__}: {error}"}
-        record["seconds"] = {"evaluate": round(time.perf_counter() - start, 4)}
+        record["seconds"] = {"evaluate": round(seconds, 4)}
         self.log.append(record)
         self.done.add(cell)
         self.tick(cell)
@@ -277,12 +293,12 @@ class Run:
         return float(sum(layers[n][what] * s for n, s in sizes.items()) / sum(sizes.values()))
 
     def fail(self, order: str, ps: Sequence[Any], qs: Sequence[Any], error: Exception) -> None:
+        """Record every cell of a family that could not be computed."""
+
         def broken(_: str) -> Array:
             raise error
 
-        for p in ps:
-            for q in qs:
-                self.record(order, p, q, broken, {})
+        self.record(Variant(order, p, q, broken) for p in ps for q in qs)
 
 
 def _drop_dense(result: StageResult) -> StageResult:
@@ -348,7 +364,9 @@ def run_model(run: Run) -> None:
     """All cells of one model and seed."""
     study = run.study
     zero = {"pruned": np.float32(0), "zero": np.float32(0)}
-    run.record("dense", None, None, lambda n: run.weights[n], dict.fromkeys(run.specs, zero))
+    run.record(
+        [Variant("dense", None, None, run.weights.__getitem__, dict.fromkeys(run.specs, zero))]
+    )
     pruners = [[t(s) for s in study.sparsities] for t in study.pruners]
     quantizers = [[t(b) for b in study.bits] for t in study.quantizers]
 
@@ -360,8 +378,9 @@ def run_model(run: Run) -> None:
                 _record_alone(run, order, methods, results)
                 yield methods, results
             except Exception as error:
-                for m in methods:
-                    run.fail(order, [m] if order == "P" else [None], [m] if order == "Q" else [None], error)
+                none = [None]
+                ps, qs = (methods, none) if order == "P" else (none, methods)
+                run.fail(order, ps, qs, error)
                 yield methods, error
 
     alone_p, alone_q = list(families(pruners, "P")), list(families(quantizers, "Q"))
@@ -399,16 +418,17 @@ def _record_alone(
     run: Run, order: str, methods: Sequence[Any], results: Mapping[str, StageResult]
 ) -> None:
     measured = run.measure(results)
-    for f, method in enumerate(methods):
-        p, q = (method, None) if order == "P" else (None, method)
-        run.record(
+    run.record(
+        Variant(
             order,
-            p,
-            q,
+            method if order == "P" else None,
+            method if order == "Q" else None,
             partial(_weight, results, 0, f),
             {n: {k: v[0, f] for k, v in m.items()} for n, m in measured.items()},
             _reports(results, 0, f),
         )
+        for f, method in enumerate(methods)
+    )
 
 
 def _weight(results: Mapping[str, StageResult], r: int, f: int, name: str) -> Array:
@@ -447,20 +467,19 @@ def _record_pair(
             )
             for n in run.specs
         }
-    for s, p in enumerate(ps):
-        for b, q in enumerate(qs):
-            for order, results, r, f in (("PQ", pq, s, b), ("QP", qp, b, s)):
-                own = {n: {k: v[r, f] for k, v in m.items()} for n, m in measured[order].items()}
-                pair = 0 if order == "PQ" else 1
-                both = {n: {k: v[s, b] for k, v in shared[n][pair].items()} for n in run.specs}
-                run.record(
-                    order,
-                    p,
-                    q,
-                    partial(_weight, results, r, f),
-                    {n: own[n] | both[n] for n in run.specs},
-                    _reports(results, r, f),
-                )
+
+    def variants() -> Iterator[Variant]:
+        for (s, p), (b, q) in itertools.product(enumerate(ps), enumerate(qs)):
+            for i, (order, results, r, f) in enumerate((("PQ", pq, s, b), ("QP", qp, b, s))):
+                layers = {
+                    n: {k: v[r, f] for k, v in measured[order][n].items()}
+                    | {k: v[s, b] for k, v in shared[n][i].items()}
+                    for n in run.specs
+                }
+                weight = partial(_weight, results, r, f)
+                yield Variant(order, p, q, weight, layers, _reports(results, r, f))
+
+    run.record(variants())
 
 
 def finished(path: Path) -> set[str]:

@@ -91,8 +91,6 @@ def owned_error(dense: Array, mask: Array, quantized: Array, stats: LayerStats) 
     return jnp.sum(energy * alone**2, (-2, -1))
 
 
-def interference(
-    measured_qp: Array, measured_pq: Array, owned_qp: Array, owned_pq: Array
-) -> Array:
+def interference(measured_qp: Array, measured_pq: Array, owned_qp: Array, owned_pq: Array) -> Array:
     """A(Q->P) measured minus A(Q->P) by ownership, with M = -E||dW x||^2 of one layer."""
     return (measured_pq - measured_qp) - (owned_pq - owned_qp)

@@ -166,9 +166,7 @@ def set_weights(
         kernel[...] = specs[name].to_kernel(w).astype(kernel.dtype)
 
 
-def with_weights(
-    model: Any, specs: Mapping[str, LayerSpec], weights: Mapping[str, Array]
-) -> Any:
+def with_weights(model: Any, specs: Mapping[str, LayerSpec], weights: Mapping[str, Array]) -> Any:
     """A copy of the model that holds other matrices."""
     copy = nnx.clone(model)
     set_weights(copy, specs, weights)

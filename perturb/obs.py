@@ -286,7 +286,9 @@ def sweep(
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
         shared = cols_b._replace(real=None, group=None)
-        stacked = jax.tree.map(lambda x, b: stack(x, b, 1), cols._replace(real=None, group=None), shared)
+        stacked = jax.tree.map(
+            lambda x, b: stack(x, b, 1), cols._replace(real=None, group=None), shared
+        )
         q, keep, used = sweep(
             spec,
             stack(w, batched[0], 1),
@@ -295,7 +297,9 @@ def sweep(
             stack(counts, batched[3], 1),
             None
             if lattice is None
-            else Lattice(*(stack(x, b, a) for x, b, a in zip(lattice, batched[4], (1, 1, 0, 0), strict=True))),
+            else Lattice(
+                *(stack(x, b, a) for x, b, a in zip(lattice, batched[4], (1, 1, 0, 0), strict=True))
+            ),
         )
 
         def split(x: Array, axis: int) -> Array:

@@ -78,7 +78,7 @@ _RESNET_DIGITS = Preset(
         augment=_DIGITS_AUGMENT,
         steps_per_call=1,
     ),
-    expected="TODO",
+    expected="98.5 % of 600 test digits (seeds 0-2: 98.2 to 98.8 %), 12 s",
     description="ResNet, one basic block a stage, on 8x8 digits",
 )
 
@@ -103,7 +103,7 @@ _VIT_DIGITS = Preset(
         weight_decay=0.3,
         augment=_DIGITS_AUGMENT,
     ),
-    expected="TODO",
+    expected="97.7 % of 600 test digits (seeds 0-2: 96.3 to 98.3 %), 27 s",
     description="ViT, four blocks of width 48, 16 patches of 2x2, on 8x8 digits",
 )
 
@@ -119,7 +119,7 @@ _LLAMA_DOCS = Preset(
     ),
     dataset="docstrings",
     training=Training(steps=1000, batch=16, learning_rate=6e-3, warmup=100),
-    expected="TODO",
+    expected="2.23 bits per byte on 512 held-out windows, a byte trigram 2.98; 92 s",
     description="Llama, three layers of width 128, on the bytes of installed packages' docstrings",
 )
 
@@ -135,7 +135,7 @@ _FASHION_RESNET = Preset(
         weight_decay=0.05,
         steps_per_call=1,
     ),
-    expected="TODO",
+    expected="90.8 % of the 10 000 test images; 220 s on cores shared with other work",
     description="ResNet, one basic block a stage, on 28x28 Fashion-MNIST",
 )
 
@@ -153,7 +153,7 @@ _FASHION_VIT = Preset(
     ),
     dataset="fashion",
     training=Training(steps=2000, batch=64, learning_rate=2e-3, warmup=200, weight_decay=0.05),
-    expected="TODO",
+    expected="85.1 % of the 10 000 test images; 225 s on cores shared with other work",
     description="ViT, four blocks of width 64, 49 patches of 4x4, on Fashion-MNIST",
 )
 
