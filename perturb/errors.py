@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from perturb.types import Array, Layer, LayerStats
 
 HIGHEST = jax.lax.Precision.HIGHEST
+SQUARINGS = 12  # power iteration to the 4096th power
 
 
 def _ratio(a: Array, b: Array) -> Array:
@@ -33,14 +34,29 @@ def output_error(dw: Array, stats: LayerStats) -> Array:
 
 
 def spectral_norm(w: Array) -> Array:
-    """||W||_2 of w [..., out, in], from the eigenvalues of the smaller Gram matrix.
+    """||W||_2 of w [..., out, in], to about 1e-5 relative from below (1e-4 at the very worst).
 
-    The largest eigenvalue is the well-conditioned one: squaring costs it half an ulp, and this
-    is several times faster than an SVD.
+    The Gram matrix of the smaller side is squared SQUARINGS times: any column of the result is
+    the top singular vector v, after 2^SQUARINGS steps of power iteration, and ||W v|| is accurate
+    to second order in what v lacks. Matrix products only: batched and fast on every device,
+    where LAPACK's eigenvalues serialise on an accelerator and crawl on a busy CPU.
     """
-    a, b = ("...ij,...kj->...ik", w) if w.shape[-2] <= w.shape[-1] else ("...ji,...jk->...ik", w)
-    top = jnp.linalg.eigvalsh(jnp.einsum(a, b, b, precision=HIGHEST))[..., -1]
-    return jnp.sqrt(jnp.maximum(top, 0))
+    w = w if w.shape[-2] <= w.shape[-1] else jnp.swapaxes(w, -2, -1)  # [..., small, large]
+    size = jnp.max(jnp.abs(w), (-2, -1), keepdims=True)
+    w = w / jnp.where(size > 0, size, 1)
+    gram = jnp.einsum("...ij,...kj->...ik", w, w, precision=HIGHEST)
+
+    def square(_: int, g: Array) -> Array:
+        g = g / jnp.maximum(jnp.trace(g, axis1=-2, axis2=-1)[..., None, None], tiny)
+        return jnp.matmul(g, g, precision=HIGHEST)
+
+    tiny = jnp.finfo(w.dtype).tiny
+    power = jax.lax.fori_loop(0, SQUARINGS, square, gram)
+    best = jnp.argmax(jnp.diagonal(power, axis1=-2, axis2=-1), -1)  # the column of least noise
+    v = jnp.take_along_axis(power, best[..., None, None], -1)  # [..., small, 1]
+    v = v / jnp.maximum(jnp.linalg.norm(v, axis=(-2, -1), keepdims=True), tiny)
+    image = jnp.einsum("...ij,...ik->...jk", w, v, precision=HIGHEST)
+    return jnp.linalg.norm(image, axis=(-2, -1)) * size[..., 0, 0]
 
 
 @jax.jit
