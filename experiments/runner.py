@@ -30,11 +30,11 @@ import numpy as np
 import perturb
 from experiments.evaluate import Evaluation, Evaluator
 from experiments.records import SCHEMA, Record, RecordLog, latest, load
-from experiments.study import Study, Template, label
+from experiments.study import Study, label
 from experiments.train import Trained
 from perturb import errors, modules
-from perturb.lift import apply_family, check, fresh, run_stage, take, versions
-from perturb.registry import to_config
+from perturb.lift import apply_family, fresh, run_stage, take, versions
+from perturb.registry import check_layer, to_config
 from perturb.types import Array, Layer, LayerStats, StageResult
 
 Layers = dict[str, Layer]
@@ -88,7 +88,7 @@ class Run:
     log: RecordLog
     done: set[str]
     clock: Clock
-    tick: Callable[[str], None]
+    tick: Callable[[], None]  # called after every record
 
     def __post_init__(self) -> None:
         # Several variants in one vmapped pass pay on an accelerator; on a CPU they cost more
@@ -114,6 +114,7 @@ class Run:
             self.stats = self.evaluator.stats(weights, self.calibration)
             _check_stats(self.stats)
         self.base = self._provenance()
+        self._refuse_to_mix()
 
     # ------------------------------------------------------------------ what every record holds
 
@@ -144,6 +145,19 @@ class Run:
             },
             "device": f"{device.platform} {device.device_kind}",
         }
+
+    def _refuse_to_mix(self) -> None:
+        """Records of one study must come from the same weights, data and policies."""
+        held = load(self.log.path)
+        for record in held:
+            if (record["model"], record["seed"]) == (self.base["model"], self.base["seed"]):
+                for key in ("study", "data", "policies"):
+                    if record[key] != self.base[key]:
+                        raise ValueError(
+                            f"{self.log.path} holds {record['cell']} with another {key} "
+                            f"({record[key]}, now {self.base[key]}): choose another --out, or "
+                            "remove that file"
+                        )
 
     def cell_id(self, order: str, p: Any, q: Any) -> str:
         parts = {
@@ -286,7 +300,7 @@ class Run:
         record["seconds"] = {"evaluate": round(seconds, 4)}
         self.log.append(record)
         self.done.add(cell)
-        self.tick(cell)
+        self.tick()
 
     def _total(self, layers: Mapping[str, Mapping[str, Any]], what: str) -> float:
         sizes = {n: self.weights[n].size for n in layers}
@@ -360,8 +374,21 @@ def _transpose(result: StageResult) -> Layer:
     return swapped._replace(dense=layer.dense)
 
 
-def run_model(run: Run) -> None:
-    """All cells of one model and seed."""
+def check_study(study: Study, model: Any) -> None:
+    """Refuse, before any work, methods that do not fit a model's layers (may be abstract)."""
+    exclude = [p for p in study.exclude if _matches(model, p)]
+    specs, _ = modules.find_layers(model, exclude=exclude)
+    for template, amounts in (
+        *((p, study.sparsities) for p in study.pruners),
+        *((q, study.bits) for q in study.quantizers),
+    ):
+        for amount in amounts:
+            for name, spec in specs.items():
+                check_layer(template(amount), name, spec.shape)
+
+
+def run_model(run: Run, after_alone: Callable[[], None] = lambda: None) -> None:
+    """All cells of one model and seed; ``after_alone`` is called when the prefixes are done."""
     study = run.study
     zero = {"pruned": np.float32(0), "zero": np.float32(0)}
     run.record(
@@ -373,7 +400,6 @@ def run_model(run: Run) -> None:
     def families(groups: list[list[Any]], order: str) -> Iterator[tuple[list[Any], Any]]:
         for methods in groups:
             try:
-                check(methods[0], run.specs, run.calibration, study.calibrate)
                 results = run.alone(methods)
                 _record_alone(run, order, methods, results)
                 yield methods, results
@@ -384,6 +410,7 @@ def run_model(run: Run) -> None:
                 yield methods, error
 
     alone_p, alone_q = list(families(pruners, "P")), list(families(quantizers, "Q"))
+    after_alone()
     needs_q = any(q[0].needs_stats for q in quantizers)
     needs_p = any(p[0].needs_stats for p in pruners)
     prefix_p = [_prefix(run, ps, r, "PQ", quantizers, needs_q) for ps, r in alone_p]
@@ -489,4 +516,4 @@ def finished(path: Path) -> set[str]:
     return {cell for cell, r in latest(load(path)).items() if r["status"] == "ok"}
 
 
-__all__ = ["Clock", "Run", "Template", "finished", "run_model"]
+__all__ = ["Clock", "Run", "check_study", "finished", "run_model"]

@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from typing import Any
 from experiments import studies
 from experiments.models.presets import PRESETS
 from perturb.lift import CALIBRATE, Calibrate
-
-Template = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,9 @@ class Study:
     name: str
     description: str
     models: tuple[str, ...]
-    pruners: tuple[Template, ...]
+    pruners: tuple[Any, ...]
     sparsities: tuple[float, ...]
-    quantizers: tuple[Template, ...]
+    quantizers: tuple[Any, ...]
     bits: tuple[int, ...]
     seeds: tuple[int, ...] = (0,)
     calibrate: Calibrate = "recalibrate"

@@ -200,7 +200,8 @@ def _patches(module: nnx.Conv, x: Array) -> Array:
     )
     x = x.reshape(-1, *x.shape[x.ndim - rank - 1 :])
     reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    mode, pads = "constant", module.padding
+    mode: str = "constant"
+    pads: Any = module.padding
     if isinstance(pads, str) and pads in ("CIRCULAR", "REFLECT"):
         mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}[pads]
         pads = [((r - 1) // 2, r // 2) for r in reach]

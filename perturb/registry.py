@@ -52,7 +52,7 @@ def methods() -> Mapping[str, type]:
 
 def check_sparsity(sparsity: Any, scope: Any) -> None:
     """Refuse a sparsity outside [0, 1), or one that contradicts an N:M scope."""
-    if not isinstance(sparsity, (int, float, np.floating)):
+    if not isinstance(sparsity, int | float | np.floating):
         return  # traced, or a stacked family: checked when its members were made
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -69,7 +69,7 @@ def check_choice(what: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def check_bits(bits: Any) -> None:
-    if isinstance(bits, (int, float, np.integer)) and (bits not in range(2, 17)):
+    if isinstance(bits, int | float | np.integer) and bits not in range(2, 17):
         raise ValueError(f"bits must be a whole number from 2 to 16, got {bits}")
 
 

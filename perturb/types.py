@@ -43,7 +43,7 @@ class LayerStats(NamedTuple):
     """Second moments of a layer's inputs, as sums: merging two batches is addition."""
 
     gram: Array  # [in, in], sum over tokens of x x^T, float32 at least
-    count: Array  # [], number of tokens summed
+    count: Array  # type: ignore[assignment]  # [], number of tokens summed
 
     def __add__(self, other: LayerStats) -> LayerStats:  # type: ignore[override]
         return LayerStats(self.gram + other.gram, self.count + other.count)

@@ -1,14 +1,28 @@
 """What the tests run over.
 
 Part A: :func:`adversarial_layers`, small layers on which compressors tend to go wrong.
+Part B: :func:`compressors`, every registered method in its variants, for the laws to run over.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from perturb import (
+    GPTQ,
+    RTN,
+    GlobalMagnitude,
+    GridSpec,
+    Joint,
+    Magnitude,
+    NofM,
+    SparseGPT,
+    Wanda,
+    chain,
+)
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Case: TypeAlias = tuple[Floats, Floats, float]  # W [out, in], gram [in, in], count
@@ -95,3 +109,57 @@ def adversarial_layers() -> dict[str, Case]:
     W, x = draw(29, 16, 48, 200)
     add("tiny_scale", 1e-6 * W, x)
     return cases
+
+
+# -------------------------------------------------------------------------------- part B
+
+BLOCK = 16  # narrower than the layers of the laws: several blocks, the last one padded
+
+
+def compressors() -> dict[str, Any]:
+    """Label -> compressor: at least one of every registered method, and chains.
+
+    ``test_laws`` fails when a method of the registry is missing here: a new method is one file
+    in the package and one line in this table.
+    """
+    dense_scale = {"scale_source": "dense"}
+    b = {"block": BLOCK}
+    return {
+        "magnitude": Magnitude(0.5),
+        "magnitude-row": Magnitude(0.37, "row"),
+        "magnitude-2:4": Magnitude(scope=NofM(2, 4)),
+        "magnitude-random-ties": Magnitude(0.37, tie="random"),
+        "magnitude-dense-ties": Magnitude(0.37, "row", tie="dense"),
+        "magnitude-reference-aware": Magnitude(0.5, target="dense"),
+        "global-magnitude": GlobalMagnitude(0.37),
+        "global-magnitude-random-ties": GlobalMagnitude(0.5, tie="random"),
+        "wanda": Wanda(0.37),
+        "wanda-layer": Wanda(0.5, "layer"),
+        "wanda-1:4": Wanda(scope=NofM(1, 4)),
+        "wanda-2:4-random-ties": Wanda(scope=NofM(2, 4), tie="random"),
+        "wanda-reference-aware": Wanda(0.5, target="dense", tie="dense"),
+        "sparsegpt": SparseGPT(0.37, **b),
+        "sparsegpt-release": SparseGPT(0.5, on_grid="release", **b),
+        "sparsegpt-2:4": SparseGPT(scope=NofM(2, 4), **b),
+        "sparsegpt-random-ties": SparseGPT(0.5, tie="random", **b),
+        "sparsegpt-reference-aware": SparseGPT(0.5, target="dense", tie="dense", **b),
+        "rtn": RTN(3),
+        "rtn-full": RTN(2, GridSpec(convention="full")),
+        "rtn-asymmetric": RTN(4, GridSpec(symmetric=False)),
+        "rtn-tensor": RTN(3, GridSpec(per="tensor")),
+        "rtn-group-mse": RTN(3, GridSpec(per=8, clip="mse")),
+        "rtn-dense-scale": RTN(4, **dense_scale),
+        "rtn-free": RTN(4, mask="free", target="dense"),
+        "gptq": GPTQ(3, **b),
+        "gptq-asymmetric-tensor": GPTQ(4, GridSpec(symmetric=False, per="tensor"), **b),
+        "gptq-group": GPTQ(3, GridSpec(per=8), **b),
+        "gptq-act-order": GPTQ(4, GridSpec(per=8), act_order=True, static_groups=True, **b),
+        "gptq-dense-scale-mse": GPTQ(2, GridSpec(clip="mse"), **dense_scale, **b),
+        "gptq-free": GPTQ(4, mask="free", **b),
+        "gptq-reference-aware": GPTQ(4, target="dense", **b),
+        "joint": Joint(0.37, 3, **b),
+        "joint-2:4-group": Joint(bits=4, scope=NofM(2, 4), grid=GridSpec(False, 8), **b),
+        "chain-pq": chain(Wanda(0.5), RTN(4)),
+        "chain-qp": chain(RTN(3), SparseGPT(0.5, **b)),
+        "chain-pqp": chain(Magnitude(0.3), chain(GPTQ(4, **b), Magnitude(0.5, "row"))),
+    }

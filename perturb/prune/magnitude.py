@@ -46,6 +46,7 @@ class Magnitude:
         return f"weight, mask per {self.scope}"
 
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+        assert self.sparsity is not None
         score = selection_score(layer, self.target, jnp.ones(layer.weight.shape[1]))
         tie = tie_key(self.tie, layer, key)
         mask = keep_mask(score, self.sparsity, self.scope, already=layer.mask, tie=tie)

@@ -44,6 +44,7 @@ class Wanda:
 
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
         assert stats is not None
+        assert self.sparsity is not None
         energy = jnp.diagonal(stats.gram) / stats.count
         score = selection_score(layer, self.target, energy.astype(layer.weight.dtype))
         tie = tie_key(self.tie, layer, key)

@@ -1,0 +1,72 @@
+"""What several test files share: a model such as a user would write, and its inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+Array = jax.Array
+
+
+class ScaledLinear(nnx.Linear):
+    """A user's own subclass of a layer, with its own ``__call__``."""
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        return 0.5 * super().__call__(inputs)
+
+
+class Block(nnx.Module):
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        self.attention = nnx.MultiHeadAttention(2, width, decode=False, rngs=rngs)
+        self.mix = nnx.Einsum("bti,hio->btho", (2, width, 3), (2, 3), rngs=rngs)
+        self.out = nnx.LinearGeneral((2, 3), width, axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.attention(x)
+        return x + self.out(nnx.relu(self.mix(x)))
+
+
+class UserModel(nnx.Module):
+    """Images [batch, 8, 8, 3] -> logits [batch, 5]; layers in lists, dicts and a subclass."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        def conv(window: tuple[int, int], **options: Any) -> nnx.Conv:
+            return nnx.Conv(3, 12, window, rngs=rngs, **options)
+
+        self.stems = nnx.List(
+            [
+                conv((3, 3), strides=2),
+                conv((3, 3), kernel_dilation=2, padding="VALID"),
+                conv((3, 2), padding="CIRCULAR"),
+                conv((2, 3), strides=(1, 2), padding=((1, 0), (2, 1))),
+            ]
+        )
+        self.depthwise = nnx.Conv(12, 12, (3, 3), feature_group_count=12, rngs=rngs)
+        self.blocks = nnx.List([Block(12, rngs=rngs) for _ in range(2)])
+        self.heads = nnx.Dict(
+            classes=ScaledLinear(12, 5, rngs=rngs), again=nnx.Linear(12, 5, rngs=rngs)
+        )
+
+    def __call__(self, x: Array) -> Array:
+        maps = [nnx.relu(stem(x)) for stem in self.stems]
+        maps[0] = self.depthwise(maps[0])
+        tokens = jnp.stack([m.mean((1, 2)) for m in maps], 1)  # [batch, 4, 12]
+        for block in self.blocks:
+            tokens = block(tokens)
+        pooled = tokens.mean(1)
+        return self.heads["classes"](pooled) + self.heads["again"](jnp.tanh(pooled))
+
+
+@pytest.fixture(scope="session")
+def user_model() -> UserModel:
+    """Shared by the whole session: nothing may change it."""
+    return UserModel(nnx.Rngs(0))
+
+
+@pytest.fixture(scope="session")
+def images() -> Array:
+    return jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
