@@ -15,6 +15,7 @@ from perturb.prune.wanda import Wanda
 from perturb.quantize.gptq import GPTQ
 from perturb.quantize.joint import Joint
 from perturb.quantize.rtn import RTN
+from perturb.score import Scores, score
 
 __version__ = "0.1.0"
 
@@ -28,8 +29,10 @@ __all__ = [
     "Joint",
     "Magnitude",
     "NofM",
+    "Scores",
     "SparseGPT",
     "Wanda",
     "chain",
     "compress",
+    "score",
 ]

@@ -58,13 +58,17 @@ def prune_count(n: int, sparsity: Array | float) -> Array:
 
 
 def _ordered_bits(x: Array) -> Array:
-    """Unsigned integers in the order of the floats x (with -0 = 0)."""
+    """Unsigned integers in the order of the floats x (with -0 = 0).
+
+    In integers throughout: XLA drops the textbook's ``x + 0``, and flushes subnormals at times.
+    """
     if jnp.issubdtype(x.dtype, jnp.unsignedinteger):
         return x
     width = jnp.finfo(x.dtype).bits
     unsigned = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[width]
-    bits = jax.lax.bitcast_convert_type(x + 0, unsigned)  # -0 + 0 = +0
+    bits = jax.lax.bitcast_convert_type(x, unsigned)
     sign = jnp.asarray(1, unsigned) << (width - 1)
+    bits = jnp.where(bits == sign, jnp.zeros_like(bits), bits)
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
@@ -112,7 +116,8 @@ def rank_smallest(score: Array, k: int, tie: Array | None = None) -> Array:
         t = _ordered_bits(tie)
         tj, tl = t[..., :, None], t[..., None, :]
         before = (tl < tj) | ((tl == tj) & before)
-    sj, sl = score[..., :, None], score[..., None, :]
+    s = _ordered_bits(score)
+    sj, sl = s[..., :, None], s[..., None, :]
     rank = jnp.sum((sl < sj) | ((sl == sj) & before), axis=-1)
     return rank < k
 

@@ -54,7 +54,7 @@ def check_sparsity(sparsity: Any, scope: Any) -> None:
     """Refuse a sparsity outside [0, 1), or one that contradicts an N:M scope."""
     if not isinstance(sparsity, int | float | np.floating):
         return  # traced, or a stacked family: checked when its members were made
-    if not 0 <= sparsity < 1:
+    if not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
     if isinstance(scope, NofM) and abs(sparsity - scope.sparsity) > 1e-6:
         raise ValueError(

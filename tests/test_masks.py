@@ -18,6 +18,7 @@ from perturb.masks import NofM, keep_mask, prune_count, rank_smallest, smallest_
 ROWS, N = 3, 24  # one shape, compiled once
 # Values that collide often, with both zeros, infinities, and the ends of the exponent range.
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, np.inf, -np.inf, 1e-30, -1e-30, 3e38, -3e38, 1 + 2**-23]
+SPECIAL += [1e-40, -1e-40]  # subnormal in float32
 jit_smallest = jax.jit(smallest_k)
 jit_rank = jax.jit(rank_smallest, static_argnums=1)
 

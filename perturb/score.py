@@ -1,0 +1,447 @@
+"""The score of a pruner and a quantizer on one model: both alone and in both orders.
+
+    scores = score(model, Wanda(0.5), GPTQ(4), calibration)
+    scores.total["PQ"].out_rel, scores.total.order.advantage, scores.outputs["QP"].kl
+
+Pure measurement: the model is not changed, and nothing is decided. Variants are named by the
+order of application: ``P`` and ``Q`` alone, ``PQ`` = P -> Q (prune first), ``QP`` = Q -> P.
+Definitions: :mod:`perturb.errors` (measures), Kim et al., arXiv 2603.18426 (advantage,
+ownership). All layer measures use H = E[x x^T] of the DENSE model's inputs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb import errors, intensity, modules
+from perturb.lift import Calibrate, check, fresh, run_stage
+from perturb.registry import to_config
+from perturb.types import Array, Layer, LayerStats, StageResult
+
+VARIANTS = ("P", "Q", "PQ", "QP")
+ORDERS: dict[str, tuple[str, ...]] = {"both": ("PQ", "QP"), "pq": ("PQ",), "qp": ("QP",)}
+ARROWS = {"P": "P", "Q": "Q", "PQ": "P→Q", "QP": "Q→P", "equal": "equal"}
+RESOLUTION = 1e-5  # relative; float32 sums do not resolve a smaller difference of two errors
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What one variant did to a layer: :func:`perturb.errors.measures`, and
+
+    pruned: fraction of weights that the pruner owns, the achieved sparsity; zero: fraction that
+    is exactly 0, whoever made it so (a quantizer rounds to 0, too).
+    """
+
+    fro: float
+    fro_rel: float
+    spec: float
+    spec_rel: float
+    out_err: float
+    out_rel: float
+    snr_db: float
+    pruned: float
+    zero: float
+
+
+@dataclass(frozen=True)
+class OrderEffect:
+    """What changes in a layer with the order, with M = -E||dW x||^2 of that layer.
+
+    owner_changed  fraction of weights whose owner differs between the two orders
+    advantage      A(Q->P) = out_err(PQ) - out_err(QP); > 0: quantize first is better
+    advantage_rel  the same over E||W x||^2
+    by_ownership   A(Q->P) from ownership alone (Theorem 1; :func:`perturb.errors.owned_error`)
+    interference   advantage - by_ownership: what a method does to weights it does not own
+    prefers        "PQ", "QP", or "equal" where the two errors agree to float32 rounding
+    """
+
+    owner_changed: float
+    advantage: float
+    advantage_rel: float
+    by_ownership: float
+    interference: float
+    prefers: str
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """One layer, or (``total``) all layers as the blocks of one block-diagonal matrix.
+
+    norm, spectral, energy: ||W||_F, ||W||_2 and E||W x||^2 of the dense layer, which the
+    relative measures are relative to. cosine: between the perturbations of P and of Q alone.
+    """
+
+    name: str
+    size: int
+    norm: float
+    spectral: float
+    energy: float
+    variants: Mapping[str, Perturbation]
+    cosine: float
+    order: OrderEffect | None  # None unless both orders were run
+
+    def __getitem__(self, variant: str) -> Perturbation:
+        return self.variants[variant]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Distance of a variant's outputs from the dense model's, over the calibration batches.
+
+    logit_mse: mean of (z' - z)^2 over examples and classes; kl: mean over predictions of
+    KL(softmax z || softmax z'), in nats; nan where the model has a single output.
+    """
+
+    logit_mse: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Whole-model intensities from the caller's performance M (higher is better).
+
+    gap = G(Q,P) = M(Q) - M(P), > 0: P is the stronger. advantage = A(Q->P) = M(QP) - M(PQ).
+    equivalent = C*_P on the caller's quantization curve, ratio_gap = (low, high) of C*_P - C_Q;
+    None without a curve. Source: Kim et al.; see :mod:`perturb.intensity`.
+    """
+
+    performance: Mapping[str, float]
+    gap: float
+    advantage: float | None
+    equivalent: intensity.EquivalentRatio | None
+    ratio_gap: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything :func:`score` measured. ``solver`` names, for each variant, the layers whose
+    Hessian needed more damping than asked for or had dead inputs; ``skipped`` those left alone.
+    """
+
+    model: str
+    pruner: Mapping[str, Any]
+    quantizer: Mapping[str, Any]
+    calibrate: str
+    layers: tuple[LayerScore, ...]
+    total: LayerScore
+    outputs: Mapping[str, Outputs]
+    intensity: Intensity | None
+    solver: Mapping[str, Mapping[str, Mapping[str, float]]]
+    skipped: Mapping[str, str]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Flat rows with the same keys, a layer each and the total last.
+
+        ``pq_out_rel`` is the field ``out_rel`` of variant PQ; ``pq_kl`` and ``pq_logit_mse``
+        are the model's outputs and stand in the total row only.
+        """
+        rows = []
+        for layer in (*self.layers, self.total):
+            row: dict[str, Any] = {"layer": layer.name, "size": layer.size}
+            row |= {"norm": layer.norm, "spectral": layer.spectral, "energy": layer.energy}
+            for variant, done in layer.variants.items():
+                out = asdict(self.outputs[variant])
+                whole = out if layer is self.total else dict.fromkeys(out)
+                row |= {f"{variant.lower()}_{k}": v for k, v in (asdict(done) | whole).items()}
+            row["cosine"] = layer.cosine
+            effect = layer.order and asdict(layer.order)
+            rows.append(row | (effect or dict.fromkeys(f.name for f in fields(OrderEffect))))
+        return rows
+
+    def to_json(self) -> str:
+        """One JSON object; what JSON cannot say (nan, infinities) is null."""
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """:meth:`to_rows` with a header; None is empty, an infinite SNR is ``inf``."""
+        rows, text = self.to_rows(), io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def score(
+    model: Any,
+    pruner: Any,
+    quantizer: Any,
+    calibration: Any,
+    *,
+    order: Literal["both", "pq", "qp"] = "both",
+    calibrate: Calibrate = "recalibrate",
+    key: Array | int = 0,
+    exclude: Sequence[str] = (),
+    forward: modules.Forward = modules.call,
+    performance: Callable[[Any], float] | None = None,
+    curve: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Scores:
+    """Measure P alone, Q alone, P -> Q and Q -> P on one model.
+
+    The variants are those of :func:`perturb.compress`, of which ``calibrate``, ``key``,
+    ``exclude`` and ``forward`` are arguments; P and Q alone are computed once and continued.
+    calibration: a batch of model inputs or a list of them, on which inputs are measured and
+    outputs ``forward(model, batch)`` (logits [..., classes]) compared.
+    order: "both", or the one order to run. performance: M of a model, higher is better, and
+    curve = (ratios C_Q increasing, M there): with them come the whole model's intensities.
+    Raises ValueError before any work for arguments that are no pruner and quantizer, and for
+    what :func:`perturb.compress` refuses.
+    """
+    _check_roles(pruner, quantizer)
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
+    if curve is not None and performance is None:
+        raise ValueError("a curve is compared with a performance: give performance as well")
+    specs, skipped = modules.find_layers(model, exclude=exclude)
+    weights = modules.get_weights(model, specs)
+    for stage in (pruner, quantizer):
+        check(stage, specs, calibration, calibrate)
+    batches = modules.batches_of(calibration)
+    run = _runner(model, specs, forward)
+    _check_outputs(jax.eval_shape(run, weights, batches[0]))
+    key = jax.random.key(key) if isinstance(key, int) else key
+    stats = modules.capture(model, specs, batches, forward=forward)
+
+    def stage_on(method: Any, layers: Mapping[str, Layer], position: int) -> dict[str, StageResult]:
+        start = {n: x.weight for n, x in layers.items()}
+        of_dense = calibrate == "dense" or (position == 0 and calibrate == "recalibrate")
+        return run_stage(
+            modules.with_weights(model, specs, start),
+            method,
+            specs,
+            layers,
+            stats if of_dense else batches,
+            jax.random.fold_in(key, position),
+            sequential=calibrate == "sequential",
+            forward=forward,
+        )
+
+    methods = {"P": pruner, "Q": quantizer}
+    dense = {n: fresh(w) for n, w in weights.items()}
+    done = {v: stage_on(method, dense, 0) for v, method in methods.items()}
+    for v in ORDERS[order]:
+        first = {n: r.layer for n, r in done[v[0]].items()}
+        done[v] = stage_on(methods[v[1]], first, 1)
+    variants = {v: {n: r.layer for n, r in results.items()} for v, results in done.items()}
+    measured = {n: _measure({v: x[n] for v, x in variants.items()}, stats[n]) for n in specs}
+    layers = tuple(
+        _layer(n, tuple(sorted(variants)), m, weights[n].size)
+        for n, m in jax.device_get(measured).items()
+    )
+    models = {v: {n: x.weight for n, x in kept.items()} for v, kept in variants.items()}
+    whole = None
+    if performance is not None:
+        tried = {v: performance(modules.with_weights(model, specs, w)) for v, w in models.items()}
+        whole = _intensity({"dense": performance(model)} | tried, quantizer.ratio, curve)
+    return Scores(
+        model=type(model).__name__,
+        pruner=to_config(pruner),
+        quantizer=to_config(quantizer),
+        calibrate=calibrate,
+        layers=layers,
+        total=_total(layers),
+        outputs=_compare_outputs(run, weights, models, batches),
+        intensity=whole,
+        solver={v: told for v, results in done.items() if (told := _reports(results))},
+        skipped=skipped,
+    )
+
+
+def _check_roles(pruner: Any, quantizer: Any) -> None:
+    for role, method, mine, other in (
+        ("pruner", pruner, "sparsity", "bits"),
+        ("quantizer", quantizer, "bits", "sparsity"),
+    ):
+        if hasattr(method, other) or not hasattr(method, mine):
+            name = getattr(method, "name", repr(method))
+            raise ValueError(f"{name} is no {role}: a {role} has {mine} and no {other}")
+
+
+def _runner(model: Any, specs: Any, forward: modules.Forward) -> Callable[[Any, Any], Any]:
+    """The model's outputs as a compiled function of its matrices and a batch."""
+
+    @jax.jit
+    def run(weights: Any, batch: Any) -> Any:
+        return forward(modules.with_weights(model, specs, weights), batch)
+
+    return run
+
+
+def _check_outputs(outputs: Any) -> None:
+    if not (hasattr(outputs, "shape") and jnp.issubdtype(outputs.dtype, jnp.floating)):
+        raise ValueError(
+            f"the model returns {type(outputs).__name__} instead of one array of logits "
+            "[..., classes]: say how to get it, forward=lambda model, batch: model(batch)[0]"
+        )
+    if not outputs.shape:
+        raise ValueError("the model returns a scalar instead of logits [..., classes]")
+
+
+@jax.jit
+def _measure(variants: dict[str, Layer], stats: LayerStats) -> dict[str, Any]:
+    """All numbers of one layer; variants P, Q and one or both orders, matrices [out, in]."""
+    p, q = variants["P"], variants["Q"]
+    dense = p.dense
+    weight = jnp.stack([x.weight for x in variants.values()])  # [V, out, in]
+    found: dict[str, Any] = {
+        "norm": jnp.linalg.norm(dense),
+        "spectral": errors.spectral_norm(dense),
+        "energy": errors.output_error(dense, stats),
+        "cosine": errors.cosine(p.weight - dense, q.weight - dense),
+        "measures": errors.measures(dense, weight, stats)
+        | {
+            "pruned": jnp.mean(~jnp.stack([x.mask for x in variants.values()]), (-2, -1)),
+            "zero": jnp.mean(weight == 0, (-2, -1)),
+        },
+    }
+    if {"PQ", "QP"} <= variants.keys():
+        pq, qp = variants["PQ"], variants["QP"]
+        owned = [errors.owned_error(dense, x.mask, q.weight, stats) for x in (pq, qp)]
+        found["changed"] = errors.ownership(pq, qp)["owner_changed"]
+        found["by_ownership"] = owned[0] - owned[1]
+    return found
+
+
+def _layer(
+    name: str, variants: Sequence[str], measured: Mapping[str, Any], size: int
+) -> LayerScore:
+    """variants: in the order of a dict's leaves under jit, which is alphabetical."""
+    done = {
+        v: Perturbation(**{k: float(a[i]) for k, a in measured["measures"].items()})
+        for i, v in enumerate(variants)
+    }
+    number = {k: float(a) for k, a in measured.items() if k != "measures"}
+    effect = None
+    if "changed" in number:
+        effect = _effect(done, number["changed"], number["by_ownership"], number["energy"])
+    return LayerScore(
+        name=name,
+        size=size,
+        norm=number["norm"],
+        spectral=number["spectral"],
+        energy=number["energy"],
+        variants={v: done[v] for v in VARIANTS if v in done},
+        cosine=number["cosine"],
+        order=effect,
+    )
+
+
+def _effect(
+    variants: Mapping[str, Perturbation], changed: float, by_ownership: float, energy: float
+) -> OrderEffect:
+    pq, qp = variants["PQ"].out_err, variants["QP"].out_err
+    advantage = pq - qp
+    equal = abs(advantage) <= RESOLUTION * max(pq, qp)
+    return OrderEffect(
+        owner_changed=changed,
+        advantage=advantage,
+        advantage_rel=_ratio(advantage, energy),
+        by_ownership=by_ownership,
+        interference=advantage - by_ownership,
+        prefers="equal" if equal else ("QP" if advantage > 0 else "PQ"),
+    )
+
+
+def _ratio(a: float, b: float) -> float:
+    """0/0 is 0 and x/0 is inf, as in :mod:`perturb.errors`."""
+    return 0.0 if a == 0 else (a / b if b else math.copysign(math.inf, a))
+
+
+def _total(layers: Sequence[LayerScore]) -> LayerScore:
+    """The layers as one block-diagonal matrix: squares add, and ||.||_2 is the largest block's."""
+    size = sum(x.size for x in layers)
+    norm = math.hypot(*(x.norm for x in layers))
+    spectral = max(x.spectral for x in layers)
+    energy = sum(x.energy for x in layers)
+    variants = {}
+    for v in layers[0].variants:
+        blocks = [x[v] for x in layers]
+        fro, spec = math.hypot(*(b.fro for b in blocks)), max(b.spec for b in blocks)
+        out = sum(b.out_err for b in blocks)
+        variants[v] = Perturbation(
+            fro=fro,
+            fro_rel=_ratio(fro, norm),
+            spec=spec,
+            spec_rel=_ratio(spec, spectral),
+            out_err=out,
+            out_rel=_ratio(out, energy),
+            snr_db=20 * math.log10(norm / fro)
+            if fro and norm
+            else (-math.inf if fro else math.inf),
+            pruned=sum(x.size * x[v].pruned for x in layers) / size,
+            zero=sum(x.size * x[v].zero for x in layers) / size,
+        )
+    dot = sum(x.cosine * x["P"].fro * x["Q"].fro for x in layers)
+    effect, effects = None, [(x.size, x.order) for x in layers if x.order is not None]
+    if effects:
+        changed = sum(n * e.owner_changed for n, e in effects) / size
+        effect = _effect(variants, changed, sum(e.by_ownership for _, e in effects), energy)
+    cosine = _ratio(dot, variants["P"].fro * variants["Q"].fro)
+    return LayerScore("total", size, norm, spectral, energy, variants, cosine, effect)
+
+
+@jax.jit
+def _distance(dense: Array, other: Array) -> tuple[Array, Array]:
+    """Sums of squared logit differences, and of KL(dense || other) in nats; [..., classes]."""
+    z, y = dense.astype(jnp.float32), other.astype(jnp.float32)
+    log_p, log_q = jax.nn.log_softmax(z), jax.nn.log_softmax(y)
+    return jnp.sum((y - z) ** 2), jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+
+
+def _compare_outputs(
+    run: Callable[[Any, Any], Any], dense: Any, models: Mapping[str, Any], batches: Sequence[Any]
+) -> dict[str, Outputs]:
+    sums = {v: np.zeros(2) for v in models}
+    entries = predictions = classes = 0
+    for batch in batches:  # one batch of logits at a time: a vocabulary is large
+        logits = run(dense, batch)
+        classes = logits.shape[-1]
+        entries += logits.size
+        predictions += logits.size // classes
+        for v, weights in models.items():
+            sums[v] += np.asarray(_distance(logits, run(weights, batch)), np.float64)
+    return {
+        v: Outputs(float(mse / entries), float(kl / predictions) if classes > 1 else math.nan)
+        for v, (mse, kl) in sums.items()
+    }
+
+
+def _intensity(
+    m: Mapping[str, float], c_q: float, curve: tuple[Sequence[float], Sequence[float]] | None
+) -> Intensity:
+    m = {v: float(value) for v, value in m.items()}
+    gap = float(intensity.performance_gap(m["Q"], m["P"]))
+    both = {"PQ", "QP"} <= m.keys()
+    advantage = float(intensity.order_advantage(m["QP"], m["PQ"])) if both else None
+    if curve is None:
+        return Intensity(m, gap, advantage, None, None)
+    ratios, performances = (np.asarray(values, float) for values in curve)
+    star = intensity.equivalent_ratio(m["P"], ratios, performances)
+    return Intensity(m, gap, advantage, star, (star.low - c_q, star.high - c_q))
+
+
+def _reports(results: Mapping[str, StageResult]) -> dict[str, dict[str, float]]:
+    told = {}
+    for name, result in results.items():
+        if result.report is not None:
+            report = {k: float(v) for k, v in result.report._asdict().items()}
+            if report["retries"] or report["dead"]:
+                told[name] = report
+    return told

@@ -1,0 +1,616 @@
+"""Laws that every compressor obeys, over the registry in ``cases.py``, in float32.
+
+Each compressor runs on a stack of layers in three states (vmapped, one compilation a structure):
+``fresh``; ``pruned``, a quarter of every row gone; ``quantized``, on a 2-bit grid, where most
+scores tie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perturb import (
+    GPTQ,
+    RTN,
+    GlobalMagnitude,
+    GridSpec,
+    Joint,
+    Magnitude,
+    NofM,
+    SparseGPT,
+    Wanda,
+    chain,
+    compress,
+)
+from perturb.chain import Chain, stages_of
+from perturb.errors import measures
+from perturb.grid import expand, fit_grid, round_to_grid
+from perturb.lift import apply, apply_family, fresh, versions
+from perturb.masks import NofM as Pattern
+from perturb.registry import METHODS, methods
+from perturb.types import Grid, Layer, LayerCompressor, LayerStats, StageResult
+
+from . import reference
+from .cases import BLOCK, compressors
+
+OUT, IN = 16, 40
+CASES = compressors()
+NAMES = sorted(CASES)
+STATES = ("fresh", "pruned", "quantized")
+KEY = jax.random.key(0)
+TIED = 3  # the index of the layer with tied weights, which the laws about rows leave out
+F32 = np.finfo(np.float32).eps
+
+
+def _stack() -> tuple[Layer, LayerStats]:
+    """Heavy-tailed with dead inputs; correlated inputs; rank deficient; few levels (ties)."""
+    rng = np.random.default_rng(7)
+    w = rng.normal(size=(4, OUT, IN))
+    w[0] = rng.standard_t(3, size=(OUT, IN))
+    w[TIED] = np.clip(np.rint(2 * w[TIED]), -2, 2) / 2
+    x = rng.normal(size=(4, 120, IN)) * np.exp(0.4 * rng.normal(size=IN))
+    x[0][:, [3, 17, 39]] = 0
+    x[1] = 0.2 * x[1] + rng.normal(size=(120, 1))
+    x[2, 30:] = 0
+    gram = jnp.asarray(np.einsum("lti,ltj->lij", x, x), jnp.float32)
+    weight = jnp.asarray(w, jnp.float32)
+    layers = jax.vmap(fresh)(weight)
+    return layers, LayerStats(gram, jnp.full(4, 120.0))
+
+
+FRESH, STATS = _stack()
+
+
+@jax.jit
+def run(method: Any, layers: Layer, stats: LayerStats, key: jax.Array) -> StageResult:
+    """A method on a stack of layers; compiled once per method's statics and layer structure."""
+    return jax.vmap(lambda layer, s: method(layer, s, key))(layers, stats)
+
+
+@cache
+def state(name: str) -> Layer:
+    if name == "fresh":
+        return FRESH
+    method = Wanda(0.25) if name == "pruned" else RTN(2)
+    return run(method, FRESH, STATS, KEY).layer
+
+
+@cache
+def result(name: str, before: str) -> StageResult:
+    return run(CASES[name], state(before), STATS, KEY)
+
+
+def same(a: Any, b: Any) -> bool:
+    """The same to the last bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in pairs)
+
+
+def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    expected = np.asarray(expected)
+    scale = np.abs(expected).max() or 1.0
+    np.testing.assert_allclose(np.asarray(actual), expected, atol=tolerance * scale, rtol=tolerance)
+
+
+def codes(weight: Any, grid: Grid) -> np.ndarray:
+    """What ``weight / scale + zero`` is, [layers, out, in], in float64."""
+    scale, zero = (np.asarray(a, np.float64) for a in jax.vmap(lambda g: expand(g, IN))(grid))
+    return np.asarray(weight, np.float64) / scale + zero
+
+
+def assert_on_grid(layer: Layer) -> None:
+    assert layer.grid is not None
+    code = codes(layer.weight, layer.grid)
+    np.testing.assert_allclose(code, np.rint(code), atol=1e-4)
+    top = 2.0 ** np.asarray(layer.grid.bits)[:, None, None] - 1
+    code = np.where(np.asarray(layer.mask), np.rint(code), 0)
+    assert np.all((code >= 0) & (code <= top))
+
+
+def setting(name: str, what: str, default: Any = None) -> Any:
+    return getattr(CASES[name], what, default)
+
+
+def names(*kinds: type, **settings: Any) -> list[str]:
+    return [
+        n
+        for n, c in CASES.items()
+        if isinstance(c, kinds) and all(getattr(c, k, None) == v for k, v in settings.items())
+    ]
+
+
+PRUNERS = names(Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint)
+SCORE_PRUNERS = names(Magnitude, GlobalMagnitude, Wanda)
+QUANTIZERS = names(RTN, GPTQ)
+FREE = names(RTN, GPTQ, mask="free")
+
+# ------------------------------------------------------------------------- the registry itself
+
+
+def test_every_registered_method_has_a_case() -> None:
+    stages = {type(s) for c in CASES.values() for s in stages_of(c)}
+    missing = {name for name, cls in methods().items() if cls not in stages}
+    assert not missing, f"add {sorted(missing)} to tests/cases.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_protocol_and_honest_ratio(name: str) -> None:
+    c = CASES[name]
+    assert isinstance(c, LayerCompressor)
+    assert c.name
+    assert c.granularity
+    expected = math.prod(
+        16 / getattr(s, "bits", 16) / (1 - (getattr(s, "sparsity", None) or 0))
+        for s in stages_of(c)
+    )
+    assert c.ratio == pytest.approx(expected, rel=1e-12)
+    assert hash(c) == hash(c)
+    leaves = jax.tree.leaves(c)
+    assert all(isinstance(leaf, float | int) for leaf in leaves)
+
+
+# ------------------------------------------------------------------------------ masks and grids
+
+
+@pytest.mark.parametrize("before", STATES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_result_is_consistent(name: str, before: str) -> None:
+    """Pruned is 0, kept is on the grid, dense is untouched, nothing returns unless free."""
+    layer = result(name, before).layer
+    weight, mask = np.asarray(layer.weight), np.asarray(layer.mask)
+    assert np.all(np.isfinite(weight))
+    assert np.all(weight[~mask] == 0)
+    assert same(layer.dense, FRESH.dense)
+    if layer.grid is not None:
+        assert_on_grid(layer)
+    if name not in FREE:
+        assert not np.any(mask & ~np.asarray(state(before).mask))
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("before", ["fresh", "quantized"])
+def test_counts_are_exact_whatever_ties(name: str, before: str) -> None:
+    gone = ~np.asarray(result(name, before).layer.mask)
+    sparsity, scope = setting(name, "sparsity"), setting(name, "scope")
+    if isinstance(scope, Pattern):
+        groups = gone.reshape(4, OUT, -1, scope.m)
+        assert np.all(groups.sum(-1) == scope.m - scope.n)
+    elif scope == "row":
+        assert np.all(gone.sum(-1) == reference.exact_count(IN, sparsity))
+    else:
+        assert np.all(gone.sum((1, 2)) == reference.exact_count(OUT * IN, sparsity))
+        if scope == "block":  # every block has its share
+            ends = [*range(0, IN, BLOCK), IN]
+            share = np.diff([reference.exact_count(OUT * e, sparsity) for e in ends])
+            blocks = np.stack([b.sum((1, 2)) for b in np.split(gone, ends[1:-1], axis=2)], -1)
+            assert np.all(blocks == share)
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_pruner_on_a_pruned_layer_removes_more_and_forgets_nothing(name: str) -> None:
+    gone = ~np.asarray(result(name, "pruned").layer.mask)
+    before = ~np.asarray(state("pruned").mask)
+    assert np.all(gone[before])
+    sparsity, scope = setting(name, "sparsity"), setting(name, "scope")
+    if isinstance(scope, Pattern):
+        shape = (4, OUT, -1, scope.m)
+        most = np.maximum(before.reshape(shape).sum(-1), scope.m - scope.n)
+        assert np.all(gone.reshape(shape).sum(-1) == most)
+    elif scope == "row":
+        assert np.all(gone.sum(-1) == np.maximum(10, reference.exact_count(IN, sparsity)))
+    else:  # no block holds more than its share already
+        assert np.all(gone.sum((1, 2)) == reference.exact_count(OUT * IN, sparsity))
+
+
+@pytest.mark.parametrize("name", names(SparseGPT) + SCORE_PRUNERS)
+def test_survivors_stay_on_the_grid_unless_released(name: str) -> None:
+    """After Q -> P. Score pruners do not even move them."""
+    before, after = state("quantized"), result(name, "quantized").layer
+    if setting(name, "on_grid") == "release":
+        assert after.grid is None
+        assert np.abs(codes(after.weight, before.grid) % 1 - 0.5).min() < 0.4  # it did move off
+        return
+    assert same(after.grid, before.grid)
+    assert_on_grid(after)
+    if name in SCORE_PRUNERS:
+        kept = np.asarray(after.mask)
+        assert np.array_equal(np.asarray(after.weight), np.where(kept, before.weight, 0))
+
+
+def test_a_free_mask_lets_gptq_return_weights_and_says_so() -> None:
+    before = np.asarray(state("pruned").mask)
+    free, enforced = (result(n, "pruned").layer for n in ("gptq-free", "gptq"))
+    returned = np.asarray(free.mask) & ~before
+    assert returned.any()
+    assert np.all(np.asarray(free.weight)[returned] != 0)
+    assert np.all(np.asarray(free.mask)[before])  # the mask only grows
+    assert np.array_equal(np.asarray(enforced.mask), before)
+
+
+# -------------------------------------------------------------------------------- idempotence
+
+
+@pytest.mark.parametrize("before", ["fresh", "quantized"])
+@pytest.mark.parametrize("name", SCORE_PRUNERS + names(SparseGPT))
+def test_pruning_again_at_the_same_sparsity_changes_nothing(name: str, before: str) -> None:
+    """SparseGPT too: what it would remove is 0 already, so there is no error to compensate.
+
+    Not SparseGPT(target="dense"): it starts again from the dense weights each time.
+    """
+    once = result(name, before).layer
+    twice = run(CASES[name], once, STATS, jax.random.key(99)).layer
+    assert same(twice.mask, once.mask)
+    if name != "sparsegpt-reference-aware":
+        assert same(twice.weight, once.weight)
+
+
+@pytest.mark.parametrize("name", names(RTN))
+def test_rounding_to_its_own_grid_again_changes_nothing(name: str) -> None:
+    once = result(name, "fresh").layer
+    again = jax.vmap(round_to_grid)(once.weight, once.grid)
+    assert same(again, once.weight)
+
+
+@pytest.mark.parametrize("kind", [RTN, GPTQ])
+@pytest.mark.parametrize("spec", [GridSpec(), GridSpec(False, "tensor")])
+def test_quantizing_twice_with_a_dense_scale_is_quantizing_once(kind: Any, spec: GridSpec) -> None:
+    """The grid is the same both times. A grid refitted to the rounded weights is another one,
+    except where the range lies on the grid: see the next test."""
+    method = kind(3, spec, scale_source="dense")
+    once = run(method, FRESH, STATS, KEY).layer
+    twice = run(method, once._replace(grid=None), STATS, KEY).layer
+    dead = np.asarray(jax.vmap(jnp.diagonal)(STATS.gram)) == 0
+    assert dead.any()
+    assert same(twice.weight, once.weight)
+    assert same(twice.grid, once.grid)
+
+
+@pytest.mark.parametrize(
+    "spec", [GridSpec(convention="full"), GridSpec(False), GridSpec(False, 8), GridSpec(True, 8, convention="full")]
+)  # fmt: skip
+def test_rtn_refits_the_same_grid_where_the_range_lies_on_it(spec: GridSpec) -> None:
+    once = run(RTN(4, spec), FRESH, STATS, KEY).layer
+    twice = run(RTN(4, spec), once._replace(grid=None), STATS, KEY).layer
+    close(twice.weight, once.weight, 4 * F32)
+
+
+def test_rtn_with_the_half_convention_shrinks_when_refitted() -> None:
+    """Its absmax lies half way between two codes, so it is never on its own grid."""
+    once = run(RTN(3), FRESH, STATS, KEY).layer
+    twice = run(RTN(3), once._replace(grid=None), STATS, KEY).layer
+    assert not same(twice.weight, once.weight)
+
+
+# ----------------------------------------------------------------------------- keys and symmetry
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_key_same_result_and_the_key_matters_for_random_ties_only(name: str) -> None:
+    before = "quantized"
+    once = result(name, before)
+    assert same(run(CASES[name], state(before), STATS, KEY), once)
+    other = run(CASES[name], state(before), STATS, jax.random.key(1))
+    draws = any(getattr(s, "tie", "index") == "random" for s in stages_of(CASES[name]))
+    assert same(other.layer.mask, once.layer.mask) != draws
+    assert same(other.layer.weight, once.layer.weight) != draws
+
+
+@pytest.mark.parametrize("name", names(Magnitude, GlobalMagnitude, tie="random"))
+def test_random_ties_decide_among_equals_only(name: str) -> None:
+    """Whatever the key, the same multiset of scores is removed."""
+    before = np.abs(np.asarray(state("quantized").weight))
+    removed = [
+        [np.sort(s[~m]) for s, m in zip(before, np.asarray(mask), strict=True)]
+        for mask in (
+            run(CASES[name], state("quantized"), STATS, jax.random.key(k)).layer.mask
+            for k in range(2)
+        )
+    ]
+    for a, b in zip(*removed, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dense_ties_remove_the_smaller_dense_weight() -> None:
+    before, after = state("quantized"), result("magnitude-dense-ties", "quantized").layer
+    size, dense = (np.abs(np.asarray(a)) for a in (before.weight, before.dense))
+    gone = ~np.asarray(after.mask)
+    for row in np.ndindex(4, OUT):
+        last = size[row][gone[row]].max()
+        tied = size[row] == last
+        removed, kept = dense[row][tied & gone[row]], dense[row][tied & ~gone[row]]
+        assert not kept.size or removed.max() <= kept.min()
+
+
+@pytest.mark.parametrize("before", ["fresh", "pruned"])
+@pytest.mark.parametrize("name", NAMES)
+def test_permuting_rows_permutes_the_result(name: str, before: str) -> None:
+    """Rows only meet in counts and per-tensor scales.
+
+    Not where scores tie across rows (the first index goes): the layer with tied weights is left
+    out. Not to the last bit: a matmul may sum in another order.
+    """
+    order = np.random.default_rng(3).permutation(OUT)
+
+    def permute(tree: Any) -> Any:
+        return jax.tree.map(lambda a: a[:, order] if a.ndim > 1 else a, tree)
+
+    got = run(CASES[name], permute(state(before)), STATS, KEY).layer
+    expected = permute(result(name, before).layer)
+    for a, b in ((got.mask, expected.mask), (got.weight, expected.weight)):
+        close(a[:TIED], b[:TIED], 1e-4)
+
+
+# --------------------------------------------------------------------------------- composition
+
+
+@pytest.mark.parametrize("name", names(Chain))
+@pytest.mark.parametrize("before", ["fresh", "quantized"])
+def test_a_chain_is_its_stages_in_sequence(name: str, before: str) -> None:
+    layer = state(before)
+    for i, stage in enumerate(CASES[name].stages):
+        layer = run(stage, layer, STATS, jax.random.fold_in(KEY, i)).layer
+    got = result(name, before).layer
+    assert same(got.mask, layer.mask)
+    close(got.weight, layer.weight)
+    assert jax.tree.structure(got) == jax.tree.structure(layer)
+
+
+def test_a_chain_of_chains_is_flat_and_an_empty_one_is_refused() -> None:
+    p, q, r = Magnitude(0.5), RTN(4), Wanda(0.5)
+    assert chain(chain(p, q), r) == chain(p, chain(q, r)) == chain(p, q, r)
+    assert isinstance(chain(chain(p)), Chain)
+    assert chain(p, q).name == "magnitude>rtn"
+    with pytest.raises(ValueError, match="at least one"):
+        chain()
+
+
+@pytest.mark.parametrize("spec", [GridSpec(), GridSpec(False, 8), GridSpec(per="tensor", clip="mse")])
+@pytest.mark.parametrize("pruner", [Magnitude(0.6), Magnitude(scope=NofM(2, 4)), Wanda(0.3)])
+def test_on_a_fixed_grid_rounding_and_masking_commute(spec: GridSpec, pruner: Any) -> None:
+    """Q(P(w)) = mask Q(w), to the last bit, when the scale comes from the dense weights."""
+    q = RTN(3, spec, scale_source="dense")
+    both = run(chain(pruner, q), FRESH, STATS, KEY).layer
+    mask = run(pruner, FRESH, STATS, jax.random.fold_in(KEY, 0)).layer.mask
+    alone = run(q, FRESH, STATS, KEY).layer
+    assert same(both.mask, mask)
+    assert np.array_equal(np.asarray(both.weight), np.where(mask, alone.weight, 0))
+
+
+def test_the_grid_is_the_same_where_the_absmax_survives() -> None:
+    """Magnitude pruning keeps the largest weight of a row unless the whole row goes."""
+    for method in (RTN(3), RTN(3, GridSpec(convention="full")), RTN(2, GridSpec(per=8))):
+        both = run(chain(Magnitude(0.5, "row"), method), FRESH, STATS, KEY).layer
+        alone = run(method, FRESH, STATS, KEY).layer
+        largest = np.abs(np.asarray(FRESH.weight)).reshape(4, OUT, both.grid.scale.shape[-1], -1)
+        kept = np.asarray(both.mask).reshape(largest.shape)
+        survives = np.any(kept & (largest == largest.max(-1, keepdims=True)), -1)
+        assert survives.any()
+        if not isinstance(method.grid.per, int):
+            assert survives.all()
+        weight, rounded = (np.asarray(x.weight).reshape(largest.shape) for x in (both, alone))
+        expected = np.where(kept, rounded, 0)
+        assert np.array_equal(weight[survives], expected[survives])
+
+
+@pytest.mark.parametrize("spec", [GridSpec(convention="full"), GridSpec(convention="full", per="tensor")])
+def test_the_order_is_free_where_the_second_stage_does_nothing(spec: GridSpec) -> None:
+    """Theorem 2a: if all that is pruned rounds to 0, both orders give Q(w), and A = 0 exactly."""
+    p, q = Magnitude(0.25, "row"), RTN(2, spec)
+    pq, qp = (run(chain(*c), FRESH, STATS, KEY).layer for c in ((p, q), (q, p)))
+    alone = run(q, FRESH, STATS, KEY).layer
+    mask = np.asarray(run(p, FRESH, STATS, KEY).layer.mask)
+    free = np.all((np.asarray(alone.weight) == 0) | mask, axis=(1, 2))
+    assert free[:TIED].all()
+    for i in np.flatnonzero(free):
+        stats = jax.tree.map(lambda a, i=i: a[i], STATS)
+        loss = [
+            float(measures(FRESH.dense[i], x.weight[i], stats)["out_err"]) for x in (pq, qp, alone)
+        ]
+        assert loss[0] - loss[1] == 0.0
+        assert same(pq.weight[i], qp.weight[i])
+        assert same(pq.weight[i], alone.weight[i])
+
+
+def test_with_nothing_to_prune_both_orders_are_quantizing() -> None:
+    q = GPTQ(4, block=BLOCK)
+    alone = run(q, FRESH, STATS, KEY).layer
+    for p in (Magnitude(0.0), Wanda(0.0)):
+        for both in (chain(p, q), chain(q, p)):
+            close(run(both, FRESH, STATS, KEY).layer.weight, alone.weight)
+
+
+def test_weight_error_prefers_pruning_first_on_a_fixed_grid() -> None:
+    """Theorem 2a: A(Q -> P) <= 0 in weight MSE, for magnitude and a fixed grid containing 0."""
+    for s in (0.3, 0.5, 0.7):
+        for bits in (2, 3, 4):
+            p, q = Magnitude(s), RTN(bits, scale_source="dense")
+            pq, qp = (run(chain(*c), FRESH, STATS, KEY).layer for c in ((p, q), (q, p)))
+            error = [
+                np.sum(np.asarray(x.weight - FRESH.dense, np.float64) ** 2, (1, 2))
+                for x in (pq, qp)
+            ]
+            assert np.all(error[0] <= error[1] * (1 + 1e-6))
+
+
+# --------------------------------------------------------------------------------- compilation
+
+
+def _traces(members: list[Any], layers: Layer = FRESH) -> int:
+    count = 0
+
+    @jax.jit
+    def counted(method: Any, layers: Layer, stats: LayerStats) -> StageResult:
+        nonlocal count
+        count += 1
+        return jax.vmap(lambda x, s: method(x, s, KEY))(layers, stats)
+
+    for method in members:
+        counted(method, layers, STATS)
+    return count
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Magnitude, GlobalMagnitude, Wanda, lambda s: SparseGPT(s, block=BLOCK), lambda s: Joint(s, block=BLOCK)],
+)  # fmt: skip
+def test_one_program_serves_every_sparsity(make: Callable[[float], Any]) -> None:
+    assert _traces([make(s) for s in (0.1, 0.5, 0.73, 0.0)]) == 1
+
+
+@pytest.mark.parametrize(
+    "make", [RTN, lambda b: RTN(b, GridSpec(False, 8, "mse")), lambda b: GPTQ(b, block=BLOCK)]
+)
+def test_one_program_serves_every_width(make: Callable[[int], Any]) -> None:
+    assert _traces([make(b) for b in (2, 3, 8, 16)]) == 1
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [GPTQ(b, block=BLOCK) for b in (2, 4, 16)],
+        [SparseGPT(s, block=BLOCK) for s in (0.1, 0.6)],
+        [Magnitude(s, "row") for s in (0.1, 0.6)],
+        [GlobalMagnitude(s) for s in (0.1, 0.6)],
+    ],
+    ids=lambda m: m[0].name,
+)
+def test_a_family_is_its_members(members: list[Any]) -> None:
+    """``apply_family`` on two layers (stacked rows, shared factors) against one at a time."""
+    layers = {n: jax.tree.map(lambda a, i=i: a[i], FRESH) for i, n in enumerate("ab")}
+    stats = {n: jax.tree.map(lambda a, i=i: a[i], STATS) for i, n in enumerate("ab")}
+    whole = {n: versions(x) for n, x in layers.items()}
+    family = apply_family(members, whole, stats, KEY)
+    for f, member in enumerate(members):
+        alone = apply(member, layers, stats, KEY)
+        for n in layers:
+            got, expected = family[n].layer, alone[n].layer
+            assert same(got.mask[0, f], expected.mask)
+            close(got.weight[0, f], expected.weight)
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("kind", [Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint])
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, 1, float("nan")])
+def test_a_sparsity_outside_its_range_is_refused(kind: Any, sparsity: float) -> None:
+    with pytest.raises(ValueError, match=str(sparsity)):
+        kind(sparsity)
+
+
+@pytest.mark.parametrize("kind", [RTN, GPTQ, lambda b: Joint(0.5, b)])
+@pytest.mark.parametrize("bits", [1, 17, 2.5, 0, -4])
+def test_unsupported_bits_are_refused(kind: Any, bits: float) -> None:
+    with pytest.raises(ValueError, match=f"2 to 16, got {bits}"):
+        kind(bits)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Magnitude(), "needs a sparsity"),
+        (lambda: SparseGPT(0.3, NofM(2, 4)), "2:4 mask has sparsity 0.5, got 0.3"),
+        (lambda: Magnitude(0.5, "column"), "scope must be one of 'layer', 'row'; got 'column'"),
+        (lambda: Wanda(0.5, tie="first"), "tie must be one of .*'first'"),
+        (lambda: SparseGPT(0.5, on_grid="stay"), "on_grid must be one of .*'stay'"),
+        (lambda: RTN(4, mask="maybe"), "mask must be one of .*'maybe'"),
+        (lambda: GPTQ(4, scale_source="sparse"), "scale_source must be one of .*'sparse'"),
+        (lambda: GridSpec(per=0), "group size > 0, got 0"),
+        (lambda: GridSpec(per="channel"), "per must be .*'channel'"),
+        (lambda: GridSpec(clip="percentile"), "'percentile'"),  # type: ignore[arg-type]
+        (lambda: GridSpec(convention="third"), "'third'"),  # type: ignore[arg-type]
+        (lambda: GPTQ(4, GridSpec(per=8), act_order=True), "static_groups=True"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class Nine(nnx.Module):
+    """Widths 9 and 8: neither 2:4 nor groups of 4 divide the first layer."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.second = nnx.Linear(9, 8, rngs=rngs), nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(nnx.relu(self.first(x)))
+
+
+class NoLayer(nnx.Module):
+    def __init__(self) -> None:
+        self.norm = nnx.LayerNorm(4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
+
+
+X9 = np.random.default_rng(0).normal(size=(32, 9)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("method", "calibration", "options", "message"),
+    [
+        (Magnitude(scope=NofM(2, 4)), X9, {}, "layer first: its 9 inputs .* groups of 4"),
+        (RTN(4, GridSpec(per=4)), None, {}, "layer first: group size 4 does not divide its 9"),
+        (chain(RTN(4), GPTQ(4, GridSpec(per=4))), X9, {}, "layer first: group size 4"),
+        (Wanda(0.5), None, {}, "wanda looks at the layers' inputs: give calibration"),
+        (chain(RTN(4), SparseGPT(0.5)), None, {}, "sparsegpt looks at"),
+        (Wanda(0.5), [], {}, "calibration set is empty"),
+        (Wanda(0.5), X9[:0], {}, "calibration set is empty"),
+        (Wanda(0.5), [X9, X9[:0]], {}, "batch 1 has no examples"),
+        (RTN(4), [], {}, "calibration set is empty"),
+        (RTN(4), None, {"exclude": ["thrid"]}, "'thrid' matches no layer.*first, second"),
+        (RTN(4), None, {"exclude": ["*"]}, "Nine has no compressible layer"),
+        (Wanda(0.5), X9, {"calibrate": "online"}, "calibrate must be .*'online'"),
+        (Wanda(0.5), np.full_like(X9, np.inf), {}, "layer first: its inputs .* not finite"),
+    ],
+)
+def test_compress_refuses_by_name_and_value(
+    method: Any, calibration: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        compress(Nine(), method, calibration, **options)
+
+
+def test_compress_refuses_weights_that_are_not_finite() -> None:
+    model = Nine()
+    model.second.kernel[...] = model.second.kernel[...].at[2, 1].set(jnp.nan).at[0, 0].set(jnp.inf)
+    with pytest.raises(ValueError, match="layer second: 2 of its 32 weights are not finite"):
+        compress(model, RTN(4))
+
+
+def test_compress_refuses_a_model_without_layers() -> None:
+    with pytest.raises(ValueError, match="NoLayer has no compressible layer"):
+        compress(NoLayer(), RTN(4))
+
+
+def test_an_excluded_layer_may_have_any_width() -> None:
+    done = compress(Nine(), Magnitude(scope=NofM(2, 4)), exclude=["first"])
+    assert set(done.layers) == {"second"}
+    assert "first" in done.skipped
+    assert done.sparsity == 0.5
+
+
+def test_global_magnitude_ranks_the_whole_model() -> None:
+    model = Nine()
+    model.first.kernel[...] = 100 * model.first.kernel[...]
+    done = compress(model, GlobalMagnitude(0.25))
+    assert bool(jnp.all(done.layers["first"].mask))
+    assert int(jnp.sum(~done.layers["second"].mask)) == (9 * 8 + 8 * 4) // 4
+
+
+def test_the_fitted_grid_is_what_grid_says() -> None:
+    grid = fit_grid(FRESH.weight[0], 3, GridSpec(False, 8))
+    assert grid.scale.shape == (OUT, IN // 8)
+    assert set(METHODS) == set(methods())
