@@ -1,0 +1,27 @@
+"""The trained presets under the entry points ``perturb.models`` of pyproject.toml.
+
+``python -m perturb resnet-digits ...`` finds them there by name, so perturb scores our models as
+it would anyone's, and imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from experiments.train import load_or_train
+
+BATCH = 64  # calibration examples a batch
+
+
+def preset(name: str, seed: int) -> tuple[Any, list[Any]]:
+    """The preset's trained model and its calibration batches ``[<= 64, ...]``.
+
+    Trains, with a progress bar on stderr, unless there is a checkpoint. Raises ValueError for
+    data that is missing.
+    """
+    trained = load_or_train(name, seed)
+    inputs = trained.dataset.calibration.inputs
+    batches = [jnp.asarray(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
+    return trained.model, batches
