@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.analysis import summarize
 from experiments.records import Record, latest, load, write_atomic
+from experiments.report import gap_text
 from experiments.summary import (
     EQUAL,
     MEASURES,
@@ -23,6 +24,7 @@ from experiments.summary import (
 )
 
 ROOT = Path(__file__).parents[1]
+TITLES = {"natural": "accuracy / −perplexity", "log": "−NLL"}
 README = ROOT / "README.md"
 RECORDS = ROOT / "figures" / "records" / "embedded.jsonl.gz"
 
@@ -66,7 +68,9 @@ def _failures(summary: Summary) -> list[str]:
             for cell in c.failures:
                 pair = f"{c.pruner} {cell.sparsity:.0%} with {c.quantizer} {cell.bits} bit"
                 a = f"{cell.advantage:+.3g} [{cell.low:+.3g}, {cell.high:+.3g}]"
-                worst.append((abs(cell.advantage), f"| {c.model}: {pair} | {a} | {cell.gap:+.2f} |"))
+                worst.append(
+                    (abs(cell.advantage), f"| {c.model}: {pair} | {a} | {gap_text(cell)} |")
+                )
     return [row for _, row in sorted(worst, key=lambda w: -w[0])[:6]]
 
 
@@ -81,31 +85,30 @@ def findings() -> str:
         f"{records[0]['versions']['jax']}: " + "; ".join(_models(records)) + ".",
         "",
     ]
-    for scale, title in (
-        ("natural", "M = accuracy (images), −perplexity (text)"),
-        ("log", "M = −NLL"),
-    ):
+    overall = {t.scale: t for t in summary.totals if t.model is None}
+    for scale, name in TITLES.items():
+        score, tau = overall[scale].score, _estimate(overall[scale].tau)
         lines += [
-            f"**{title}**",
-            "",
-            "| model | pruner → quantizer | prune first wins | quantize first wins | open | equal "
-            "| tau of A against the gap | PIH sign right | always prune first "
-            "| always quantize first |",
-            "|---|---|--:|--:|--:|--:|---|--:|--:|--:|",
+            f"- **{name}**: PIH's sign is right in {_share(score.pih, score.counted)} of the "
+            f"{score.counted} won cells with a decided gap; *always prune first* in "
+            f"{_share(score.prune_first, score.counted)}, *always quantize first* in "
+            f"{_share(score.quantize_first, score.counted)}. Its trend: mean Kendall tau of A "
+            f"against the gap {tau} (PIH expects +1)."
         ]
-        chosen = [c for c in summary.comparisons if MEASURES[c.measure].scale == scale]
-        lines += [
-            f"| {c.model} | {c.pruner}, {c.quantizer} | {_wins(dict(c.wins))} | {_estimate(c.tau)} "
-            f"| {_score(c.score)} |"
-            for c in chosen
-        ]
-        lines += [
-            f"| **{t.model or 'all'}** | all pairs | {_wins(t.wins)} | {_estimate(t.tau)} "
-            f"| {_score(t.score)} |"
-            for t in summary.totals
-            if t.scale == scale
-        ]
-        lines.append("")
+    lines += [
+        "",
+        "| M | model | prune first wins | quantize first wins | open | equal "
+        "| tau, A against the gap | PIH sign right | always prune first | always quantize first |",
+        "|---|---|--:|--:|--:|--:|---|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {TITLES[t.scale]} | {t.model or '**all**'} | {_wins(t.wins)} | {_estimate(t.tau)} "
+        f"| {_score(t.score)} |"
+        for scale in TITLES
+        for t in summary.totals
+        if t.scale == scale
+    ]
+    lines.append("")
     failures = _failures(summary)
     if failures:
         lines += [
