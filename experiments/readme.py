@@ -128,10 +128,10 @@ def rendered(text: str) -> str:
     """The README with its generated parts made anew."""
     for name, make in BLOCKS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        body = make()
-        text, found = pattern.subn(lambda m, body=body: m[1] + body + m[2], text)
-        if not found:
+        match = pattern.search(text)
+        if match is None:
             raise ValueError(f"README.md has no block <!-- {name} -->")
+        text = text[: match.end(1)] + make() + text[match.start(2) :]
     return text
 
 
