@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import NoReturn
 
@@ -185,6 +186,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         f"({len(study.models)} models x {len(study.seeds)} seeds), calibration "
         f"{study.calibrate!r}, on {jax.devices()[0].device_kind}; records in {path}"
     )
+    prefixes = tuple(f"{model}/s{seed}/" for model in study.models for seed in study.seeds)
+    mine = methodcaller("startswith", prefixes)
     clock = Clock()
     start = time.perf_counter()
     try:
@@ -195,6 +198,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         done = finished(path)
         if done:
             console.print(f"{len(done)} cells are there already and stay as they are")
+        # finished cells count too: the estimate is of what is left
+        bar = progress.add_task("cells", total=total, completed=sum(map(mine, done)))
         for model in study.models:
             for seed in study.seeds:
                 with clock.phase("train"):
@@ -207,8 +212,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
                     )
                 console.print(_quality(trained))
                 prefix = f"{model}/s{seed}/"
-                bar = progress.add_task(f"{model} s{seed}", total=study.cells_per_run)
-                progress.update(bar, completed=sum(c.startswith(prefix) for c in done))
+                progress.update(bar, description=f"{model} s{seed}")
                 run = Run(study, trained, log, done, clock, partial(progress.advance, bar))
                 run_model(run, partial(_alone, console, path, prefix))
     failed = _report(path, folder, console)
@@ -246,8 +250,8 @@ def _alone(console: Console, path: Path, prefix: str) -> None:
     name = "accuracy" if dense["kind"] == "images" else "perplexity"
     shown = (lambda v: f"{v:.1%}") if name == "accuracy" else (lambda v: f"{v:.4g}")
     best = shown(dense["metrics"][name])
-    title = f"{prefix.rstrip('/')}: {name} of each method alone (dense {best})"
-    table = Table(title=title, title_justify="left")
+    console.print(f"{name} of each method alone (dense: {best})")
+    table = Table()
     rows: dict[str, list[tuple[str, str]]] = {}
     for r in mine:
         if r["order"] in ("P", "Q"):

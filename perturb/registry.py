@@ -56,7 +56,7 @@ def check_sparsity(sparsity: Any, scope: Any) -> None:
         return  # traced, or a stacked family: checked when its members were made
     if not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-    if isinstance(scope, NofM) and abs(sparsity - scope.sparsity) > 1e-6:
+    if isinstance(scope, NofM) and abs(float(sparsity) - scope.sparsity) > 1e-6:
         raise ValueError(
             f"a {scope} mask has sparsity {scope.sparsity:g}, got {sparsity:g}: "
             "leave the sparsity out or give that value"

@@ -52,7 +52,7 @@ class LayerStats(NamedTuple):
 class SolveReport(NamedTuple):
     """What a second-order solver did to a layer's Hessian (diagnostics, never silent)."""
 
-    damping: Array  # [], fraction of mean(diag H) finally added; nan if none was needed at all
+    damping: Array  # [], fraction of mean(diag H) finally added to the diagonal
     retries: Array  # [], times the damping was raised because the Hessian was not definite
     dead: Array  # [], columns whose input was always zero
 

@@ -1,0 +1,31 @@
+"""How much do the choices decide that a comparison of orders usually leaves unsaid?
+
+Tie rules of magnitude pruning after quantization (by index, random, by the dense weight),
+reference-aware selection, and SparseGPT on the grid it was handed (snap) or off it (release,
+whose Q->P result is no longer quantized: compare it knowing that).
+
+Run:      python -m experiments run choices
+Takes:    a few minutes on 2 CPU cores with the models cached
+"""
+
+from functools import partial
+
+from experiments.study import Study
+from perturb import RTN, Magnitude, SparseGPT
+
+STUDY = Study(
+    name="choices",
+    description="tie rules, reference-aware selection, SparseGPT on or off the grid; with RTN",
+    models=("resnet-digits", "llama-docs"),
+    pruners=(
+        Magnitude,
+        partial(Magnitude, tie="random"),
+        partial(Magnitude, tie="dense"),
+        partial(Magnitude, target="dense"),
+        SparseGPT,
+        partial(SparseGPT, on_grid="release"),
+    ),
+    sparsities=(0.3, 0.5, 0.7),
+    quantizers=(RTN,),
+    bits=(4, 3, 2),
+)
