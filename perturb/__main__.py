@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import math
 import os
 import sys
 import traceback
@@ -19,12 +20,12 @@ from typing import Any, NoReturn
 
 import jax
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from perturb import modules, registry
 from perturb.lift import CALIBRATE
-from perturb.score import ARROWS, ORDERS, LayerScore, Scores, score
+from perturb.score import ARROWS, ORDERS, Scores, score
 
 GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> (model, batches)
 FORMATS = ("table", "csv", "json")
@@ -258,3 +259,261 @@ def _load(text: str, loader: Callable[[int], Any], seed: int, exclude: list[str]
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from error
     return model, calibration, forward
+
+
+# ------------------------------------------------------------------------------------- output
+
+
+def _percent(x: float, decimals: int | None = None) -> str:
+    """100 x to three significant digits (0.0123, 1.23, 12.3, 123), or to so many decimals."""
+    p = 100 * x
+    if not math.isfinite(p):
+        return f"{p:g}".replace("inf", "∞")
+    places = _places(p) if decimals is None else decimals
+    return f"{p:.{places}f}" if p == 0 or abs(p) >= 0.5 * 10**-places else f"{p:.0e}"
+
+
+def _places(p: float) -> int:
+    return min(4, max(0, 2 - math.floor(math.log10(abs(p))))) if p else 0
+
+
+def _column(values: list[float], sign: str = "") -> list[str]:
+    """Fractions as per cent, all with the decimals that the largest needs for three digits."""
+    places = _places(100 * max((abs(v) for v in values if math.isfinite(v)), default=0.0))
+    texts = [_percent(v, places) for v in values]
+    return [sign + t if v > 0 else t for t, v in zip(texts, values, strict=True)]
+
+
+def _short(name: str, width: int) -> str:
+    """A name in at most ``width`` characters: initials of what leads to it, else a gap inside."""
+    *path, last = name.split(".")
+    if len(name) > width:
+        name = ".".join([*(part if part.isdigit() else part[0] for part in path if part), last])
+    tail = (width - 1) * 3 // 5
+    return name if len(name) <= width else f"{name[: width - 1 - tail]}…{name[-tail:]}"
+
+
+def _grid(*columns: str, gap: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _layer_table(scores: Scores, width: int) -> Table:
+    layers = (*scores.layers, scores.total)
+    columns: list[tuple[str, list[str]]] = []
+    for v in scores.total.variants:
+        columns.append((f"err %\n{ARROWS[v]}", _column([x[v].out_rel for x in layers])))
+    for v in scores.total.variants:
+        snr = [f"{x[v].snr_db:.1f}".replace("inf", "∞") for x in layers]
+        columns.append((f"SNR\n{ARROWS[v]}", snr))
+    columns.append(("\ncos", [f"{x.cosine:.2f}".replace("-0.00", "0.00") for x in layers]))
+    effects = [x.order for x in layers if x.order is not None]
+    if effects:
+        changed = [f"{100 * e.owner_changed:.1f}" for e in effects]
+        columns.append(("owner\nchg %", changed))
+        columns.append(("A_layer\npoints", _column([e.advantage_rel for e in effects], "+")))
+        columns.append(("\nbest", [ARROWS[e.prefers] for e in effects]))
+    needed = sum(max(map(len, (*head.split("\n"), *cells))) for head, cells in columns)
+    longest = max(len(x.name) for x in layers)
+    gap = 2 if width >= needed + longest + 2 * len(columns) else 1
+    room = max(8, min(longest, width - needed - gap * len(columns)))
+    table = _grid("\nlayer", *(head for head, _ in columns), gap=gap)
+    for i, layer in enumerate(layers):
+        if layer is scores.total:
+            table.add_row()
+        name = Text(_short(layer.name, room))
+        table.add_row(
+            name,
+            *(cells[i] for _, cells in columns),
+            style="bold" if layer is scores.total else None,
+        )
+    return table
+
+
+def _model_table(scores: Scores) -> Table:
+    shown = tuple(scores.outputs)
+    both = scores.total.order is not None
+    heads = [ARROWS[v] for v in shown] + (["A(Q→P)", "best"] if both else [])
+    table = _grid("whole model, calibration data", *heads, gap=2)
+    for title, field in (("KL(dense || compressed), nats", "kl"), ("logit MSE", "logit_mse")):
+        values = {v: getattr(scores.outputs[v], field) for v in shown}
+        row = [f"{x:.4g}" for x in values.values()]
+        if both:
+            row += [f"{values['PQ'] - values['QP']:+.3g}", ARROWS[_smaller(values)]]
+        table.add_row(title, *row)
+    return table
+
+
+def _smaller(values: dict[str, float]) -> str:
+    if values["PQ"] == values["QP"]:
+        return "equal"
+    return "PQ" if values["PQ"] < values["QP"] else "QP"
+
+
+def words(scores: Scores) -> tuple[str, str]:
+    """What the numbers say, in two sentences made from them: about layers, about the model."""
+    total, outputs = scores.total, scores.outputs
+    kl = {v: x.kl for v, x in outputs.items()}
+    stronger = "pruning" if kl["P"] > kl["Q"] else "quantizing"
+    if total.order is None:
+        v = next(v for v in kl if len(v) == 2)
+        summed = total["P"].out_rel + total["Q"].out_rel
+        return (
+            f"Layers: {ARROWS[v]} leaves an error of {_percent(total[v].out_rel)} % of the layers' "
+            f"output energy; the errors of P and Q alone add up to {_percent(summed)} %.",
+            f"Model: KL to the dense one is {kl[v]:.3g} nats after {ARROWS[v]}, {kl['P']:.3g} "
+            f"after P and {kl['Q']:.3g} after Q alone: {stronger} perturbs it more.",
+        )
+    effect, count = total.order, len(scores.layers)
+    wins = [x.order.prefers for x in scores.layers if x.order is not None]
+    sides = {"PQ": "prune first", "QP": "quantize first", "equal": "neither order"}
+    by_total, by_model = effect.prefers, _smaller(kl)
+    energy = total.energy or 1.0
+    layers = (
+        f"Layers: {wins.count('PQ')} of {count} prefer to prune first, {wins.count('QP')} to "
+        f"quantize first"
+        + (f", {wins.count('equal')} do not care" if "equal" in wins else "")
+        + f". Summed, P→Q leaves {_percent(total['PQ'].out_rel)} % of the output energy as error "
+        f"and Q→P {_percent(total['QP'].out_rel)} %: {sides[by_total]}"
+        + (" wins" if by_total != "equal" else " does better")
+        + f". Changed owners account for {_column([effect.by_ownership / energy], '+')[0]} points "
+        f"of A, interference for {_column([effect.interference / energy], '+')[0]}."
+    )
+    expected = "QP" if stronger == "pruning" else "PQ"
+    agrees = "agrees with the layers" if by_model == by_total else "differs from the layers"
+    verdict = {expected: "as it is here", "equal": "and here they tie"}.get(
+        by_model, "but here it is the other way round"
+    )
+    model = (
+        f"Model: KL to the dense one is {kl['PQ']:.3g} nats after P→Q, {kl['QP']:.3g} after Q→P: "
+        f"{sides[by_model]} is better, which {agrees}. Alone, {stronger} perturbs it more "
+        f"({max(kl['P'], kl['Q']):.3g} against {min(kl['P'], kl['Q']):.3g}), so the intensity "
+        f"hypothesis expects {ARROWS[expected]}, {verdict}. One pair, no error bar: "
+        "python -m experiments compares many."
+    )
+    return layers, model
+
+
+def render(scores: Scores, title: str, console: Console) -> None:
+    """The table a person reads."""
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style))
+
+    pruned = {ARROWS[v]: f"{100 * x.pruned:.1f} %" for v, x in scores.total.variants.items()}
+    del pruned["Q"]
+    same = len(set(pruned.values())) == 1
+    sparsity = pruned["P"] if same else ", ".join(f"{p} {v}" for v, p in pruned.items())
+    alone = f", {len(scores.skipped)} left alone" if scores.skipped else ""
+    say(title, "bold")
+    say(
+        f"{scores.total.size:,} weights in {len(scores.layers)} layers{alone}; "
+        f"{sparsity} pruned; calibrate={scores.calibrate}\n"
+    )
+    console.print(_layer_table(scores, console.width))
+    legend = (
+        "\nerr: E|dW x|² / E|W x|²; SNR: |W|² / |dW|² in dB; cos: between dW of P and of Q alone"
+    )
+    if scores.total.order is not None:
+        legend += (
+            "; owner chg: weights that only one order prunes; A_layer = err(P→Q) − err(Q→P), "
+            "> 0: quantize first is better"
+        )
+    say(legend + "\n", "dim")
+    console.print(_model_table(scores))
+    for variant, told in scores.solver.items():
+        raised = [n for n, r in told.items() if r["retries"]]
+        if raised:
+            say(
+                f"{ARROWS[variant]}: the damping of {len(raised)} Hessians had to be raised, "
+                f"first: {raised[0]}",
+                "yellow",
+            )
+    say("")
+    for sentence in words(scores):
+        say(sentence)
+
+
+def _text(scores: Scores, form: str, title: str) -> str:
+    if form == "csv":
+        return scores.to_csv()
+    if form == "json":
+        return scores.to_json()
+    stream = io.StringIO()
+    render(scores, title, Console(file=stream, width=int(os.environ.get("COLUMNS") or PIPED)))
+    return stream.getvalue()
+
+
+def _compilation_cache() -> None:
+    """Keep compiled programs between runs: compiling is most of what a small model costs."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        root = os.environ.get("PERTURB_CACHE") or f"{base}/compression-order"
+        jax.config.update("jax_compilation_cache_dir", str(Path(root).expanduser() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def run(argv: list[str]) -> None:
+    """Check, load, measure, write; raises :class:`BadInput` for what the user can put right."""
+    arguments = _parser().parse_args(argv)
+    if arguments.list or arguments.model == "methods":
+        print(_methods_text())
+        return
+    if arguments.model == "models":
+        print("\n".join(_installed()) or "none: run pip install -e . again")
+        return
+    if arguments.model is None:
+        raise BadInput("MODEL is missing: a name that 'models' lists, or FILE.py:FUNCTION")
+    pruner = _method("--prune", arguments.prune, "pruner")
+    quantizer = _method("--quantize", arguments.quantize, "quantizer")
+    out: Path | None = arguments.out
+    if arguments.seed < 0:
+        raise BadInput(f"--seed {arguments.seed}: must be 0 or more")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        what = "is a folder: name a file in it" if out.is_dir() else "lies in no existing folder"
+        raise BadInput(f"--out {out} {what}")
+    loader = _loader(arguments.model)
+    _compilation_cache()
+    model, calibration, forward = _load(arguments.model, loader, arguments.seed, arguments.exclude)
+    title = f"{arguments.model}: P = {arguments.prune}, Q = {arguments.quantize}"
+    with Console(stderr=True, emoji=False).status(Text(f"measuring {title}")):
+        try:
+            scores = score(
+                model,
+                pruner,
+                quantizer,
+                calibration,
+                order=arguments.order,
+                calibrate=arguments.calibrate,
+                key=arguments.seed,
+                exclude=arguments.exclude,
+                forward=forward,
+            )
+        except ValueError as error:
+            raise BadInput(f"MODEL {arguments.model}: {error}") from error
+    if out is not None:
+        try:
+            out.write_text(_text(scores, arguments.format, title), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"cannot write --out {out}: {error.strerror}") from error
+        print(out)
+    elif arguments.format == "table" and sys.stdout.isatty():
+        render(scores, title, Console())
+    else:
+        sys.stdout.write(_text(scores, arguments.format, title))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0 done, 2 bad input. Anything else raises: Python's 1, with a traceback."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -186,7 +186,9 @@ def _features(module: Any, spec: LayerSpec, x: Array) -> Array:
         place |= {d: i - len(after) for i, d in enumerate(after if dots else "")}
         axes = [place[d] for d in names]
     else:
-        axes = list(module.axis) if isinstance(module, nnx.LinearGeneral) else [-1]
+        axes = [-1]
+        if isinstance(module, nnx.LinearGeneral):  # which contracts its axes in ascending order
+            axes = sorted(a % x.ndim for a in module.axis)
     return jnp.moveaxis(x, axes, range(-len(axes), 0)).reshape(-1, n_in)
 
 

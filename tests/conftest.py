@@ -6,10 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 Array = jax.Array
+
+
+def numpy_init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Normal weights drawn by numpy: jax would compile its generator anew for every shape."""
+    seed = 0 if key is None else np.asarray(jax.random.key_data(key))
+    draws = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(draws / np.sqrt(np.prod(shape[:-1])), dtype)
 
 
 class ScaledLinear(nnx.Linear):
@@ -21,9 +29,15 @@ class ScaledLinear(nnx.Linear):
 
 class Block(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
-        self.attention = nnx.MultiHeadAttention(2, width, decode=False, rngs=rngs)
-        self.mix = nnx.Einsum("bti,hio->btho", (2, width, 3), (2, 3), rngs=rngs)
-        self.out = nnx.LinearGeneral((2, 3), width, axis=(-2, -1), rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            2, width, decode=False, kernel_init=numpy_init, rngs=rngs
+        )
+        self.mix = nnx.Einsum(
+            "bti,hio->btho", (2, width, 3), (2, 3), kernel_init=numpy_init, rngs=rngs
+        )
+        self.out = nnx.LinearGeneral(
+            (2, 3), width, axis=(-2, -1), kernel_init=numpy_init, rngs=rngs
+        )
 
     def __call__(self, x: Array) -> Array:
         x = x + self.attention(x)
@@ -35,7 +49,7 @@ class UserModel(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         def conv(window: tuple[int, int], **options: Any) -> nnx.Conv:
-            return nnx.Conv(3, 12, window, rngs=rngs, **options)
+            return nnx.Conv(3, 12, window, kernel_init=numpy_init, rngs=rngs, **options)
 
         self.stems = nnx.List(
             [
@@ -69,4 +83,4 @@ def user_model() -> UserModel:
 
 @pytest.fixture(scope="session")
 def images() -> Array:
-    return jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
+    return jnp.asarray(np.random.default_rng(1).normal(size=(16, 8, 8, 3)), jnp.float32)

@@ -47,6 +47,7 @@ CASES = compressors()
 NAMES = sorted(CASES)
 STATES = ("fresh", "pruned", "quantized")
 KEY = jax.random.key(0)
+FULL_TENSOR = GridSpec(per="tensor", convention="full")
 TIED = 3  # the index of the layer with tied weights, which the laws about rows leave out
 F32 = np.finfo(np.float32).eps
 
@@ -71,9 +72,18 @@ FRESH, STATS = _stack()
 
 
 @jax.jit
-def run(method: Any, layers: Layer, stats: LayerStats, key: jax.Array) -> StageResult:
-    """A method on a stack of layers; compiled once per method's statics and layer structure."""
+def _run(method: Any, layers: Layer, stats: LayerStats, key: jax.Array) -> StageResult:
     return jax.vmap(lambda layer, s: method(layer, s, key))(layers, stats)
+
+
+def run(method: Any, layers: Layer, stats: LayerStats, key: jax.Array) -> StageResult:
+    """A method on a stack of layers; compiled once per method's statics and layer structure.
+
+    Quantizers lay a new grid and do not look at an old one: without it, one program less.
+    """
+    if isinstance(stages_of(method)[0], RTN | GPTQ | Joint):
+        layers = layers._replace(grid=None)
+    return _run(method, layers, stats, key)
 
 
 def in_order(*stages: Any, layer: Layer = FRESH) -> Layer:
@@ -99,6 +109,7 @@ def result(name: str, before: str) -> StageResult:
 
 def same(a: Any, b: Any) -> bool:
     """The same to the last bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in pairs)
 
@@ -275,7 +286,7 @@ def test_quantizing_twice_with_a_dense_scale_is_quantizing_once(kind: Any, spec:
     except where the range lies on the grid: see the next test."""
     method = kind(3, spec, scale_source="dense")
     once = run(method, FRESH, STATS, KEY).layer
-    twice = run(method, once._replace(grid=None), STATS, KEY).layer
+    twice = run(method, once, STATS, KEY).layer
     dead = np.asarray(jax.vmap(jnp.diagonal)(STATS.gram)) == 0
     assert dead.any()
     assert same(twice.weight, once.weight)
@@ -283,18 +294,19 @@ def test_quantizing_twice_with_a_dense_scale_is_quantizing_once(kind: Any, spec:
 
 
 @pytest.mark.parametrize(
-    "spec", [GridSpec(convention="full"), GridSpec(False), GridSpec(False, 8), GridSpec(True, 8, convention="full")]
-)  # fmt: skip
+    "spec",
+    [GridSpec(convention="full"), GridSpec(False), GridSpec(False, 8), FULL_TENSOR],
+)
 def test_rtn_refits_the_same_grid_where_the_range_lies_on_it(spec: GridSpec) -> None:
     once = run(RTN(4, spec), FRESH, STATS, KEY).layer
-    twice = run(RTN(4, spec), once._replace(grid=None), STATS, KEY).layer
+    twice = run(RTN(4, spec), once, STATS, KEY).layer
     close(twice.weight, once.weight, 4 * F32)
 
 
 def test_rtn_with_the_half_convention_shrinks_when_refitted() -> None:
     """Its absmax lies half way between two codes, so it is never on its own grid."""
     once = run(RTN(3), FRESH, STATS, KEY).layer
-    twice = run(RTN(3), once._replace(grid=None), STATS, KEY).layer
+    twice = run(RTN(3), once, STATS, KEY).layer
     assert not same(twice.weight, once.weight)
 
 
@@ -406,9 +418,7 @@ def test_the_grid_is_the_same_where_the_absmax_survives() -> None:
         assert np.array_equal(weight[survives], expected[survives])
 
 
-@pytest.mark.parametrize(
-    "spec", [GridSpec(convention="full"), GridSpec(convention="full", per="tensor")]
-)
+@pytest.mark.parametrize("spec", [GridSpec(convention="full"), FULL_TENSOR])
 def test_the_order_is_free_where_the_second_stage_does_nothing(spec: GridSpec) -> None:
     """Theorem 2a: if all that is pruned rounds to 0, both orders give Q(w), and A = 0 exactly."""
     p, q = Magnitude(0.25, "row"), RTN(2, spec)
@@ -448,7 +458,7 @@ def test_in_weight_error_pruning_first_never_loses_on_one_fixed_grid(s: float, b
     pq, qp = (np.asarray(x.weight, np.float64) for x in (in_order(p, q), in_order(q, p)))
     pq, qp = (np.sum((x - np.asarray(FRESH.dense)) ** 2, -1) for x in (pq, qp))  # [layers, rows]
     assert np.all(pq <= qp * (1 + 1e-6))
-    assert np.any(pq < qp * (1 - 1e-6))
+    assert bits == 2 or np.any(pq < qp * (1 - 1e-6))  # at 2 bits most of a row rounds to 0
 
 
 # --------------------------------------------------------------------------------- compilation
@@ -457,10 +467,10 @@ def test_in_weight_error_pruning_first_never_loses_on_one_fixed_grid(s: float, b
 def compilations(members: list[Any]) -> int:
     """How many programs running the members on fresh layers adds."""
     run(members[0], FRESH, STATS, KEY)
-    before = run._cache_size()
+    before = _run._cache_size()
     for method in members[1:]:
         run(method, FRESH, STATS, KEY)
-    return run._cache_size() - before
+    return _run._cache_size() - before
 
 
 @pytest.mark.parametrize("name", names(Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint))

@@ -42,7 +42,7 @@ def by_sorting(score: np.ndarray, k: np.ndarray, tie: np.ndarray | None = None) 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_smallest_k_is_what_sorting_says(dtype: Any, data: Any) -> None:
     score = data.draw(scores(dtype))
     k = data.draw(hnp.arrays(np.int32, ROWS, elements=st.integers(0, N)))
@@ -72,7 +72,7 @@ def test_smallest_k_at_every_size_and_end(n: int) -> None:
     tie=st.one_of(st.none(), scores(np.float32, (5, 4))),
     k=st.integers(0, 4),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_ranking_by_pairs_is_the_same_selection(
     score: np.ndarray, tie: np.ndarray | None, k: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_ranking_by_pairs_is_the_same_selection(
 @given(n=st.integers(0, 2_000_000_000), ppm=st.integers(0, 999_999))
 @example(n=100, ppm=290_000)  # float32 floor(100 * 0.29) is 28
 @example(n=2_000_000_000, ppm=999_999)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_prune_count_is_the_exact_floor(n: int, ppm: int) -> None:
     exact = int(n * Fraction(ppm, 1_000_000))
     assert int(prune_count(n, ppm / 1_000_000)) == exact
@@ -97,7 +97,7 @@ def test_prune_count_is_the_exact_floor(n: int, ppm: int) -> None:
     sparsity=st.sampled_from([0.0, 0.25, 0.5, 0.77, 0.99]),
     scope=st.sampled_from(["layer", "row", NofM(1, 4), NofM(2, 3)]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_mask_is_never_undone_and_counts_what_was_there(
     score: np.ndarray, already: np.ndarray, sparsity: float, scope: str | NofM
 ) -> None:
