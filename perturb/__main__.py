@@ -115,7 +115,8 @@ def _kind(method: Any) -> str:
 
 def _method(option: str, text: str | None, role: str) -> Any:
     known = sorted(n for n, cls in registry.methods().items() if _kind(cls) == role)
-    example = "wanda:0.5" if role == "pruner" else "gptq:4"
+    usual = "0.5" if role == "pruner" else "4"
+    example = f"{'wanda' if role == 'pruner' else 'gptq'}:{usual}"
     if text is None:
         raise BadInput(f"{option} is missing: name a {role} ({', '.join(known)}), as in {example}")
     name, _, amount = text.split(",")[0].partition(":")
@@ -128,7 +129,7 @@ def _method(option: str, text: str | None, role: str) -> Any:
     given = {s.partition("=")[0] for s in text.split(",")[1:]}
     if not amount and not given & {"bits", "sparsity", "scope"}:
         what = "sparsity" if role == "pruner" else "number of bits"
-        raise BadInput(f"{option} {text}: the {what} is missing, as in {name}:{example[-3:]}")
+        raise BadInput(f"{option} {text}: the {what} is missing, as in {name}:{usual}")
     try:
         method = registry.parse(text)
     except ValueError as error:
@@ -336,12 +337,12 @@ def _model_table(scores: Scores) -> Table:
     shown = tuple(scores.outputs)
     both = scores.total.order is not None
     heads = [ARROWS[v] for v in shown] + (["A(Q→P)", "best"] if both else [])
-    table = _grid("whole model, calibration data", *heads, gap=2)
-    for title, field in (("KL(dense || compressed), nats", "kl"), ("logit MSE", "logit_mse")):
+    table = _grid("whole model", *heads, gap=2)
+    for title, field in (("KL to the dense, nats", "kl"), ("logit MSE", "logit_mse")):
         values = {v: getattr(scores.outputs[v], field) for v in shown}
-        row = [f"{x:.4g}" for x in values.values()]
+        row = [f"{x:.3g}" for x in values.values()]
         if both:
-            row += [f"{values['PQ'] - values['QP']:+.3g}", ARROWS[_smaller(values)]]
+            row += [f"{values['PQ'] - values['QP']:+.2g}", ARROWS[_smaller(values)]]
         table.add_row(title, *row)
     return table
 
@@ -419,7 +420,7 @@ def render(scores: Scores, title: str, console: Console) -> None:
     if scores.total.order is not None:
         legend += (
             "; owner chg: weights that only one order prunes; A_layer = err(P→Q) − err(Q→P), "
-            "> 0: quantize first is better"
+            "> 0: quantize first is better; whole model: outputs on the calibration data"
         )
     say(legend + "\n", "dim")
     console.print(_model_table(scores))

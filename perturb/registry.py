@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ METHODS: dict[str, type] = {}
 LEAVES = ("sparsity", "bits")  # traced: one compilation serves all ratios and bit widths
 
 
+@dataclass_transform(frozen_default=True)
 def method(name: str) -> Callable[[type[T]], type[T]]:
     """Make a class a compression method: frozen, a pytree, and known by name."""
 

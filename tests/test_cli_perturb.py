@@ -10,10 +10,13 @@ import sys
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from experiments.models.presets import PRESETS
+from perturb import RTN, Magnitude
 from perturb import __main__ as door
 from perturb.__main__ import GROUP, main, words
 from perturb.score import score
@@ -64,9 +67,13 @@ def surroundings(monkeypatch, tmp_path):
     (tmp_path / "neighbour.py").write_text("WIDTH = 16\n")
     (tmp_path / "syntax.py").write_text("def load(:\n")
     monkeypatch.chdir(tmp_path)
+    yield
+    for name in ("mine", "neighbour"):
+        sys.modules.pop(name, None)
 
 
 METHODS = ("--prune", "wanda:0.5", "--quantize", "gptq:4")
+CSV, JSON = ("--format", "csv"), ("--format", "json")
 
 
 def out(capsys, *argv: str) -> str:
@@ -98,20 +105,16 @@ def test_the_table_fits_its_width(capsys, monkeypatch, columns):
 
 
 def test_csv_and_json_parse(capsys):
-    rows = list(csv.DictReader(io.StringIO(out(capsys, "mine.py:load", *METHODS, *F("csv")))))
-    told = json.loads(out(capsys, "mine.py:load", *METHODS, *F("json")))
+    rows = list(csv.DictReader(io.StringIO(out(capsys, "mine.py:load", *METHODS, *CSV))))
+    told = json.loads(out(capsys, "mine.py:load", *METHODS, *JSON))
     assert [r["layer"] for r in rows] == ["first", "second", "total"]
     assert float(rows[2]["pq_kl"]) == told["outputs"]["PQ"]["kl"]
     assert float(rows[2]["advantage"]) == told["total"]["order"]["advantage"]
     assert told["pruner"] == {"name": "wanda", **told["pruner"]}
 
 
-def F(name: str) -> tuple[str, str]:  # noqa: N802
-    return "--format", name
-
-
 def test_options_reach_the_score(capsys):
-    argv = ("mine.py:load", "--prune", "magnitude:2:4", "--quantize", "rtn:3,per=8", *F("json"))
+    argv = ("mine.py:load", "--prune", "magnitude:2:4", "--quantize", "rtn:3,per=8", *JSON)
     told = json.loads(
         out(capsys, *argv, "--order", "pq", "--exclude", "sec*", "--calibrate", "dense")
     )
@@ -125,20 +128,20 @@ def test_options_reach_the_score(capsys):
 
 
 def test_the_seed_reaches_the_users_function(capsys):
-    one, two = (out(capsys, "mine.py:load", *METHODS, *F("csv"), "--seed", s) for s in ("0", "1"))
+    one, two = (out(capsys, "mine.py:load", *METHODS, *CSV, "--seed", s) for s in ("0", "1"))
     assert one != two
 
 
-def test_a_module_and_a_forward_of_ones_own(capsys, tmp_path):
-    sys.path.insert(0, str(tmp_path))
-    assert out(capsys, "mine:with_forward", *METHODS, *F("csv")) == out(
-        capsys, "mine.py:load", *METHODS, *F("csv")
+def test_a_module_and_a_forward_of_ones_own(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert out(capsys, "mine:with_forward", *METHODS, *CSV) == out(
+        capsys, "mine.py:load", *METHODS, *CSV
     )
 
 
 def test_out_writes_a_file(capsys, tmp_path):
     file = tmp_path / "scores.csv"
-    assert out(capsys, "mine.py:load", *METHODS, *F("csv"), "--out", str(file)) == f"{file}\n"
+    assert out(capsys, "mine.py:load", *METHODS, *CSV, "--out", str(file)) == f"{file}\n"
     assert len(list(csv.DictReader(file.open()))) == 3
 
 
@@ -231,13 +234,25 @@ def test_every_preset_that_needs_no_file_is_declared(monkeypatch, capsys):
     assert out(capsys, "models").split() == list(declared)
 
 
-def test_a_preset_by_name(monkeypatch, capsys, tmp_path):
+def test_a_preset_by_name(monkeypatch, capsys):
     installed(monkeypatch)
-    monkeypatch.setenv("PERTURB_CACHE", str(tmp_path))
-    assert main(["tiny-resnet", "--prune", "magnitude:0.5", "--quantize", "rtn:4"]) == 0
-    captured = capsys.readouterr()
-    assert "tiny-resnet: P = magnitude:0.5" in captured.out
-    assert list(tmp_path.glob("models/tiny-resnet-seed0-*.safetensors"))
+    asked = []
+
+    def trained(name, seed):  # tests/test_train.py trains; here only the way to it is looked at
+        from mine import load
+
+        asked.append((name, seed))
+        model, batches = load(seed)
+        calibration = SimpleNamespace(inputs=np.concatenate([*batches] * 3))  # 96 examples
+        return SimpleNamespace(model=model, dataset=SimpleNamespace(calibration=calibration))
+
+    monkeypatch.setattr("experiments.entry.load_or_train", trained)
+    monkeypatch.syspath_prepend(Path.cwd())
+    from experiments.entry import preset
+
+    assert [len(b) for b in preset("tiny-resnet", 2)[1]] == [64, 32]
+    assert "tiny-resnet: P = wanda:0.5" in out(capsys, "tiny-resnet", *METHODS, "--seed", "2")
+    assert asked == [("tiny-resnet", 2)] * 2
 
 
 def test_a_preset_whose_data_is_missing(monkeypatch, capsys):
@@ -252,11 +267,10 @@ def test_a_preset_whose_data_is_missing(monkeypatch, capsys):
     assert "MODEL resnet-fashion: no folder" in capsys.readouterr().err
 
 
-def test_the_sentences_follow_the_numbers(tmp_path):
+def test_the_sentences_follow_the_numbers(monkeypatch):
     """What is said of a score is what its numbers say, whichever way they point."""
+    monkeypatch.syspath_prepend(Path.cwd())
     from mine import load
-
-    from perturb import RTN, Magnitude
 
     model, batches = load()
     told = [score(model, Magnitude(s), RTN(b), batches) for s, b in ((0.3, 2), (0.8, 8), (0, 4))]

@@ -11,6 +11,8 @@ derived here, see THEORY.md, "Closed forms to reproduce" and theorem 2b.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
@@ -29,7 +31,7 @@ PRUNE_SNR = {
 }
 GRID_SNR = {2: "8.26", 3: "13.9", 4: "19.26", 5: "24.5", 6: "29.8", 8: "40.6"}
 
-SCAN = 400  # steps tried before the search by golden section
+SCAN = 200  # steps tried before the search by golden section
 GOLDEN = 60  # each step keeps 0.618 of the bracket: to rounding
 INVERSE_PHI = (5**0.5 - 1) / 2
 
@@ -74,6 +76,7 @@ def grid_error(step: Array, bits: int) -> Array:
     return 1 + jnp.sum(level**2 * mass + 2 * level * density, -1)
 
 
+@partial(jax.jit, static_argnames=("bits", "dtype"))
 def optimal_step(bits: int, dtype: jnp.dtype = jnp.float64) -> tuple[Array, Array]:
     """The step of least :func:`grid_error`, and that error.
 
@@ -83,7 +86,7 @@ def optimal_step(bits: int, dtype: jnp.dtype = jnp.float64) -> tuple[Array, Arra
     if bits not in range(2, 13):
         raise ValueError(f"bits must be a whole number from 2 to 12, got {bits}")
     steps = jnp.geomspace(jnp.asarray(2.0, dtype), 16.0, SCAN) * 2.0**-bits
-    best = jnp.clip(jnp.argmin(jax.lax.map(lambda d: grid_error(d, bits), steps)), 1, SCAN - 2)
+    best = jnp.clip(jnp.argmin(grid_error(steps, bits)), 1, SCAN - 2)
 
     def shrink(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
