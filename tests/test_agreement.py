@@ -250,8 +250,7 @@ def test_a_family_shares_one_hessian_and_changes_nothing() -> None:
     ):
         stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *methods)
         family = jax.vmap(run, (0, None, None))(stacked, layer, stats)
-        double = lambda a: a if a.dtype == bool else 2 * a  # noqa: E731
-        layers = jax.tree.map(lambda a, double=double: jnp.stack([a, double(a)]), layer)
+        layers = jax.tree.map(lambda a: jnp.stack([a, a if a.dtype == bool else 2 * a]), layer)
         nested = jax.vmap(jax.vmap(run, (0, None, None)), (None, 0, None))(stacked, layers, stats)
         for i, method in enumerate(methods):
             alone = run(method, layer, stats).layer
