@@ -11,7 +11,9 @@ import inspect
 import io
 import math
 import os
+import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -158,7 +160,11 @@ def _methods_text() -> str:
             for f in dataclasses.fields(cls)
             if f.name not in (*registry.LEAVES, "grid")
         ]
-        lines += [f"{name:<17} {_kind(cls):<10} {doc}", f"{'':<28} {', '.join(defaults)}"]
+        lines += textwrap.wrap(f"{name:<17} {_kind(cls):<14}{doc}", 100, subsequent_indent=" " * 32)
+        indent = " " * 32
+        lines += textwrap.wrap(
+            ", ".join(defaults), 100, initial_indent=indent, subsequent_indent=indent
+        )
     return "\n".join([*lines, "", "Write them as name:amount,setting=value; --help has examples."])
 
 
@@ -286,10 +292,12 @@ def _column(values: list[float], sign: str = "") -> list[str]:
 
 
 def _short(name: str, width: int) -> str:
-    """A name in at most ``width`` characters: initials of what leads to it, else a gap inside."""
-    *path, last = name.split(".")
+    """A name in at most ``width`` characters: initials of what leads to it, else a gap inside.
+
+    Numbers stay whole, ``layer1.0.conv2`` is ``l1.0.conv2``: they tell layers apart.
+    """
     if len(name) > width:
-        name = ".".join([*(part if part.isdigit() else part[0] for part in path if part), last])
+        name = re.sub(r"([^\W\d])[^.]*?(\d*)\.", r"\1\2.", name)
     tail = (width - 1) * 3 // 5
     return name if len(name) <= width else f"{name[: width - 1 - tail]}…{name[-tail:]}"
 
@@ -510,9 +518,12 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 done, 2 bad input. Anything else raises: Python's 1, with a traceback."""
     try:
         run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

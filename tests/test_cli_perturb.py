@@ -104,6 +104,16 @@ def test_the_table_fits_its_width(capsys, monkeypatch, columns):
     assert "…" not in text
 
 
+@pytest.mark.parametrize("width", [12, 20, 40])
+def test_shortened_names_stay_different(width):
+    names = [f"layer{i}.{j}.conv{k}" for i in (1, 12) for j in (0, 1) for k in (1, 2)]
+    names += [f"layers.{i}.self_attn.{m}_proj" for i in (0, 11) for m in "qkvo"]
+    short = [door._short(name, width) for name in names]
+    assert max(map(len, short)) <= width
+    if width > 12:
+        assert len(set(short)) == len(names)
+
+
 def test_csv_and_json_parse(capsys):
     rows = list(csv.DictReader(io.StringIO(out(capsys, "mine.py:load", *METHODS, *CSV))))
     told = json.loads(out(capsys, "mine.py:load", *METHODS, *JSON))
@@ -215,7 +225,7 @@ def test_help_and_lists_teach(capsys):
         assert word in text
     listed = out(capsys, "methods")
     assert out(capsys, "--list") == listed
-    for line in ("wanda             pruner     Wanda: remove", "gptq              quantizer"):
+    for line in ("wanda             pruner        Wanda: remove", "gptq              quantizer"):
         assert line in listed
     assert "act_order=false" in listed
 
