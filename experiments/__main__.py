@@ -269,7 +269,8 @@ def _alone(console: Console, path: Path, prefix: str) -> None:
 def _report(path: Path, folder: Path, console: Console) -> int:
     """Print and store the findings; returns how many cells failed."""
     from experiments.analysis import render, summarize
-    from experiments.records import load, write_atomic
+    from experiments.records import load
+    from perturb.files import write_atomic
 
     summary = summarize(load(path))
     write_atomic(folder / "summary.json", summary.to_json())

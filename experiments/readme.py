@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from experiments.analysis import summarize
-from experiments.records import Record, latest, load, write_atomic
+from experiments.records import Record, latest, load
 from experiments.report import gap_text
 from experiments.summary import (
     EQUAL,
@@ -22,6 +22,7 @@ from experiments.summary import (
     Score,
     Summary,
 )
+from perturb.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 TITLES = {"natural": "accuracy / −perplexity", "log": "−NLL"}

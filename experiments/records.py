@@ -16,19 +16,20 @@ Needs the standard library and numpy only: figures and analysis read records wit
 from __future__ import annotations
 
 import base64
-import contextlib
 import fcntl
 import gzip
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from perturb.files import sync_folder
+from perturb.files import write_atomic as write_atomic  # for those who read records only
 
 SCHEMA = 1
 KINDS = ("images", "text")
@@ -226,7 +227,7 @@ class RecordLog:
         try:
             self._lock()
             self._mend()
-            _sync_folder(self.path.parent)  # the new name itself must survive a power cut
+            sync_folder(self.path.parent)  # the new name itself must survive a power cut
         except BaseException:
             self.close()
             raise
@@ -293,33 +294,3 @@ class RecordLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a whole file or none: a sibling temporary file, synced, then renamed over it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode() if isinstance(data, str) else data
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-            umask = os.umask(0)  # mkstemp's 0600 would hide the result from other users
-            os.umask(umask)
-            os.fchmod(file.fileno(), 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from matplotlib.figure import Figure
+
 from experiments.analysis import summarize
 from experiments.records import load, write_atomic
-from figures.manifest import DRAWINGS, SCALES, jobs
+from figures.manifest import DRAWINGS, SCALES, THEORY, jobs
 from figures.style import FORMATS, to_bytes
 
 EPILOG = """\
@@ -20,6 +24,9 @@ examples:
       every figure of a study, one file a model and measure
   python -m figures heatmap --records results/embedded/records.jsonl --measure log --format svg
       one kind of figure, with M = -NLL, which 2-bit models do not blow up
+
+  python -m figures --theory results/theory/verify.json --out docs/figures
+      what a verification of the theorems found (phase, affine, margins)
 
 measures: natural (accuracy for images, -perplexity for text), log (-NLL), kl (-KL to the dense
 model; no intervals), all. A(Q->P) > 0 means that quantizing first is better.
@@ -48,10 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"list, or any of {', '.join(DRAWINGS)}; all if none",
+        help=f"list, or any of {', '.join((*DRAWINGS, *THEORY))}; all if none",
     )
     parser.add_argument(
         "--records", type=Path, help="records.jsonl (or .jsonl.gz), or the study's folder"
+    )
+    parser.add_argument(
+        "--theory", type=Path, metavar="FILE", help="verify.json of python -m theory, instead"
     )
     parser.add_argument("--out", type=Path, help="folder to write to, made if needed")
     parser.add_argument("--format", default="png", choices=FORMATS, help="default: png")
@@ -79,7 +89,37 @@ def _listing() -> str:
     lines = []
     for drawing in DRAWINGS.values():
         lines += [f"{drawing.name:<10} {drawing.shows}", f"{'':<10} needs {drawing.needs}"]
+    for name, (shows, _) in THEORY.items():
+        lines += [f"{name:<10} {shows}", f"{'':<10} needs verify.json of python -m theory verify"]
     return "\n".join(lines)
+
+
+def _write(figure: Figure, path: Path, format: str) -> None:
+    try:
+        write_atomic(path, to_bytes(figure, format))
+    except PermissionError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}") from error
+    print(path)
+
+
+def _draw_theory(arguments: argparse.Namespace) -> None:
+    """The figures of a verification's record."""
+    file: Path = arguments.theory
+    try:
+        raw = file.read_bytes()
+        record = json.loads(gzip.decompress(raw) if file.suffix == ".gz" else raw)
+    except OSError as error:
+        raise BadInput(
+            f"--theory {file}: {error.strerror}; python -m theory verify writes it"
+        ) from error
+    except ValueError as error:
+        raise BadInput(f"--theory {file} is no JSON: {error}") from error
+    if not isinstance(record, dict) or not {"statements", "phase", "affine"} <= record.keys():
+        raise BadInput(f"--theory {file} is no record of python -m theory verify")
+    for name in dict.fromkeys(arguments.names) or THEORY:
+        figure = THEORY[name][1](record)
+        if figure is not None:
+            _write(figure, arguments.out / f"{name}.{arguments.format}", arguments.format)
 
 
 def run(argv: list[str]) -> None:
@@ -88,15 +128,24 @@ def run(argv: list[str]) -> None:
     if arguments.names == ["list"]:
         print(_listing())
         return
-    unknown = [name for name in arguments.names if name not in DRAWINGS]
+    known = DRAWINGS if arguments.theory is None else THEORY
+    unknown = [name for name in arguments.names if name not in known]
     if unknown:
-        raise BadInput(f"no figure named {unknown[0]!r}: there are {', '.join(DRAWINGS)}")
+        other = THEORY if known is DRAWINGS else DRAWINGS
+        hint = "; it needs " + ("--theory" if known is DRAWINGS else "--records")
+        raise BadInput(
+            f"no figure named {unknown[0]!r}{hint if unknown[0] in other else ''}: there are "
+            f"{', '.join(known)}"
+        )
     if arguments.out is None:
         raise BadInput("--out is missing: name the folder to write the figures to")
     if arguments.replicates < 1:
         raise BadInput(f"--replicates {arguments.replicates}: must be at least 1")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise BadInput(f"--out {arguments.out} is a file, not a folder")
+    if arguments.theory is not None:
+        _draw_theory(arguments)
+        return
     file = _records_file(arguments.records)
     try:
         summary = summarize(load(file), replicates=arguments.replicates)
@@ -112,12 +161,7 @@ def run(argv: list[str]) -> None:
         raise BadInput(f"{file} has no cell with both orders: nothing to draw yet")
     for job in todo:
         figure = job.drawing.draw(summary, job.model, job.scale)
-        path = arguments.out / job.filename(arguments.format)
-        try:
-            write_atomic(path, to_bytes(figure, arguments.format))
-        except PermissionError as error:
-            raise BadInput(f"cannot write {path}: {error.strerror}") from error
-        print(path)
+        _write(figure, arguments.out / job.filename(arguments.format), arguments.format)
     if summary.problems:
         print(f"{len(summary.problems)} left out or missing, first: {summary.problems[0]}")
 

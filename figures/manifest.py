@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.summary import Summary
-from figures import advantage, heatmap
+from figures import advantage, affine, heatmap, margins, phase
 
 SCALES = ("natural", "log", "kl")
 
@@ -39,6 +40,14 @@ DRAWINGS = {
             heatmap.draw,
         ),
     )
+}
+
+
+# Of the record that ``python -m theory verify`` writes, one file each; None: nothing to draw in it.
+THEORY: dict[str, tuple[str, Callable[[dict[str, Any]], Figure | None]]] = {
+    "phase": ("which order wins over (pruned, bits), for stages that see less or more", phase.draw),
+    "affine": ("the affine law of A against Monte Carlo and against real grids", affine.draw),
+    "margins": ("how far every bound is from failing, sampled and attacked", margins.draw),
 }
 
 

@@ -5,31 +5,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import importlib
-import importlib.util
-import inspect
 import io
 import math
 import os
 import re
 import sys
 import textwrap
-import traceback
-from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perturb import modules, registry
+from perturb import registry, sources
 from perturb.lift import CALIBRATE
 from perturb.score import ARROWS, ORDERS, Scores, score
+from perturb.sources import BadInput
 
-GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> (model, batches)
 FORMATS = ("table", "csv", "json")
 PIPED = 100  # columns of a table that does not go to a terminal, unless COLUMNS says otherwise
 
@@ -65,10 +58,6 @@ calibration (--calibrate), the inputs that a stage sees:
 Compiled programs and models are kept in $PERTURB_CACHE, else in ~/.cache/compression-order: the
 second time is faster. exit codes: 0 done, 2 bad input (one line on stderr), 1 failure of ours.
 """
-
-
-class BadInput(Exception):
-    """Something the user can put right; its text is the one line they read."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,106 +155,6 @@ def _methods_text() -> str:
             ", ".join(defaults), 100, initial_indent=indent, subsequent_indent=indent
         )
     return "\n".join([*lines, "", "Write them as name:amount,setting=value; --help has examples."])
-
-
-# ------------------------------------------------------------------------------------- MODEL
-
-Loaded = tuple[Any, Any, modules.Forward]
-
-
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _loader(text: str) -> Callable[[int], Any]:
-    """What gives (model, batches) for a seed; found, but not called yet."""
-    source, colon, function = text.rpartition(":")
-    if not colon:
-        return _preset(text)
-    if not source.endswith(".py") and os.sep not in source:
-        module = _user_code(text, lambda: importlib.import_module(source))
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise BadInput(f"MODEL {text}: there is no file {source}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise BadInput(f"MODEL {text}: {source} is no Python file (.py)")
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(path.parent.resolve()))  # as for a script: its neighbours import
-        run = spec.loader.exec_module
-        _user_code(text, lambda: run(module))
-    made = getattr(module, function, None)
-    if not callable(made):
-        raise BadInput(f"MODEL {text}: {source} has no function {function!r}")
-    takes_seed = "seed" in inspect.signature(made).parameters
-    return lambda seed: _user_code(text, lambda: made(seed=seed) if takes_seed else made())
-
-
-def _preset(name: str) -> Callable[[int], Any]:
-    known = _installed()
-    if name not in known:
-        names = ", ".join(known) or (
-            "none: entry points come with an installation, run pip install -e . again"
-        )
-        function = f"; for a file say which function, {name}:FUNCTION" if ".py" in name else ""
-        raise BadInput(
-            f"MODEL {name}: no model of that name is installed (installed: {names}){function}; "
-            "your own model is FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, see --help"
-        )
-    try:
-        made = known[name].load()
-    except (ImportError, AttributeError) as error:
-        raise BadInput(
-            f"MODEL {name}: its entry point {known[name].value} does not load ({error}); "
-            "run pip install -e . again"
-        ) from error
-
-    def load(seed: int) -> Any:
-        try:
-            return made(name, seed)
-        except (ValueError, OSError) as error:
-            raise BadInput(f"MODEL {name}: {error}") from error
-
-    return load
-
-
-def _user_code(text: str, run: Callable[[], Any]) -> Any:
-    """Run what the user wrote; an exception there is theirs, told with its last line."""
-    try:
-        return run()
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
-        raise BadInput(f"MODEL {text}: {type(error).__name__}: {error} ({where})") from error
-
-
-def _load(text: str, loader: Callable[[int], Any], seed: int, exclude: list[str]) -> Loaded:
-    """The model, its batches and how to run it; refused here if it cannot be run at all."""
-    made = loader(seed)
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
-        raise BadInput(
-            f"MODEL {text}: it must return (model, calibration batches), or these two and "
-            f"forward; it returned {type(made).__name__}"
-            + (f" of {len(made)}" if isinstance(made, (tuple, list)) else "")
-        )
-    model, calibration, forward = made if len(made) == 3 else (*made, modules.call)
-    try:
-        specs, _ = modules.find_layers(model, exclude=exclude)
-        batch = modules.batches_of(calibration)[0]
-    except ValueError as error:
-        raise BadInput(f"MODEL {text}: {error}") from error
-    try:
-        modules.call_order(model, specs, batch, forward)
-    except ValueError as error:
-        raise BadInput(f"MODEL {text}: on its first calibration batch: {error}") from error
-    except Exception as error:
-        shapes = ", ".join(str(getattr(a, "shape", a)) for a in jax.tree.leaves(batch))
-        raise BadInput(
-            f"MODEL {text}: it cannot be run on its first calibration batch, of shape {shapes}: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
-    return model, calibration, forward
 
 
 # ------------------------------------------------------------------------------------- output
@@ -455,15 +344,6 @@ def _text(scores: Scores, form: str, title: str) -> str:
     return stream.getvalue()
 
 
-def _compilation_cache() -> None:
-    """Keep compiled programs between runs: compiling is most of what a small model costs."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        root = os.environ.get("PERTURB_CACHE") or f"{base}/compression-order"
-        jax.config.update("jax_compilation_cache_dir", str(Path(root).expanduser() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
 def run(argv: list[str]) -> None:
     """Check, load, measure, write; raises :class:`BadInput` for what the user can put right."""
     arguments = _parser().parse_args(argv)
@@ -471,7 +351,7 @@ def run(argv: list[str]) -> None:
         print(_methods_text())
         return
     if arguments.model == "models":
-        print("\n".join(_installed()) or "none: run pip install -e . again")
+        print("\n".join(sources.installed()) or "none: run pip install -e . again")
         return
     if arguments.model is None:
         raise BadInput("MODEL is missing: a name that 'models' lists, or FILE.py:FUNCTION")
@@ -483,9 +363,11 @@ def run(argv: list[str]) -> None:
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         what = "is a folder: name a file in it" if out.is_dir() else "lies in no existing folder"
         raise BadInput(f"--out {out} {what}")
-    loader = _loader(arguments.model)
-    _compilation_cache()
-    model, calibration, forward = _load(arguments.model, loader, arguments.seed, arguments.exclude)
+    loader = sources.loader(arguments.model)
+    sources.compilation_cache()
+    model, calibration, forward = sources.load(
+        arguments.model, loader, arguments.seed, arguments.exclude
+    )
     title = f"{arguments.model}: P = {arguments.prune}, Q = {arguments.quantize}"
     with Console(stderr=True, emoji=False).status(Text(f"measuring {title}")):
         try:

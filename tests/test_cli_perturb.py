@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from experiments.models.presets import PRESETS
-from perturb import RTN, Magnitude
+from perturb import RTN, Magnitude, sources
 from perturb import __main__ as door
-from perturb.__main__ import GROUP, main, words
+from perturb.__main__ import main, words
 from perturb.score import score
+from perturb.sources import GROUP
 
 PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 
@@ -234,7 +235,7 @@ def installed(monkeypatch) -> dict[str, str]:
     """The entry points as pyproject.toml declares them, installed or not."""
     declared = PYPROJECT["project"]["entry-points"][GROUP]
     points = [EntryPoint(name, value, GROUP) for name, value in declared.items()]
-    monkeypatch.setattr(door, "entry_points", lambda group: points)
+    monkeypatch.setattr(sources, "entry_points", lambda group: points)
     return declared
 
 

@@ -16,7 +16,7 @@ import pytest
 from experiments.data import digits, docstrings, fashion, textfile
 from experiments.data._extract import docstrings as extract
 from experiments.data.augment import random_distortions, random_rotations, rotation, warp
-from experiments.data.cache import cache_dir, write_atomically
+from experiments.data.cache import cache_dir
 from experiments.data.load import load
 from experiments.data.trigram import trigram_bits_per_byte
 from experiments.data.types import Split, content_hash
@@ -327,20 +327,6 @@ def test_hash_sees_types_shapes_and_borders():
 def test_a_split_must_be_consistent():
     with pytest.raises(ValueError, match="2 inputs, 3 targets and 2 clusters"):
         Split(np.zeros(2), np.zeros(3), np.zeros(2))
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    path = tmp_path / "folder" / "file"
-    write_atomically(path, b"old")
-
-    def full(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in path.parent.iterdir()] == ["file"]
 
 
 def test_cache_folder_is_chosen_by_the_environment(monkeypatch, tmp_path):

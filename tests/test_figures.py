@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.colors
@@ -66,9 +67,12 @@ def test_figures_meet_records_and_findings_only():
     for part in ("records", "summary", "report", "comparison", "analysis"):
         for name in imports(folder.parent / "experiments" / f"{part}.py"):
             assert not name.startswith(("jax", "flax", "optax", "experiments.models"))
-            assert name == "perturb.intensity" or not name.startswith("perturb")
-    for name in imports(folder.parent / "perturb" / "intensity.py"):
-        assert name.split(".")[0] in ("__future__", "typing", "numpy")
+            assert name.startswith(("perturb.intensity", "perturb.files")) or not name.startswith(
+                "perturb"
+            )
+    for part in ("intensity", "files"):
+        for name in imports(folder.parent / "perturb" / f"{part}.py"):
+            assert name.split(".")[0] in {"numpy", *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("format", style.FORMATS)

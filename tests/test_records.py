@@ -6,7 +6,6 @@ import gzip
 import json
 import multiprocessing
 import os
-import stat
 
 import numpy as np
 import pytest
@@ -192,22 +191,3 @@ def test_latest_prefers_a_success_and_seconds_do_not_count():
     slow = good | {"seconds": {"total": 9.0}}
     assert slow != good
     assert records.without_seconds(slow) == records.without_seconds(good)
-
-
-def test_write_atomic_replaces_whole_files_and_cleans_up(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "figure.png"
-    records.write_atomic(path, b"one")
-    records.write_atomic(path, "two")
-    assert path.read_text() == "two"
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-    def fail(*_):
-        raise OSError("no")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no"):
-        records.write_atomic(path, "three")
-    assert path.read_text() == "two"
-    assert [p.name for p in path.parent.iterdir()] == ["figure.png"]

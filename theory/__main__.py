@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+import time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
 
+import jax
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from theory import gaussian, ownership
+from perturb.files import write_atomic
+from theory import affine_measure, phase, report
+from theory.statement import Statement
+from theory.verify import Programs, finding_record, plain, verify
 
+NAMES = (
+    "gaussian",
+    "ownership",
+    "rounding",
+    "affine",
+    "aware",
+    "compensation",
+    "interference",
+    "ordering",
+    "composability",
+    "propagation",
+)
+INSTANCES = 100_000
+MODELS = ("resnet-digits", "vit-digits", "llama-docs")
 EPILOG = """\
 examples:
   python -m theory
-      what there is, with sources
+      the statements, with sources
   python -m theory verify
-      check all of it: closed forms digit by digit, identities on many instances
-  python -m theory verify ownership --instances 100000 --seed 7
-      one of them, on other instances
+      all of them: proofs, 100000 instances each, attacks, counterexamples, phase diagrams; under
+      two minutes on two cores. Writes verify.json, report.md and figures to results/theory
+  python -m theory verify rounding affine --instances 1e7 --seed 7
+      two of them, on more and other instances (chunked: memory does not grow)
+  python -m theory models resnet-digits
+      how far trained models keep the assumptions: layer independence, one kappa, zero-mean noise
 
 exit codes: 0 everything marked as holding holds, 1 something does not, 2 bad input.
 """
@@ -35,84 +63,21 @@ class _Parser(argparse.ArgumentParser):
         raise BadInput(f"{message}; see python -m theory --help")
 
 
-@dataclass(frozen=True)
-class Settings:
-    instances: int
-    seed: int
+def statement(name: str) -> Statement:
+    """The statement of a module of this package."""
+    return import_module(f"theory.{name}").STATEMENT
 
 
-@dataclass(frozen=True)
-class Statement:
-    """``check`` prints what it looked at and says whether it holds."""
-
-    name: str
-    says: str
-    source: str
-    check: Callable[[Settings, Console], bool]
-
-
-def _check_gaussian(_: Settings, console: Console) -> bool:
-    rows = [
-        (f"prune {c:.1%}", gaussian.prune_snr_db(c), printed)
-        for c, printed in gaussian.PRUNE_SNR.items()
-    ]
-    rows += [
-        (f"{bits}-bit grid", gaussian.grid_snr_db(bits), printed)
-        for bits, printed in gaussian.GRID_SNR.items()
-    ]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("Gaussian weights", no_wrap=True)
-    for head in ("SNR, dB", "THEORY.md", ""):
-        table.add_column(head, justify="right", no_wrap=True)
-    holds = True
-    for name, value, printed in rows:
-        same = reproduces(value, printed)
-        holds &= same
-        table.add_row(name, f"{value:.6f}", printed, "same digits" if same else "DIFFERS")
-    console.print(table)
-    return holds
-
-
-def reproduces(value: float, printed: str) -> bool:
-    """Whether a value rounds to a printed number, digit by digit."""
-    return f"{value:.{len(printed.partition('.')[2])}f}" == printed
-
-
-def _check_ownership(settings: Settings, console: Console) -> bool:
-    random = ownership.check_random(settings.instances, seed=settings.seed)
-    exact = ownership.check_exact(seed=settings.seed)
-    for name, result, allowed in (
-        (
-            "float64, random instances of 64 units",
-            random,
-            f"smallest margin {random.margin:.3g} of what rounding may do",
-        ),
-        ("exact fractions, all pairs of owner sets of 4 units", exact, "equality exact"),
-    ):
-        counts = f"{result.instances:,} instances, {result.failures:,} fail"
-        console.print(f"{name}: {counts}; {allowed}", highlight=False)
-        if result.counterexample:
-            console.print(f"  first: {result.counterexample}", markup=False, highlight=False)
-    return random.holds and exact.holds
-
-
-STATEMENTS = {
-    s.name: s
-    for s in (
-        Statement(
-            "gaussian",
-            "SNR of pruning and of the MSE-optimal uniform grid on Gaussian weights, closed form",
-            "derived here; compared with Kuzmin et al., arXiv 2307.02973",
-            _check_gaussian,
-        ),
-        Statement(
-            "ownership",
-            "theorem 1: only units whose owner changes with the order carry the advantage",
-            "Kim et al., arXiv 2603.18426",
-            _check_ownership,
-        ),
-    )
-}
+def _whole(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        raise BadInput(
+            f"--instances {text}: must be a whole number, as in 1000000 or 1e6"
+        ) from None
+    if not value.is_integer() or value < 1:
+        raise BadInput(f"--instances {text}: must be a whole number of at least 1")
+    return int(value)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,44 +87,185 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", default="list", help="list (default) or verify")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="statements to verify; all if none"
+        "command", nargs="?", default="list", help="list (default), verify or models"
     )
-    parser.add_argument("--instances", type=int, default=10_000, metavar="N", help="10000")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="statements or models; all if none"
+    )
+    parser.add_argument("--instances", default=str(INSTANCES), metavar="N", help=f"{INSTANCES}")
     parser.add_argument("--seed", type=int, default=0, help="of the random instances (0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/theory"), help="folder (results/theory)"
+    )
+    parser.add_argument("--no-figures", action="store_true", help="numbers only")
     return parser
+
+
+def _list(names: list[str], console: Console) -> None:
+    for name in names:
+        s = statement(name)
+        console.print(f"{name:<14}{s.title}", highlight=False, markup=False)
+        console.print(f"{'':<14}source: {s.source}", highlight=False, markup=False)
+
+
+def _cache() -> None:
+    """Keep compiled programs between runs: compiling is most of what a verification costs."""
+    from perturb.sources import compilation_cache
+
+    compilation_cache()
+
+
+def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) -> int:
+    console, start = Console(), time.perf_counter()
+    statements = [statement(name) for name in names]
+    columns = (
+        TextColumn("{task.description:<13}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    records = []
+    whole = names == list(NAMES)
+    # instances, then as many again for the proof, the attack and what is measured
+    total = 2 * instances * sum(len(s.families) for s in statements)
+    programs = Programs(statements, instances)
+    err = Console(stderr=True)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
+        for s in statements:
+            progress.update(bar, description=s.name)
+            advance = partial(progress.advance, bar)
+            records.append(verify(s, instances, seed, programs, advance))
+            progress.advance(bar, instances * len(s.families))
+        progress.update(bar, description="phase" if whole else "")
+        diagrams = phase.diagrams(jax.random.key(seed)) if whole else []
+    record = plain(
+        {
+            "statements": records,
+            "phase": {
+                "diagrams": [_diagram(d) for d in diagrams],
+                "findings": [finding_record(f) for f in phase.findings(diagrams)],
+            },
+            "affine": affine_measure.curves(seed),
+            "settings": {"instances": instances, "seed": seed},
+            "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
+            "device": jax.default_backend(),
+            "seconds": time.perf_counter() - start,
+        }
+    )
+    file = out / "verify.json"
+    write_atomic(file, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+    figures = _draw(file, out / "figures") if draw else []
+    relative = [os.path.relpath(f, out) for f in figures]
+    write_atomic(out / "report.md", report.markdown(record, relative))
+    _print(record, console)
+    console.print(f"\n{report.setting(record)}", highlight=False)
+    console.print(f"{out / 'report.md'}: proofs, margins, counterexamples", highlight=False)
+    failed = [r for r in records if not r["holds"]]
+    for r in failed:
+        print(f"{r['name']} does not hold: {'; '.join(r['failures'])}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _diagram(d: phase.Phase) -> dict[str, Any]:
+    arrays = ("advantage", "error", "gap", "never", "sign")
+    return {
+        "stage": d.stage,
+        "rho": d.rho,
+        "weights": d.weights,
+        "bits": list(d.bits),
+        **{name: getattr(d, name).tolist() for name in arrays},
+    }
+
+
+def _draw(file: Path, out: Path) -> list[str]:
+    """A process of its own: figures are drawn from the record, never from what is in memory."""
+    drawn = subprocess.run(
+        [sys.executable, "-m", "figures", "--theory", str(file), "--out", str(out)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return drawn.stdout.split("\n")[:-1]
+
+
+def _print(record: dict[str, Any], console: Console) -> None:
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(report.COLUMNS):
+        grid.add_column(column, justify="left" if i in (0, 1, 5) else "right")
+    for row in report.summary_rows(record):
+        grid.add_row(*(escape(cell.replace("**", "")) for cell in row))
+    console.print(grid)
+    console.print()
+    for f in report.findings(record):
+        if f["verdict"] != "measured":
+            colour = {"holds": "green", "narrower": "yellow", "false": "red"}[f["verdict"]]
+            console.print(
+                f"[{colour}]{f['verdict']:<8}[/] {escape(f['name'])}: {escape(f['says'])}",
+                highlight=False,
+            )
+
+
+def _models(names: list[str], seed: int, out: Path) -> int:
+    from theory import assumptions
+
+    console, err = Console(), Console(stderr=True)
+    results: dict[str, Any] = {}
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("", total=None)
+        for name in names:
+            progress.update(bar, description=name)
+            results[name] = assumptions.measure_named(name, seed)
+    found = [finding_record(f) for f in assumptions.findings(results)]
+    record = plain(
+        {
+            "models": results,
+            "findings": found,
+            "settings": {"seed": seed},
+            "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
+            "device": jax.default_backend(),
+        }
+    )
+    file = out / "models.json"
+    write_atomic(file, json.dumps(record, ensure_ascii=False, allow_nan=False))
+    for f in found:
+        console.print(f"{f['verdict']:<9} {f['name']}: {f['says']}", highlight=False, markup=False)
+    console.print(f"{file}", highlight=False)
+    return 0
 
 
 def run(argv: list[str]) -> int:
     """The exit code; raises :class:`BadInput`."""
     arguments = _parser().parse_args(argv)
-    console = Console()
-    if arguments.command not in ("list", "verify"):
-        raise BadInput(f"no command {arguments.command!r}: there are list and verify")
-    unknown = [n for n in arguments.names if n not in STATEMENTS]
-    if unknown:
-        raise BadInput(f"no statement {unknown[0]!r}: there are {', '.join(STATEMENTS)}")
-    if arguments.instances < 1:
-        raise BadInput(f"--instances {arguments.instances}: must be at least 1")
+    if arguments.command not in ("list", "verify", "models"):
+        raise BadInput(f"no command {arguments.command!r}: there are list, verify and models")
+    instances = _whole(arguments.instances)
     if arguments.seed < 0:
         raise BadInput(f"--seed {arguments.seed}: must be 0 or more")
-    names = list(dict.fromkeys(arguments.names)) or list(STATEMENTS)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise BadInput(f"--out {arguments.out} is a file, not a folder")
+    names = list(dict.fromkeys(arguments.names))
+    if arguments.command == "models":
+        from perturb import sources
+
+        try:
+            for name in names:
+                sources.loader(name)  # refuse an unknown name before any long work
+            _cache()
+            return _models(names or list(MODELS), arguments.seed, arguments.out)
+        except sources.BadInput as error:
+            raise BadInput(str(error)) from error
+    unknown = [n for n in names if n not in NAMES]
+    if unknown:
+        raise BadInput(f"no statement {unknown[0]!r}: there are {', '.join(NAMES)}")
     if arguments.command == "list":
-        for name in names:
-            statement = STATEMENTS[name]
-            console.print(f"{name:<10} {statement.says}", highlight=False, markup=False)
-            console.print(f"{'':<10} source: {statement.source}", highlight=False, markup=False)
+        _list(names or list(NAMES), Console())
         return 0
-    failed = []
-    for name in names:
-        console.print(f"[bold]{name}[/]: {STATEMENTS[name].says}", highlight=False)
-        holds = STATEMENTS[name].check(Settings(arguments.instances, arguments.seed), console)
-        console.print("holds\n" if holds else "[bold red]DOES NOT HOLD[/]\n")
-        failed += [] if holds else [name]
-    if failed:
-        print(f"does not hold: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    _cache()
+    return _verify(
+        names or list(NAMES), instances, arguments.seed, arguments.out, not arguments.no_figures
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

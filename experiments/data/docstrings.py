@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from experiments.data.cache import cache_dir, write_atomically
+from experiments.data.cache import cache_dir
 from experiments.data.types import Dataset, content_hash
 from experiments.data.windows import PARTS, text_dataset
+from perturb.files import write_atomic
 
 PACKAGES = ("numpy", "scipy", "sympy", "matplotlib", "jax")
 SPLIT_RULE = "sha256(module name) mod 100: 0-5 test, 6-8 calibration, else train"
@@ -136,7 +137,7 @@ def _write(path: Path, texts: dict[str, bytes]) -> None:
     digest = content_hash(*(texts[part] for part in PARTS))
     buffer = io.BytesIO()
     np.savez(buffer, hash=np.array(digest), **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def _read(path: Path) -> dict[str, bytes] | None:

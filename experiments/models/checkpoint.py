@@ -17,8 +17,8 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from experiments.data.cache import write_atomically
 from experiments.models.presets import Preset
+from perturb.files import write_atomic
 
 
 class CorruptCheckpoint(Exception):
@@ -45,7 +45,7 @@ def write(path: Path, model: nnx.Module, metadata: dict[str, Any]) -> None:
     """``metadata`` holds plain JSON values."""
     weights = tensors(model)
     header = {"hash": weights_hash(weights), "metadata": json.dumps(metadata)}
-    write_atomically(path, save(weights, header))
+    write_atomic(path, save(weights, header))
 
 
 def read(path: Path, preset: Preset) -> tuple[nnx.Module, dict[str, Any]] | None:
