@@ -6,6 +6,8 @@ typed; a test compares the two.
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -23,10 +25,12 @@ from experiments.summary import (
     Summary,
 )
 from perturb.files import write_atomic
+from theory import report
 
 ROOT = Path(__file__).parents[1]
 TITLES = {"natural": "accuracy / −perplexity", "log": "−NLL"}
 README = ROOT / "README.md"
+THEORY = ROOT / "figures" / "records" / "theory.json.gz"
 RECORDS = ROOT / "figures" / "records" / "embedded.jsonl.gz"
 
 
@@ -122,7 +126,15 @@ def findings() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"findings": findings}
+def theory() -> str:
+    """What the stored verification of the statements found, as Markdown."""
+    record = json.loads(gzip.decompress(THEORY.read_bytes()))
+    lines = [report.setting(record), "", *report.summary_table(record), ""]
+    lines += [*report.verdict_table(record)]
+    return "\n".join(lines)
+
+
+BLOCKS = {"findings": findings, "theory": theory}
 
 
 def rendered(text: str) -> str:

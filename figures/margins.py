@@ -38,7 +38,7 @@ def draw(record: dict[str, Any]) -> Figure | None:
         figure.text(
             0.012,
             1 - 0.12 / tall,
-            f"{sampled:,} instances, {failed or 'no'} violations; bounds are loose for most",
+            f"{sampled:,} instances, {failed or 'no'} violations",
             size=13,
             weight="bold",
             va="top",

@@ -69,21 +69,26 @@ def draw(record: dict[str, Any]) -> Figure | None:
             figure,
             "P, Q: pruning / quantizing first wins (mean A beyond two standard errors). "
             "=: A is 0 in every row. Black line: where both methods alone do equal harm;\nthe "
-            "intensity hypothesis (PIH) says P above the line (quantization the stronger) and Q "
-            "below it.",
+            "intensity hypothesis (PIH) says P to the left of it (quantization is the stronger), Q "
+            "to the right.",
         )
     return figure
 
 
 def title(diagrams: list[dict[str, Any]]) -> str:
-    """The takeaway, from the data."""
-    wins: dict[str, tuple[int, int]] = {}
+    """The takeaway, from the data: how often the gap has the right sign, and who wins where."""
+    wins: dict[str, np.ndarray] = {}
+    right = won = 0
     for d in diagrams:
         sign = np.asarray(d["sign"])
-        p, q = wins.get(d["stage"], (0, 0))
-        wins[d["stage"]] = (p + int(np.sum(sign < 0)), q + int(np.sum(sign > 0)))
-    parts = [f"{stage} {p}:{q}" for stage, (p, q) in wins.items()]
-    return "Who sees what decides the order, not the gap. Cells won P:Q first, " + ", ".join(parts)
+        decided = sign != 0
+        right += int(np.sum((sign == np.sign(d["gap"])) & decided))
+        won += int(np.sum(decided))
+        here = np.array([np.sum(sign < 0), np.sum(sign > 0)])
+        wins[d["stage"]] = wins.get(d["stage"], 0) + here
+    parts = ", ".join(f"{stage} {p}:{q}" for stage, (p, q) in wins.items())
+    share = f"{right / won:.0%}" if won else "none"
+    return f"The gap foretells {share} of the cells won. Won by P:Q first, {parts}"
 
 
 def _panel(ax: Axes, d: dict[str, Any], norm: SymLogNorm) -> None:

@@ -12,6 +12,9 @@ from flax import nnx
 
 Array = jax.Array
 
+# One program at a time: see theory.__main__._prepare.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 
 def numpy_init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Normal weights drawn by numpy: jax would compile its generator anew for every shape."""

@@ -425,7 +425,7 @@ def toy(sides, relation="<=", size=3, **options) -> Family:
 def test_chunks_count_every_instance_once(monkeypatch):
     monkeypatch.setattr(sweep, "CHUNK", 100)
     family = toy(lambda p: Sides(p.x[0], jnp.asarray(0.9), jnp.ones(())))
-    program = sweep.compiled(family, 250)
+    program = sweep.compiled(family)
     done = []
     check = sweep.sweep([family], [program], 250, jax.random.key(0), done.append)
     (claim,) = check.claims
@@ -440,14 +440,14 @@ def test_chunks_count_every_instance_once(monkeypatch):
 
 def test_not_a_number_fails_and_0_below_0_is_vacuous():
     nan = toy(lambda p: Sides(p.x[0] / jnp.where(p.x[0] < 0.5, 0.0, 1.0) * 0, p.x[0], jnp.ones(())))
-    found = sweep.sweep([nan], [sweep.compiled(nan, 400)], 400, jax.random.key(0)).claims[0]
+    found = sweep.sweep([nan], [sweep.compiled(nan)], 400, jax.random.key(0)).claims[0]
     assert 100 < found.failures < 300
     assert found.margin == -np.inf
     zero = toy(lambda p: Sides(jnp.zeros(()), jnp.zeros(()), jnp.ones(())))
-    found = sweep.sweep([zero], [sweep.compiled(zero, 50)], 50, jax.random.key(0)).claims[0]
+    found = sweep.sweep([zero], [sweep.compiled(zero)], 50, jax.random.key(0)).claims[0]
     assert (found.failures, found.vacuous) == (0, 50)
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        sweep.sweep([zero], [sweep.compiled(zero, 1)], 0, jax.random.key(0))
+        sweep.sweep([zero], [sweep.compiled(zero)], 0, jax.random.key(0))
 
 
 @pytest.mark.parametrize("smooth", [True, False])
@@ -460,11 +460,11 @@ def test_the_attack_finds_what_sampling_misses(smooth):
         return Sides(jnp.asarray(1e-6), distance, jnp.ones(()))
 
     family = toy(sides, smooth=smooth)
-    sampled = sweep.sweep([family], [sweep.compiled(family, 2000)], 2000, jax.random.key(0))
+    sampled = sweep.sweep([family], [sweep.compiled(family)], 2000, jax.random.key(0))
     assert sampled.holds
-    attack = search.search(
-        [family], [search.compiled(family)], [sweep.compiled(family, 1)], 1, jax.random.key(0)
-    )
+    program, slope = sweep.compiled(family), search.slope(family)
+    assert (slope is not None) == smooth
+    attack = search.search([family], [program], [slope], jax.random.key(0))
     assert not attack.holds
     assert attack.margin == pytest.approx(-1e-6, rel=0.01)
     assert attack.claims[0].where.instance["x"] == pytest.approx(np.asarray(target), abs=1e-3)

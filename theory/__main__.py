@@ -109,11 +109,16 @@ def _list(names: list[str], console: Console) -> None:
         console.print(f"{'':<14}source: {s.source}", highlight=False, markup=False)
 
 
-def _cache() -> None:
-    """Keep compiled programs between runs: compiling is most of what a verification costs."""
+def _prepare() -> None:
+    """Before jax starts: keep compiled programs between runs, and run one program at a time.
+
+    On few cores XLA's CPU client has been seen to wait for itself when programs are dispatched
+    while others are in flight (all of its threads parked, nothing running); inline they cannot.
+    """
     from perturb.sources import compilation_cache
 
     compilation_cache()
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) -> int:
@@ -129,7 +134,7 @@ def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) 
     whole = names == list(NAMES)
     # instances, then as many again for the proof, the attack and what is measured
     total = 2 * instances * sum(len(s.families) for s in statements)
-    programs = Programs(statements, instances)
+    programs = Programs(statements)
     err = Console(stderr=True)
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("", total=total)
@@ -252,7 +257,7 @@ def run(argv: list[str]) -> int:
         try:
             for name in names:
                 sources.loader(name)  # refuse an unknown name before any long work
-            _cache()
+            _prepare()
             return _models(names or list(MODELS), arguments.seed, arguments.out)
         except sources.BadInput as error:
             raise BadInput(str(error)) from error
@@ -262,7 +267,7 @@ def run(argv: list[str]) -> int:
     if arguments.command == "list":
         _list(names or list(NAMES), Console())
         return 0
-    _cache()
+    _prepare()
     return _verify(
         names or list(NAMES), instances, arguments.seed, arguments.out, not arguments.no_figures
     )

@@ -128,9 +128,7 @@ def _smaller_noise(x: Setting) -> Sides:
         return _noise_average(lambda e: weight.moment(0, -cut - e, cut - e), sigma)
 
     # Newton from t: the density of |w + noise| at the cut is 2 f(t) up to O(v)
-    cut = t
-    for _ in range(4):
-        cut = cut - (mass(cut) - p) / (2 * weight.pdf(cut))
+    cut = jax.lax.fori_loop(0, 4, lambda _, c: c - (mass(c) - p) / (2 * weight.pdf(c)), t)
 
     def extra(e: Array) -> Array:
         low, high = -cut - e, cut - e

@@ -54,13 +54,20 @@ def curves(seed: int) -> dict[str, Any]:
         mean, error = monte_carlo(seed, points, v)
         gap_mean, gap_error = monte_carlo(seed + 1, np.array(fixed), noises)
         normal = rounding_measure.grid_table(Normal())
-        law = noise_advantage(jnp.asarray(p)[None], jnp.asarray(v)[:, None])
-        gap = noise_gap(jnp.asarray(fixed)[:, None], jnp.asarray(1.0), jnp.asarray(noises))
-        straight = noise_advantage(jnp.asarray(fixed)[:, None], jnp.asarray(noises))
-        m = gaussian.prune_error(jnp.asarray(rounding_measure.SPARSITIES))[:, None]
-        by_law = noise_advantage(
-            jnp.asarray(rounding_measure.SPARSITIES)[:, None], m - jnp.asarray(normal["gap"])
-        )
+
+        @jax.jit
+        def lines() -> tuple[jax.Array, ...]:
+            pruned = jnp.asarray(rounding_measure.SPARSITIES)[:, None]
+            at = jnp.asarray(fixed)[:, None]
+            noise = gaussian.prune_error(pruned) - jnp.asarray(normal["gap"])  # E_Q of each grid
+            return (
+                noise_advantage(jnp.asarray(p)[None], jnp.asarray(v)[:, None]),
+                noise_gap(at, jnp.asarray(1.0), jnp.asarray(noises)),
+                noise_advantage(at, jnp.asarray(noises)),
+                noise_advantage(pruned, noise),
+            )
+
+        law, gap, straight, by_law = lines()
         return {
             "turn": TURN,
             "p": p,
@@ -84,18 +91,26 @@ def curves(seed: int) -> dict[str, Any]:
 
 
 def measure(key: Array) -> tuple[Finding, ...]:
-    rows = []
-    for density in DENSITIES:
-        t = turning_threshold(density)
-        with jax.enable_x64(True):
-            p = float(2 * density.moment(0, jnp.zeros(()), jnp.asarray(t)))
-        rows.append((density.name, "never" if math.isinf(t) else f"{t:.3f}", f"{p:.4f}"))
+    pruned, v = np.array([0.1, 0.3, 0.5, 0.7, 0.9]), np.array([1e-3, 1e-2, 1e-1, 0.5])
+    fine = np.linspace(0.005, 0.995, 991)
+    turns = [turning_threshold(density) for density in DENSITIES]
+
+    @jax.jit
+    def numbers() -> tuple[Any, ...]:
+        at_turn = [
+            2 * f.moment(0, jnp.zeros(()), jnp.asarray(t))
+            for f, t in zip(DENSITIES, turns, strict=True)
+        ]
+        law = noise_advantage(jnp.asarray(pruned)[:, None], jnp.asarray(v))
+        return at_turn, law, jnp.diff(noise_advantage(jnp.asarray(fine), jnp.asarray(1.0)))
+
     with jax.enable_x64(True):
-        pruned, v = np.array([0.1, 0.3, 0.5, 0.7, 0.9]), np.array([1e-3, 1e-2, 1e-1, 0.5])
+        at_turn, law, slope = jax.device_get(numbers())
         mean, error = monte_carlo(int(jax.random.key_data(key)[-1]), pruned, v)
-        law = np.asarray(noise_advantage(jnp.asarray(pruned)[:, None], jnp.asarray(v)))
-        fine = np.linspace(0.005, 0.995, 991)
-        slope = np.diff(np.asarray(noise_advantage(jnp.asarray(fine), jnp.asarray(1.0))))
+    rows = [
+        (density.name, "never" if math.isinf(t) else f"{t:.3f}", f"{float(p):.4f}")
+        for density, t, p in zip(DENSITIES, turns, at_turn, strict=True)
+    ]
     off = np.abs(mean - law) / error
     falling = float(fine[:-1][slope < 0].max(initial=0))
     rising = float(fine[1:][slope > 0].max(initial=0))

@@ -13,6 +13,8 @@ from theory.closed_forms import expected_advantage, noise_advantage, small_noise
 from theory.densities import Normal, Uniform
 from theory.statement import Counterexample, Proof
 
+Array = jax.Array
+
 
 def prove() -> Proof:
     s2, v, t, y, p = sympy.symbols("s2 v t y p", positive=True)
@@ -64,15 +66,20 @@ def necessity() -> tuple[Counterexample, ...]:
     w = (Fraction(1), Fraction(11, 10))
     noise = (Fraction(0), -half)
     prune_1, prune_2 = w[0] ** 2 + noise[1] ** 2, w[1] ** 2 + noise[0] ** 2
+    uniform = Uniform()
+
+    @jax.jit
+    def numbers(p: Array, step: Array, v: Array) -> tuple[Array, ...]:
+        return (
+            expected_advantage(Normal(), p, step, 7),
+            noise_advantage(p, densities.round_error(Normal(), step, 7)),
+            small_noise_advantage(uniform, p, v) / uniform.variance,
+            noise_advantage(p, v / uniform.variance),
+        )
+
     with jax.enable_x64(True):
-        p = jnp.asarray(0.3)
-        step = jnp.asarray(1.5)
-        rounded = float(expected_advantage(Normal(), p, step, 7))
-        v = float(densities.round_error(Normal(), step, 7))
-        law = float(noise_advantage(p, jnp.asarray(v)))
-        uniform = Uniform()
-        flat = float(small_noise_advantage(uniform, p, jnp.asarray(1e-4)) / uniform.variance)
-        normal = float(noise_advantage(p, jnp.asarray(1e-4 / uniform.variance)))
+        found = numbers(jnp.asarray(0.3), jnp.asarray(1.5), jnp.asarray(1e-4))
+        rounded, law, flat, normal = (float(x) for x in found)
     return (
         Counterexample(
             "the noise is independent of the weight",

@@ -180,7 +180,7 @@ class Uniform:
         return jnp.where(jnp.abs(x) <= 1, 0.5, 0.0)
 
     def moment(self, k: int, a: Array, b: Array) -> Array:
-        a, b = jnp.clip(a, -1.0, 1.0), jnp.clip(b, -1.0, 1.0)
+        a, b = (jnp.clip(jnp.asarray(x, jnp.float64), -1.0, 1.0) for x in (a, b))
         return (b ** (k + 1) - a ** (k + 1)) / (2 * (k + 1))
 
     def threshold(self, p: Array) -> Array:

@@ -129,10 +129,15 @@ def best_symmetric_step(density: Density, top: Array) -> Array:
     return _least(lambda step: densities.round_error(density, step, top), 0.25 * size, 20 * size)[0]
 
 
+@jax.jit
+def _prune_snr_db(c: Array) -> Array:
+    return snr_db(prune_error(c))
+
+
 def prune_snr_db(c: float) -> float:
     """SNR in dB of magnitude pruning, in float64 whatever the caller's default."""
     with jax.enable_x64(True):
-        return float(snr_db(prune_error(jnp.asarray(c, jnp.float64))))
+        return float(_prune_snr_db(jnp.asarray(c, jnp.float64)))
 
 
 def grid_snr_db(bits: int) -> float:
@@ -256,28 +261,30 @@ def _student_first(w: sympy.Symbol) -> tuple[sympy.Expr, sympy.Expr]:
 
 def necessity() -> tuple[Counterexample, ...]:
     """The normal formula on other weights, at p = 1/2, in units of the variance."""
-    found = []
     with jax.enable_x64(True):
-        p = jnp.asarray(0.5)
-        for density in DENSITIES[1:]:
-            found.append(
-                Counterexample(
-                    "weights are normal",
-                    f"{density.name} weights, half of them pruned",
-                    "==",
-                    float(prune_error(p)),
-                    float(densities.prune_error(density, p)) / density.variance,
-                )
-            )
-    return tuple(found)
+        others = jax.jit(lambda p: [densities.prune_error(f, p) for f in DENSITIES[1:]])
+        half = jnp.asarray(0.5)
+        normal, true = float(jax.jit(prune_error)(half)), others(half)
+    return tuple(
+        Counterexample(
+            "weights are normal",
+            f"{density.name} weights, half of them pruned",
+            "==",
+            normal,
+            float(error) / density.variance,
+        )
+        for density, error in zip(DENSITIES[1:], true, strict=True)
+    )
 
 
 def measure(key: Array) -> tuple[Finding, ...]:
+    pruned = {c: prune_snr_db(c) for c in PRUNE_SNR}
+    rounded = {b: grid_snr_db(b) for b in GRID_SNR}
     rows = [
-        (f"prune {c:.1%}", f"{prune_snr_db(c):.6f}", printed, reproduces(prune_snr_db(c), printed))
+        (f"prune {c:.1%}", f"{pruned[c]:.6f}", printed, reproduces(pruned[c], printed))
         for c, printed in PRUNE_SNR.items()
     ] + [
-        (f"{b}-bit grid", f"{grid_snr_db(b):.6f}", printed, reproduces(grid_snr_db(b), printed))
+        (f"{b}-bit grid", f"{rounded[b]:.6f}", printed, reproduces(rounded[b], printed))
         for b, printed in GRID_SNR.items()
     ]
     same = sum(bool(r[3]) for r in rows)

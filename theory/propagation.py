@@ -107,9 +107,9 @@ class Run(NamedTuple):
 def run(c: Chain) -> Run:
     """d_l = g_l(W_l x_{l-1} + [W'_l d_{l-1} + dW_l x_{l-1}]) - g_l(W_l x_{l-1})."""
 
-    def layer(state: tuple[Array, Array, Array], l: tuple[Array, ...]) -> tuple[Any, Array]:
+    def layer(state: tuple[Array, Array, Array], these: tuple[Array, ...]) -> tuple[Any, Array]:
         x, y, d = state
-        weight, change, kind, gain, offset = l
+        weight, change, kind, gain, offset = these
         z, dz = weight @ x, (weight + change) @ d + change @ x
         d = gain * activation_change(kind, z, dz)
         after = gain * activate(kind, (weight + change) @ y) + offset
@@ -182,7 +182,7 @@ LINEAR_SIZE = PAIR_SIZE + WIDTH * WIDTH + 2 * INPUTS * WIDTH + 4
 
 
 def _split(c: Linear) -> tuple[list[Array], list[Array]]:
-    return list(c.weight), list(c.weight + c.change)
+    return list(c.weight), list(c.change)
 
 
 def _size(c: Linear) -> Array:
@@ -191,29 +191,27 @@ def _size(c: Linear) -> Array:
 
 
 def _telescoping(c: Linear) -> Sides:
-    before, after = _split(c)
-    residual = product(after) - product(before) - telescoped(before, after)
+    before, change = _split(c)
+    residual = product(c.weight + c.change) - product(before) - telescoped(before, change)
     return Sides(jnp.linalg.norm(residual), jnp.zeros(()), _size(c))
 
 
 def _second_telescoping(c: Linear) -> Sides:
-    before, after = _split(c)
-    residual = telescoped(before, after) - first_order(before, after) - remainder(before, after)
+    first, rest = first_order(*_split(c)), remainder(*_split(c))
+    residual = telescoped(*_split(c)) - first - rest
     return Sides(jnp.linalg.norm(residual), jnp.zeros(()), _size(c))
 
 
 def _remainder_bound(c: Linear) -> Sides:
-    before, after = _split(c)
     right = remainder_bound(*_norms(c)) * norm(c.x[0])
-    return Sides(norm(remainder(before, after) @ c.x[0]), right, right)
+    return Sides(norm(remainder(*_split(c)) @ c.x[0]), right, right)
 
 
 def _gauss_newton(c: Linear) -> Sides:
     one = (jnp.arange(DEPTH) == c.layer)[:, None, None] * c.change
-    before, after = list(c.weight), list(c.weight + one)
-    targets, outputs = c.x @ product(before).T, c.x @ product(after).T
+    targets, outputs = c.x @ product(c.weight).T, c.x @ product(c.weight + one).T
     at_rest = loss(targets, targets, c.residual, c.hessian)
-    tangents = c.x @ first_order(before, after).T
+    tangents = c.x @ first_order(list(c.weight), list(one)).T
     size = _size(c) * jnp.linalg.norm(c.x) + jnp.linalg.norm(c.residual)
     return Sides(
         gauss_newton(tangents, c.hessian),
@@ -223,14 +221,13 @@ def _gauss_newton(c: Linear) -> Sides:
 
 
 def _interactions(c: Linear) -> Array:
-    before, after = _split(c)
-    one = [[*before[:i], after[i], *before[i + 1 :]] for i in range(DEPTH)]
-    return interactions(jnp.stack([c.x @ first_order(before, w).T for w in one]), c.hessian)
+    one = [list(alone) for alone in jnp.eye(DEPTH)[:, :, None, None] * c.change]
+    tangents = jnp.stack([c.x @ first_order(list(c.weight), change).T for change in one])
+    return interactions(tangents, c.hessian)
 
 
 def _gram(c: Linear) -> Sides:
-    before, after = _split(c)
-    whole = gauss_newton(c.x @ first_order(before, after).T, c.hessian)
+    whole = gauss_newton(c.x @ first_order(*_split(c)).T, c.hessian)
     size = jnp.linalg.norm(c.hessian) * (_size(c) * jnp.linalg.norm(c.x)) ** 2
     return Sides(jnp.sum(_interactions(c)) / 2, whole, size)
 

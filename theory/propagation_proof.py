@@ -29,7 +29,9 @@ def exact() -> Exact:
     every = np.array(list(itertools.product((0, 1), repeat=4))).reshape(-1, 2, 2)
     index = np.array(list(itertools.product(range(len(every)), repeat=4))).T
     w1, w2, v1, v2 = (every[i] for i in index)
-    wrong = (product([v1, v2]) - product([w1, w2]) != telescoped([w1, w2], [v1, v2])).any((1, 2))
+    wrong = (product([v1, v2]) - product([w1, w2]) != telescoped([w1, w2], [v1 - w1, v2 - w2])).any(
+        (1, 2)
+    )
     failure = None
     if wrong.any():
         at = int(np.argmax(wrong))
@@ -58,18 +60,19 @@ class _Symbol:
 def _symbols(depth: int) -> tuple[list[_Symbol], list[_Symbol]]:
     w, d = (sympy.symbols(f"{n}1:{depth + 1}", commutative=False) for n in ("W", "D"))
     pairs = list(zip(w, d, strict=True))
-    return [_Symbol(a) for a, _ in pairs], [_Symbol(a + b) for a, b in pairs]
+    return [_Symbol(a) for a, _ in pairs], [_Symbol(b) for _, b in pairs]
 
 
 def prove() -> Proof:
     """The identities by noncommutative algebra; the bounds by their recursion and a square."""
     steps = []
     for depth in (2, 3, 4):
-        before, after = _symbols(depth)
+        before, change = _symbols(depth)
+        after = [w + d for w, d in zip(before, change, strict=True)]
         whole = (product(after) - product(before)).value
-        first, rest = first_order(before, after).value, remainder(before, after).value
+        first, rest = first_order(before, change).value, remainder(before, change).value
         steps += [
-            symbolic.step(f"telescoping, {depth} layers", whole, telescoped(before, after).value),
+            symbolic.step(f"telescoping, {depth} layers", whole, telescoped(before, change).value),
             symbolic.step(f"the remainder of the first order, {depth} layers", whole, first + rest),
         ]
     # |d_l| <= L_l (|W'_l| |d_{l-1}| + |dW_l| |x_{l-1}|), unrolled
@@ -118,11 +121,11 @@ def _prove_gauss_newton() -> Step:
     h1, h2, h3 = sympy.symbols("h1:4", real=True)
     hessian = np.array([[h1, h2], [h2, h3]], object)
     x, r = (np.array(sympy.symbols(f"{n}1:3", real=True), object)[None] for n in "xr")
-    before, after = [b, w, a], [b, w + d, a]
-    rise = loss(x @ telescoped(before, after).T, 0, r, hessian) - loss(0 * r, 0, r, hessian)
+    before, change = [b, w, a], [0 * b, d, 0 * a]
+    rise = loss(x @ telescoped(before, change).T, 0, r, hessian) - loss(0 * r, 0, r, hessian)
     return symbolic.step(
         "one layer's perturbation raises a quadratic loss at a minimum by its Gauss-Newton form",
-        gauss_newton(x @ first_order(before, after).T, hessian),
+        gauss_newton(x @ first_order(before, change).T, hessian),
         rise,
     )
 
@@ -153,7 +156,7 @@ def necessity() -> tuple[Counterexample, ...]:
             "g_l is L_l-Lipschitz with the L_l of the bound",
             "g(z) = 2 z taken for 1-Lipschitz; W = 1, dW = 1, x = 1",
             "<=",
-            2 * (telescoped([unit], [2 * unit]) @ unit)[0, 0],
+            2 * (telescoped([unit], [unit]) @ unit)[0, 0],
             lipschitz_bound([one], [one], [two], [one]),
         ),
         Counterexample(
@@ -167,35 +170,35 @@ def necessity() -> tuple[Counterexample, ...]:
             "|g_k(0)| in the bound from |x_0|; the bound with measured |x_{l-1}| is attained here",
             "x_0 = 0, g_1(z) = z + 1, g_2(z) = z, W = 1, dW_2 = 1: the output goes from 1 to 2",
             "<=",
-            (telescoped([unit], [2 * unit]) @ (unit @ zero + 1))[0, 0],
+            (telescoped([unit], [unit]) @ (unit @ zero + 1))[0, 0],
             lipschitz_bound(ones, [0, one], [one, two], input_bounds(ones, ones, 0 * one, [0, 0])),
         ),
         Counterexample(
             "Gauss-Newton: the loss is at a minimum",
             "loss 1/2 (w x - y)^2 with w = 1, x = 1, y = 0; dW = 1",
             "==",
-            gauss_newton(first_order([unit], [2 * unit]), unit),
+            gauss_newton(first_order([unit], [unit]), unit),
             loss(2 * unit, zero, zero, unit) - loss(unit, zero, zero, unit),
         ),
         Counterexample(
             "Gauss-Newton: the network is linear",
             "relu(w x), w = x = 1, y = 1, dW = -2: the output goes from 1 to 0",
             "==",
-            gauss_newton(first_order([unit], [unit - 2 * unit]), unit),
+            gauss_newton(first_order([unit], [-2 * unit]), unit),
             loss(after_relu, unit, zero, unit),
         ),
         Counterexample(
             "Gauss-Newton: one layer is perturbed",
             "two scalars W = 1, dW = 1, x = 1, y = 1: the output goes from 1 to 4",
             "==",
-            gauss_newton(first_order(chain, doubled), unit),
+            gauss_newton(first_order(chain, chain), unit),
             loss(product(doubled), product(chain), zero, unit),
         ),
         Counterexample(
             "Gauss-Newton: the loss is quadratic",
             "(w x - 1)^4, w = x = 1, dW = 1: its Hessian at the minimum is 0",
             "==",
-            gauss_newton(first_order([unit], [2 * unit]), zero),
+            gauss_newton(first_order([unit], [unit]), zero),
             (2 * loss(2 * unit, unit, zero, unit)) ** 2,
         ),
         Counterexample(

@@ -83,7 +83,7 @@ def summary_table(record: Record) -> list[str]:
 
 def setting(record: Record) -> str:
     """How the record came about, in a sentence."""
-    speed = [s["seconds"]["per second"] for s in record["statements"]]
+    speed = [s["throughput"] for s in record["statements"]]
     return (
         f"{record['settings']['instances']:,} instances asked for, seed "
         f"{record['settings']['seed']}, float64, jax {record['versions']['jax']} on "

@@ -2,140 +2,132 @@
 
 A population of points a claim, each moved in turn by projected gradient steps on the relative
 margin (normalised, so that flat and steep claims are treated alike; the step shrinks over the
-rounds) and by differential evolution (Storn & Price 1997), which needs no gradient and crosses
-the edges between bins, ranks and signs where gradients vanish. A point only ever moves to a
-smaller margin. All claims of a family go through one compiled program.
+moves) and by differential evolution (Storn & Price 1997), which needs no gradient and crosses the
+edges between bins, ranks and signs where gradients vanish. A point only ever moves to a smaller
+margin. Evaluations go through the family's program (:func:`theory.sweep.compiled`), so an attack
+compiles nothing but the gradient, where there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from theory.statement import Array, Attack, ClaimAttack, Family
-from theory.sweep import Program, evaluate, place
+from theory.sweep import Evaluated, Program, chunk_of, generator
 
-POPULATION = 96  # points a claim
-MOVES = 300
+MOVES, FEWEST = 240, 40  # the fewest: where instances are costly, or there are identities alone
 PERIOD = 4  # one gradient step in so many moves; the others are evolution
 WEIGHT, CROSSOVER = 0.6, 0.7  # of differential evolution
 STEPS = (0.2, 1e-5)  # of the gradient, per coordinate, first move to last
 
-
-def _objective(family: Family, u: Array, claim: Array) -> Array:
-    """The margin of one claim [] at u; vacuous instances are of no interest to a search."""
-    instance = family.decode(u)
-    found = [c.margin(c.sides(instance)) for c in family.claims]
-    values = jnp.stack([jnp.where(vacuous, jnp.inf, margin) for margin, vacuous in found])
-    value = values[claim]
-    return jnp.where(jnp.isnan(value), -jnp.inf, value)
+Slope = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def _run(family: Family, key: Array) -> tuple[Array, Array]:
-    """Best point [claims, size] and margin [claims].
-
-    One loop whose body meets the objective once (and its gradient once): what this costs is
-    mostly compiling.
-    """
-    claims, size = len(family.claims), family.size
-    index = jnp.arange(claims)
-
-    def objective(u: Array, claim: Array) -> Array:
-        return _objective(family, u, claim)
-
-    value = jax.vmap(jax.vmap(objective, (0, None)))
-    slope = jax.vmap(jax.vmap(jax.grad(objective), (0, None)))
-
-    def descend(points: Array, step: Array, key: Array) -> Array:
-        g = slope(points, index)
-        g = jnp.where(jnp.isfinite(g), g, 0)
-        top = jnp.max(jnp.abs(g), -1, keepdims=True)
-        return points - step * g / jnp.where(top > 0, top, 1)
-
-    def evolve(points: Array, step: Array, key: Array) -> Array:
-        pick, cross, wild, jump = jax.random.split(key, 4)
-        a, b, c = (
-            points[:, jax.random.permutation(k, POPULATION)] for k in jax.random.split(pick, 3)
-        )
-        trial = a + WEIGHT * (b - c)
-        trial = jnp.where(jax.random.uniform(cross, points.shape) < CROSSOVER, trial, points)
-        # a few coordinates anew: discrete choices are otherwise lost once the population agrees
-        fresh = jax.random.uniform(wild, points.shape)
-        return jnp.where(jax.random.uniform(jump, points.shape) < 1 / (2 * size), fresh, trial)
-
-    def move(state: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[Any, None]:
-        points, best = state
-        i, step, key = inputs
-        if family.smooth:
-            trial = jax.lax.cond(i % PERIOD == 1, descend, evolve, points, step, key)
-        else:
-            trial = evolve(points, step, key)
-        trial = jnp.where(i == 0, points, jnp.clip(trial, 0, 1))
-        found = value(trial, index)
-        take = found < best
-        return (jnp.where(take[..., None], trial, points), jnp.where(take, found, best)), None
-
-    start, rest = jax.random.split(key)
-    points = jax.random.uniform(start, (claims, POPULATION, size), jnp.float64)
-    moves = _moves(family)
-    inputs = (jnp.arange(moves), jnp.geomspace(*STEPS, moves), jax.random.split(rest, moves))
-    nothing = jnp.full((claims, POPULATION), jnp.inf)
-    (points, found), _ = jax.lax.scan(move, (points, nothing), inputs)
-    best = jnp.argmin(found, 1)
-    return (
-        jnp.take_along_axis(points, best[:, None, None], 1)[:, 0],
-        jnp.take_along_axis(found, best[:, None], 1)[:, 0],
-    )
+def moves_of(family: Family) -> int:
+    bounds = any(c.relation == "<=" for c in family.claims)
+    return max(FEWEST, round(MOVES * family.share**0.25)) if bounds else FEWEST
 
 
-def _moves(family: Family) -> int:
-    """Fewer for families whose instances are costly."""
-    return max(40, round(MOVES * family.share))
+def slope(family: Family) -> Slope | None:
+    """(points [chunk, size], claim of each [chunk]) -> gradients of its margin; or None."""
+    if not family.smooth:
+        return None
 
+    def margin(u: Array, claim: Array) -> Array:
+        instance = family.decode(u)
+        return jnp.stack([c.margin(c.sides(instance))[0] for c in family.claims])[claim]
 
-def compiled(family: Family) -> Callable[[Array], Any]:
-    """The whole search of a family: key data [2] -> best point [claims, size], margin [claims]."""
     with jax.enable_x64(True):
-        data = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        run = jax.jit(lambda data: _run(family, jax.random.wrap_key_data(data)))
-        return run.lower(data).compile()
+        chunk = chunk_of(family)
+        points = jax.ShapeDtypeStruct((chunk, family.size), jnp.float64)
+        claims = jax.ShapeDtypeStruct((chunk,), jnp.int64)
+        program = jax.jit(jax.vmap(jax.grad(margin))).lower(points, claims).compile()
+
+    def run(points: np.ndarray, claims: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.nan_to_num(jax.device_get(program(jnp.asarray(points), jnp.asarray(claims))))
+
+    return run
+
+
+class _Population:
+    """The points of all claims of a family in one chunk; point i belongs to claim owner[i]."""
+
+    def __init__(self, family: Family, rng: np.random.Generator) -> None:
+        self.rng, self.count = rng, len(family.claims)
+        chunk = chunk_of(family)
+        self.owner = np.arange(chunk) % self.count
+        self.points = rng.random((chunk, family.size))
+        self.margin = np.full(chunk, np.inf)
+
+    def descend(self, gradient: np.ndarray, step: float) -> np.ndarray:
+        top = np.abs(gradient).max(1, keepdims=True)
+        return self.points - step * gradient / np.where(top > 0, top, 1)
+
+    def evolve(self) -> np.ndarray:
+        chunk, size = self.points.shape
+        # partners of the same claim: its points are count apart
+        members = -(-(chunk - self.owner) // self.count)
+        a, b, c = (
+            self.points[self.owner + self.count * self.rng.integers(0, members)] for _ in range(3)
+        )
+        crossed = self.rng.random((chunk, size)) < CROSSOVER
+        trial = np.where(crossed, a + WEIGHT * (b - c), self.points)
+        # a few coordinates anew: discrete choices are otherwise lost once the population agrees
+        anew = self.rng.random((chunk, size)) < 1 / (2 * size)
+        return np.where(anew, self.rng.random((chunk, size)), trial)
+
+    def take(self, trial: np.ndarray, found: Evaluated) -> None:
+        """Move where that is better; vacuous instances are of no interest."""
+        rows = np.arange(len(trial))
+        margin = found.margin[rows, self.owner]
+        margin = np.where(found.vacuous[rows, self.owner], np.inf, margin)
+        better = margin < self.margin
+        self.points = np.where(better[:, None], trial, self.points)
+        self.margin = np.where(better, margin, self.margin)
 
 
 def search(
     families: Sequence[Family],
-    searches: Sequence[Callable[[Array], Any]],
     programs: Sequence[Program],
-    n: int,
+    slopes: Sequence[Slope | None],
     key: Array,
 ) -> Attack:
     """Attack every claim of every family.
 
-    searches: of :func:`compiled`; programs: of :func:`theory.sweep.compiled` for n instances,
-    which say what is at the points that are found.
+    programs: of :func:`theory.sweep.compiled`; slopes: of :func:`slope`.
     """
-    found: list[ClaimAttack] = []
+    attacked: list[ClaimAttack] = []
     evaluations = 0
-    for i, (family, run, program) in enumerate(zip(families, searches, programs, strict=True)):
-        with jax.enable_x64(True):
-            stream = jax.random.key_data(jax.random.fold_in(key, i))
-            points, margins = jax.device_get(run(stream))
-        evaluations += POPULATION * _moves(family) * len(family.claims)
+    for i, (family, program, gradient) in enumerate(zip(families, programs, slopes, strict=True)):
+        population, moves = _Population(family, generator(key, i)), moves_of(family)
+        population.take(population.points, program(population.points))
+        for move, step in enumerate(np.geomspace(*STEPS, moves)):
+            if gradient is not None and move % PERIOD == 0:
+                trial = population.descend(gradient(population.points, population.owner), step)
+            else:
+                trial = population.evolve()
+            trial = np.clip(trial, 0, 1)
+            population.take(trial, program(trial))
+        evaluations += (moves + 1) * len(population.points)
+        last = program(population.points)
         for c, claim in enumerate(family.claims):
-            where = place(evaluate(family, program, n, points[c]), c)
-            tightness = None
-            if claim.relation == "<=" and where.right > 0:
-                tightness = where.left / where.right
-            found.append(
+            best = int(np.argmin(np.where(population.owner == c, population.margin, np.inf)))
+            where = last.at(best, c, population.points[best])
+            attacked.append(
                 ClaimAttack(
                     claim.name,
                     claim.relation,
                     claim.tolerance,
-                    float(margins[c]),
-                    tightness,
+                    float(population.margin[best]),
+                    where.left / where.right
+                    if claim.relation == "<=" and where.right > 0
+                    else None,
                     where,
                 )
             )
-    return Attack(tuple(found), evaluations)
+    return Attack(tuple(attacked), evaluations)

@@ -276,16 +276,11 @@ class Statement:
         """Put n random instances of every family to its claims; see :mod:`theory.sweep`."""
         from theory import sweep
 
-        return sweep.sweep(self.families, [sweep.compiled(f, n) for f in self.families], n, key)
+        return sweep.sweep(self.families, [sweep.compiled(f) for f in self.families], n, key)
 
     def attack(self, key: Array) -> Attack:
         """Search for the smallest margin of every claim; see :mod:`theory.search`."""
         from theory import search, sweep
 
-        return search.search(
-            self.families,
-            [search.compiled(f) for f in self.families],
-            [sweep.compiled(f, 1) for f in self.families],
-            1,
-            key,
-        )
+        programs = [sweep.compiled(f) for f in self.families]
+        return search.search(self.families, programs, [search.slope(f) for f in self.families], key)
