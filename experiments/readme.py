@@ -30,7 +30,7 @@ from theory import report
 ROOT = Path(__file__).parents[1]
 TITLES = {"natural": "accuracy / −perplexity", "log": "−NLL"}
 README = ROOT / "README.md"
-THEORY = ROOT / "figures" / "records" / "theory.json.gz"
+THEORY, MODELS = (ROOT / "figures" / "records" / f"theory{x}.json.gz" for x in ("", "-models"))
 RECORDS = ROOT / "figures" / "records" / "embedded.jsonl.gz"
 
 
@@ -134,7 +134,13 @@ def theory() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"findings": findings, "theory": theory}
+def models() -> str:
+    """How far the embedded models keep the assumptions, as Markdown."""
+    record = json.loads(gzip.decompress(MODELS.read_bytes()))
+    return "\n".join(report.models_table(record))
+
+
+BLOCKS = {"findings": findings, "theory": theory, "models": models}
 
 
 def rendered(text: str) -> str:

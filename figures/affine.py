@@ -48,8 +48,7 @@ def _title(data: dict[str, Any]) -> str:
     close = int(np.sum((exact / law > 0.5) & (exact / law < 2)))
     return (
         "Independent noise: A is affine in the gap, never positive. On real grids the law is "
-        "within "
-        f"a factor 2 in {close} of {law.size} cells"
+        f"within a factor 2 in {close} of {law.size} cells"
     )
 
 

@@ -4,6 +4,7 @@ A method is an immutable value; ``chain(f1, f2)`` applies f1 first; ``compress``
 an ``nnx.Module``; ``score`` measures what they do, layer by layer.
 """
 
+from perturb.backend import turn_off_broken_fusion
 from perturb.chain import Chain, chain
 from perturb.grid import GridSpec
 from perturb.lift import Compression, compress
@@ -18,6 +19,8 @@ from perturb.quantize.rtn import RTN
 from perturb.score import Scores, score
 
 __version__ = "0.1.0"
+
+turn_off_broken_fusion()
 
 __all__ = [
     "GPTQ",

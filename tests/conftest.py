@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import perturb  # noqa: F401  first of all: it sets what the backend needs
+
 Array = jax.Array
 
 # One program at a time: see theory.__main__._prepare.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from typing import NamedTuple
@@ -11,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
@@ -27,14 +24,12 @@ from theory import (
     densities,
     elimination,
     gaussian,
-    ownership,
     phase,
     report,
-    rounding_proof,
     search,
     sweep,
 )
-from theory.__main__ import NAMES, main, statement
+from theory.__main__ import NAMES, main
 from theory.statement import Claim, Family, Sides
 
 # THEORY.md, "Closed forms to reproduce"
@@ -288,126 +283,6 @@ def test_phase_diagrams_keep_the_theorems():
     rows = phase.findings(found)[0].rows
     assert len(rows) == 6
     assert phase.findings([]) == ()
-
-
-# --------------------------------------------------------------------------------- statements
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_statement_says_what_it_is(name):
-    s = statement(name)
-    assert s.name == name
-    assert s.title
-    assert s.source
-    assert s.assumptions
-    assert s.claim
-    assert s.latex
-    claims = [c.name for f in s.families for c in f.claims]
-    assert len(claims) == len(set(claims)) > 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_proofs_enumerations_and_counterexamples(name):
-    s = statement(name)
-    proof, exact, examples = s.prove(), s.exact(), s.necessity()
-    assert proof.steps or proof.beyond
-    assert [step for step in proof.steps if not step.holds] == []
-    assert exact is None or exact.holds
-    assert exact is None or exact.cases > 100
-    assert examples
-    assert [e for e in examples if not e.violates] == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_claims_hold_and_flipped_ones_do_not(name):
-    """Every claim on random instances; the same with its sides exchanged or of opposite sign."""
-    s = statement(name)
-
-    def opposite(claim: Claim) -> Claim:
-        """The reverse: beyond rounding for sides that are equal, or 0, by definition."""
-
-        def sides(x):
-            left, right, scale = claim.sides(x)
-            little = 1e-6 * scale
-            if claim.relation == "<=":
-                return Sides(right + little, left, scale)
-            return Sides(-left + little, right, scale)
-
-        return dataclasses.replace(claim, name=f"not {claim.name}", sides=sides)
-
-    both = [
-        dataclasses.replace(f, claims=(*f.claims, *map(opposite, f.claims))) for f in s.families
-    ]
-    check = dataclasses.replace(s, families=tuple(both)).check(4000, jax.random.key(1))
-    found = {c.claim: c for c in check.claims}
-    assert [n for n, c in found.items() if not n.startswith("not ") and not c.holds] == []
-    assert [n for n, c in found.items() if n.startswith("not ") and c.holds] == []
-
-
-FORMS = [
-    (name, form)
-    for name in NAMES
-    for form in getattr(__import__(f"theory.{name}", fromlist=["FORMS"]), "FORMS", ())
-]
-
-
-def test_every_statement_names_its_closed_forms():
-    assert {name for name, _ in FORMS} == set(NAMES)
-
-
-def home(name: str, form: str):
-    """The modules in which a closed form is looked up."""
-    own = __import__(f"theory.{name}", fromlist=[form])
-    found = [m for m in (own, closed_forms, elimination) if hasattr(m, form)]
-    assert found, f"no closed form {form}"
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "form"), FORMS)
-def test_a_flipped_sign_in_a_closed_form_is_caught(name, form, monkeypatch):
-    for module in home(name, form):
-        original = getattr(module, form)
-
-        def flipped(*args, _f=original, **kwargs):
-            return jax.tree.map(lambda x: -x, _f(*args, **kwargs))
-
-        monkeypatch.setattr(module, form, flipped)
-    s = statement(name)
-    keys = jax.random.key(2)
-    # the families one by one, until one notices
-    assert any(
-        not dataclasses.replace(s, families=(f,)).check(2000, keys).holds for f in s.families
-    )
-
-
-def test_a_flipped_sign_breaks_a_proof(monkeypatch):
-    monkeypatch.setattr(rounding_proof, "benefit", lambda w, q: -q * (2 * w - q))
-    assert not rounding_proof.prove().holds
-    assert not rounding_proof.exact().holds
-
-
-def test_a_wrong_exact_formula_is_named(monkeypatch):
-    def all_units(e1, e2, s12, s21, kappa):
-        return kappa * (s21 * (e1 - e2)).sum(-1)
-
-    monkeypatch.setattr(ownership, "advantage_by_ownership", all_units)
-    found = ownership.exact(3)
-    assert not found.holds
-    assert "S12" in found.failure
-
-
-@given(st.data())
-@settings(deadline=None)
-def test_ownership_is_an_identity_in_integers(data):
-    n = data.draw(st.integers(1, 12))
-    errors = st.lists(st.integers(-(10**9), 10**9), min_size=n, max_size=n)
-    owners = st.lists(st.integers(0, 1), min_size=n, max_size=n)
-    drawn = [np.array(data.draw(s), object) for s in (errors, errors, owners, owners)]
-    kappa = data.draw(st.integers(1, 1000))
-    by_definition = ownership.advantage_by_definition(*drawn, kappa)
-    assert ownership.advantage_by_ownership(*drawn, kappa) == by_definition
 
 
 # --------------------------------------------------------------------------- sampling, attack

@@ -218,10 +218,13 @@ def _models(names: list[str], seed: int, out: Path) -> int:
     console, err = Console(), Console(stderr=True)
     results: dict[str, Any] = {}
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("", total=None)
+        bar = progress.add_task("", total=1.0)
+
+        def tell(what: str, done: float) -> None:
+            progress.update(bar, description=what, completed=done)
+
         for name in names:
-            progress.update(bar, description=name)
-            results[name] = assumptions.measure_named(name, seed)
+            results[name] = assumptions.measure_named(name, seed, tell)
     found = [finding_record(f) for f in assumptions.findings(results)]
     record = plain(
         {

@@ -120,7 +120,7 @@ def _smaller_noise(x: Setting) -> Sides:
     """
     weight = Laplace()
     p = 0.1 + 0.85 * x.p
-    v = 1e-3 * jnp.minimum(x.v / x.s2, 1.0) + 1e-7
+    v = 1e-3 * jnp.minimum(x.v / x.s2, 1.0) + 1e-5  # less would be lost in the difference
     sigma = jnp.sqrt(v)
     t = weight.threshold(p)
 
@@ -137,7 +137,7 @@ def _smaller_noise(x: Setting) -> Sides:
     qp = _noise_average(extra, sigma) + v
     pq = weight.moment(2, -t, t) + v * (1 - p)
     first = forms.small_noise_advantage(weight, p, v)
-    return Sides(jnp.abs((pq - qp) / first - 1), v * (1 + 1 / t**2) + 1e-15 / v, jnp.ones(()))
+    return Sides(jnp.abs((pq - qp) / first - 1), v * (1 + 1 / t**2), jnp.ones(()))
 
 
 def _noise_average(f: Callable[[Array], Array], sigma: Array) -> Array:

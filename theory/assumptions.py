@@ -32,7 +32,7 @@ SPARSITIES = (0.1, 0.3, 0.5, 0.7)
 SETTINGS = outputs.names(BITS, SPARSITIES)
 NOISE_BITS = (2, 3, 4, 8)
 KEPT = ("RTN 4", "magnitude 50 %")  # settings whose interaction matrices are recorded
-PREDICTIONS = 4096  # at most; so many tell the KL to a few per cent
+PREDICTIONS = 3072  # at most; so many tell the KL to a few per cent
 FLOATS = 2**25  # of all layers' J dW at once; batches are cut to it
 DIGITS = 5  # of recorded numbers
 

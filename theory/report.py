@@ -77,6 +77,15 @@ def verdict_table(record: Record) -> list[str]:
     )
 
 
+def models_table(record: Record) -> list[str]:
+    """How far models keep the assumptions, from the record of ``python -m theory models``."""
+    found = [(*f["name"].partition(": "), f) for f in record["findings"]]
+    return table(
+        ("model", "assumption", "verdict", "numbers"),
+        [(m, what, VERDICTS[f["verdict"]], f["says"]) for m, _, what, f in found],
+    )
+
+
 def summary_table(record: Record) -> list[str]:
     return table(COLUMNS, summary_rows(record))
 
