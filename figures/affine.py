@@ -29,8 +29,7 @@ def draw(record: dict[str, Any]) -> Figure | None:
             0.012,
             1 - 0.42 / tall,
             "Normal weights of variance s², magnitude pruning of a fraction p. Lines: closed "
-            "forms; "
-            "points: Monte Carlo, bars of two standard errors (400,000 weights).",
+            "forms; points: Monte Carlo, bars of two standard errors (400,000 weights).",
             size=8.5,
             color=style.MUTED,
             va="top",

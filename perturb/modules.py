@@ -287,6 +287,7 @@ def moments(
     def listen(spec: LayerSpec, module: Any, inputs: Array) -> None:
         x = _features(module, spec, inputs).astype(jnp.promote_types(inputs.dtype, jnp.float32))
         gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+        gram = (gram + gram.T) / 2  # libraries may round differently across the diagonal
         here = LayerStats(gram, jnp.asarray(x.shape[0], jnp.float32))
         sums[spec.name] = sums[spec.name] + here if spec.name in sums else here
 

@@ -125,17 +125,29 @@ def attaining(c):
     return composability_proof.rational_errors(w, q, (0, 1, 0), (1, 0, 0), 3)
 
 
-@pytest.mark.parametrize("power", composability.POWERS.values())
-def test_how_near_two_weights_come_to_the_excess_bound(power):
+@pytest.mark.parametrize("power", [1, 0.8, 0.5, 1 / 3, 0.01, 0])
+def test_two_weights_attain_the_excess_bound_of_one_block(power):
     def length(v):
         return np.linalg.norm(v.astype(float), 1 / power if power else np.inf)
 
     e = attaining(1)
     excess = length(e["sq"]) - length(e["s"]) - length(e["q"])
-    share = excess / closed_forms.swap_bound(1, 1.0, power)
-    # attained in L1 and Linf; sqrt(5/2) - 1/2 - sqrt(1/2) of 1/2 in L2
-    expected = 1 if power != 0.5 else 2 * (np.sqrt(2.5) - 0.5 - np.sqrt(0.5))
-    assert share == pytest.approx(expected, abs=1e-12)
+    sharp, general = (
+        f(1, 1.0, power) for f in (closed_forms.one_block_bound, closed_forms.swap_bound)
+    )
+    assert excess == pytest.approx(sharp, abs=1e-12)
+    assert sharp == pytest.approx(general) if power in (0, 1) else sharp < general
+    # of a higher cell the two weights are nearer to one another, for their size
+    e = attaining(2)
+    assert length(e["sq"]) - length(e["s"]) - length(e["q"]) <= sharp + 1e-12
+
+
+@pytest.mark.parametrize(("coarse", "share"), [(2, 0.84), (100, 0.996)])
+def test_several_blocks_approach_the_general_bound(coarse, share):
+    """A coarse block's 3/2 steps against coarse - 1/2 fine ones: both are rounded to ``coarse``."""
+    x_i, x_j = 1.5 * coarse, coarse - 0.5
+    excess = np.hypot(x_i, 0.5) - x_j - np.hypot(coarse / 2, 0.5)
+    assert share < excess / closed_forms.swap_bound(1, 1.0, 0.5) < 1
 
 
 def test_the_square_bound_is_attained():

@@ -37,6 +37,7 @@ NAMES = (
     "propagation",
 )
 INSTANCES = 100_000
+PIPED = 100
 MODELS = ("resnet-digits", "vit-digits", "llama-docs")
 EPILOG = """\
 examples:
@@ -109,6 +110,12 @@ def _list(names: list[str], console: Console) -> None:
         console.print(f"{'':<14}source: {s.source}", highlight=False, markup=False)
 
 
+def _console() -> Console:
+    """Of standard output; PIPED columns wide where that is no terminal, unless COLUMNS says."""
+    piped = int(os.environ.get("COLUMNS") or PIPED)
+    return Console(width=None if sys.stdout.isatty() else piped)
+
+
 def _prepare() -> None:
     """Before jax starts: keep compiled programs between runs, and run one program at a time.
 
@@ -122,7 +129,7 @@ def _prepare() -> None:
 
 
 def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) -> int:
-    console, start = Console(), time.perf_counter()
+    console, start = _console(), time.perf_counter()
     statements = [statement(name) for name in names]
     columns = (
         TextColumn("{task.description:<13}"),
@@ -196,9 +203,10 @@ def _draw(file: Path, out: Path) -> list[str]:
 
 
 def _print(record: dict[str, Any], console: Console) -> None:
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(report.COLUMNS):
-        grid.add_column(column, justify="left" if i in (0, 1, 5) else "right")
+        text = column in ("statement", "sympy proof", "tightness")
+        grid.add_column(column, justify="left" if text else "right", no_wrap=i == 0)
     for row in report.summary_rows(record):
         grid.add_row(*(escape(cell.replace("**", "")) for cell in row))
     console.print(grid)
@@ -215,7 +223,7 @@ def _print(record: dict[str, Any], console: Console) -> None:
 def _models(names: list[str], seed: int, out: Path) -> int:
     from theory import assumptions
 
-    console, err = Console(), Console(stderr=True)
+    console, err = _console(), Console(stderr=True)
     results: dict[str, Any] = {}
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("", total=1.0)
@@ -268,7 +276,7 @@ def run(argv: list[str]) -> int:
     if unknown:
         raise BadInput(f"no statement {unknown[0]!r}: there are {', '.join(NAMES)}")
     if arguments.command == "list":
-        _list(names or list(NAMES), Console())
+        _list(names or list(NAMES), _console())
         return 0
     _prepare()
     return _verify(

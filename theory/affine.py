@@ -153,7 +153,7 @@ FAMILIES = (
         5,
         _setting,
         (
-            Claim("E(Q->P)", "the law is the integral, to 1e-9", "==", _definition, 1e-9),
+            Claim("E(Q->P)", "the law is the integral", "==", _definition),
             Claim("difference", "A is the difference of the errors", "==", _difference),
             Claim("affine", "A = (p - m)(G - s^2 m)", "==", _affine),
             Claim("sign", "A(Q->P) <= 0", "<=", _never_positive),

@@ -189,10 +189,8 @@ FAMILIES = (
         4,
         _noise,
         (
-            Claim(
-                "mass", "P(d <= tau) over angles is that over the noise, to 1e-8", "==", _mass, 1e-8
-            ),
-            Claim("sum", "E[d; d <= tau] likewise, to 1e-8", "==", _sum, 1e-8),
+            Claim("mass", "P(d <= tau) over angles is that over the noise", "==", _mass),
+            Claim("sum", "E[d; d <= tau] likewise", "==", _sum),
             Claim("tau = 0", "the closed form at tau = 0", "==", _zero),
             Claim("bracket", "A blind <= 0 <= A aware", "<=", _bracket),
         ),

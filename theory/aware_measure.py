@@ -33,9 +33,8 @@ def measure(key: Array) -> tuple[Finding, ...]:
             "PIH, sign, with a last stage that knows the dense model",
             "narrower" if aware.min() >= 0 and (gap < 0).any() else "false",
             "A(Q->P) > 0 in every cell, also where the gap is negative: awareness decides the "
-            "sign, "
-            f"not the gap; the aware gain is {ratio.min():.2f} to {ratio.max():.2f} of the "
-            f"blind loss",
+            f"sign, not the gap; the aware gain is {ratio.min():.2f} to {ratio.max():.2f} of the "
+            "blind loss",
             {"least A": float(aware.min()), "largest ratio": float(ratio.max())},
             ("pruned", *(f"v = {float(x):g} s^2" for x in v)),
             rows,

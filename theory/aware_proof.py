@@ -60,8 +60,8 @@ def prove() -> Proof:
             symbolic.step("E[d; d < 0] = (2/pi)[(s2 - v)(pi/2 - a0) - s sqrt(v)]", at_zero, closed),
         ),
         beyond="a set from which no exchange pays has the least sum (exchange argument); "
-        "independent "
-        "normals in polar coordinates have a uniform angle and rho^2 exponential of mean 2",
+        "independent normals in polar coordinates have a uniform angle and rho^2 exponential of "
+        "mean 2",
     )
 
 
@@ -82,8 +82,7 @@ def necessity() -> tuple[Counterexample, ...]:
         Counterexample(
             "f2 minimises the final error to the dense model",
             "f2 = magnitude pruning of Q(w), w = (0.6, 0.8), step 1: Q = (1, 1) ties and the "
-            "second "
-            f"goes, while d = ({d[0]}, {d[1]}) says the first",
+            f"second goes, while d = ({d[0]}, {d[1]}) says the first",
             "<=",
             rational_error(w, q, (0, 1)) - rational_error(w, q, (1, 0)),
             f(0),

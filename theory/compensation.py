@@ -133,8 +133,7 @@ FAMILIES = (
     Family(
         "rows",
         f"rows of {WEIGHTS} normal weights, AR(1) inputs of correlation -0.99 to 0.99 plus a "
-        f"random "
-        "part, any set removed, in any order",
+        "random part, any set removed, in any order",
         WEIGHTS * WEIGHTS + 3 * WEIGHTS + 4,
         _instance,
         (
@@ -178,10 +177,8 @@ def measure(key: Array) -> tuple[Finding, ...]:
             "theorem 2a's sign (prune first never loses) for optimal compensated stages",
             "holds" if share["Q first wins"] == 0 else "false",
             f"over {len(pq)} rows of {WEIGHTS} weights with every mask and grid point tried, "
-            f"pruning "
-            f"first wins {share['P first wins']:.0%}, quantizing first "
-            f"{share['Q first wins']:.0%}, "
-            f"the rest tie: an order is preferred, none is safe",
+            f"pruning first wins {share['P first wins']:.0%}, quantizing first "
+            f"{share['Q first wins']:.0%}, the rest tie: an order is preferred, none is safe",
             share,
         ),
         compensation_measure.against_best_mask(key),
@@ -194,8 +191,7 @@ STATEMENT = Statement(
     source="residual: Hassibi & Stork 1993; enumeration of the orders: derived here",
     assumptions=("the error is quadratic", "the other weights are free"),
     claim="settling weights costs e [(H^-1)_EE]^-1 e, in any order; the best sparse grid point "
-    "is no "
-    "worse than either order, and nothing stronger holds: 2a's sign fails",
+    "is no worse than either order, and nothing stronger holds: 2a's sign fails",
     latex=r"\min_{\delta_E=e}\delta^\top H\delta=e\,[(H^{-1})_{EE}]^{-1}e^\top",
     families=FAMILIES,
     prove=compensation_proof.prove,

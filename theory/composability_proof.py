@@ -96,9 +96,19 @@ def exact() -> Exact:
     return Exact(says, cases, failure)
 
 
+def _excess_at_the_edges(step: sympy.Expr, p: int) -> sympy.Expr:
+    """In Lp, of x_i = 3/2 D, x_j = 1/2 D, both of which round to D."""
+
+    def length(*v: sympy.Expr) -> sympy.Expr:
+        return sum(x**p for x in v) ** sympy.Rational(1, p)
+
+    half = step / 2
+    return length(3 * half, half) - length(half) - length(half, half)
+
+
 def prove() -> Proof:
     x, y, q, step, c = sympy.symbols("x y q Delta c", positive=True)
-    half = step / 2
+    half, third = step / 2, sympy.Rational(1, 3)
     upper, lower = c * step + half, c * step - half  # x_i and x_j, at the edges of the cell of c
 
     def saved(v: sympy.Expr) -> sympy.Expr:
@@ -129,6 +139,19 @@ def prove() -> Proof:
                 upper - lower - half,
                 forms.swap_bound(1, step, sympy.Integer(0)),
             ),
+            *(
+                symbolic.step(
+                    f"and for c = 1 the L{power} excess is the bound of one block",
+                    _excess_at_the_edges(step, power),
+                    forms.one_block_bound(1, step, sympy.Rational(1, power)),
+                )
+                for power in (2, 3, 4)
+            ),
+            symbolic.step(
+                "which falls with c: its slope is (x_i / |(x_i, e_j)|)^(p-1) - 1 (p = 3)",
+                ((x**3 + y**3) ** third - (x - q) - step).diff(x),
+                (x / (x**3 + y**3) ** third) ** 2 - 1,
+            ),
             symbolic.step(
                 "different levels a <= b with errors e, f: (a + e) - (b + f) <= |e| + |f| where "
                 "|q| of i is at most |q| of j: their difference is a - b",
@@ -137,7 +160,8 @@ def prove() -> Proof:
             ),
         ),
         beyond="the kept set holds each block's maximum, so D stays; absolute norms grow with "
-        "the absolute values of the entries; Lp norms are blind to permutations of the entries",
+        "the absolute values of the entries; Lp norms are blind to permutations of the entries; "
+        "one block: Minkowski and monotonicity, as the module says",
     )
 
 

@@ -226,9 +226,9 @@ FAMILIES = (
         3,
         _drawn,
         (
-            Claim("largest", "E max^2 of Laplace weights, by quadrature", "==", _largest, 1e-10),
-            Claim("random", "the law for random pruning", "==", _random, 1e-10),
-            Claim("on grid", "less the largest weight's share", "==", _random_on_grid, 1e-10),
+            Claim("largest", "E max^2 of Laplace weights, by quadrature", "==", _largest),
+            Claim("random", "the law for random pruning", "==", _random),
+            Claim("on grid", "less the largest weight's share", "==", _random_on_grid),
         ),
         smooth=False,
         share=0.01,

@@ -83,8 +83,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
             "PIH, sign: A(Q->P) > 0 where pruning is the stronger (blind magnitude + rounding)",
             "false" if positive == 0 else "narrower",
             f"A > 0 in {positive} of {won} cells with A != 0: quantizing first never wins; the "
-            f"sign "
-            f"of the gap is right in {right / won:.0%}",
+            f"sign of the gap is right in {right / won:.0%}",
             numbers,
         ),
         Finding(

@@ -1,27 +1,30 @@
 """Attacks: a search of the unit cube for the instance where a claim is nearest to failing.
 
-A population of points a claim, each moved in turn by projected gradient steps on the relative
-margin (normalised, so that flat and steep claims are treated alike; the step shrinks over the
-moves) and by differential evolution (Storn & Price 1997), which needs no gradient and crosses the
-edges between bins, ranks and signs where gradients vanish. A point only ever moves to a smaller
-margin. Evaluations go through the family's program (:func:`theory.sweep.compiled`), so an attack
-compiles nothing but the gradient, where there is one.
+A population of points a claim, random but for the worst that sampling found, each moved in turn by
+projected gradient steps on the relative margin (normalised, so that flat and steep claims are
+treated alike; the step shrinks over the moves) and by differential evolution (Storn & Price
+1997), which needs no gradient and crosses the edges between bins, ranks and signs where gradients
+vanish. A point only ever moves to a smaller margin. Evaluations go through the family's program
+(:func:`theory.sweep.compiled`): an attack compiles nothing but the gradient, where there is one.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from theory.statement import Array, Attack, ClaimAttack, Family
+from theory.statement import Array, Attack, Check, ClaimAttack, Family
 from theory.sweep import Evaluated, Program, chunk_of, generator
 
 MOVES, FEWEST = 240, 40  # the fewest: where instances are costly, or there are identities alone
 PERIOD = 4  # one gradient step in so many moves; the others are evolution
 WEIGHT, CROSSOVER = 0.6, 0.7  # of differential evolution
+GREED = 0.5  # of the differences are added to the best point of the claim, not to any
+STAY, ANEW = 0.5, 2.0  # of the trials only draw so many coordinates anew
 STEPS = (0.2, 1e-5)  # of the gradient, per coordinate, first move to last
 
 Slope = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -57,12 +60,20 @@ def slope(family: Family) -> Slope | None:
 class _Population:
     """The points of all claims of a family in one chunk; point i belongs to claim owner[i]."""
 
-    def __init__(self, family: Family, rng: np.random.Generator) -> None:
+    def __init__(
+        self, family: Family, rng: np.random.Generator, start: Sequence[np.ndarray]
+    ) -> None:
         self.rng, self.count = rng, len(family.claims)
         chunk = chunk_of(family)
         self.owner = np.arange(chunk) % self.count
         self.points = rng.random((chunk, family.size))
+        if start:
+            self.points[: self.count] = start
         self.margin = np.full(chunk, np.inf)
+
+    def best(self, claim: int) -> int:
+        """The point where the claim's margin is smallest."""
+        return int(np.argmin(np.where(self.owner == claim, self.margin, np.inf)))
 
     def descend(self, gradient: np.ndarray, step: float) -> np.ndarray:
         top = np.abs(gradient).max(1, keepdims=True)
@@ -75,10 +86,13 @@ class _Population:
         a, b, c = (
             self.points[self.owner + self.count * self.rng.integers(0, members)] for _ in range(3)
         )
-        crossed = self.rng.random((chunk, size)) < CROSSOVER
+        best = [self.best(claim) for claim in range(self.count)]
+        a = np.where(self.rng.random((chunk, 1)) < GREED, self.points[best][self.owner], a)
+        moves = self.rng.random((chunk, 1)) >= STAY
+        crossed = moves & (self.rng.random((chunk, size)) < CROSSOVER)
         trial = np.where(crossed, a + WEIGHT * (b - c), self.points)
-        # a few coordinates anew: discrete choices are otherwise lost once the population agrees
-        anew = self.rng.random((chunk, size)) < 1 / (2 * size)
+        # discrete choices are otherwise lost once the population agrees
+        anew = self.rng.random((chunk, size)) < ANEW / size
         return np.where(anew, self.rng.random((chunk, size)), trial)
 
     def take(self, trial: np.ndarray, found: Evaluated) -> None:
@@ -96,15 +110,20 @@ def search(
     programs: Sequence[Program],
     slopes: Sequence[Slope | None],
     key: Array,
+    start: Check | None = None,
 ) -> Attack:
     """Attack every claim of every family.
 
-    programs: of :func:`theory.sweep.compiled`; slopes: of :func:`slope`.
+    programs: of :func:`theory.sweep.compiled`; slopes: of :func:`slope`; start: the outcome of
+    sampling the same families, whose worst instances the search then begins with.
     """
+    worst = iter(start.claims if start else ())
     attacked: list[ClaimAttack] = []
     evaluations = 0
     for i, (family, program, gradient) in enumerate(zip(families, programs, slopes, strict=True)):
-        population, moves = _Population(family, generator(key, i)), moves_of(family)
+        moves = moves_of(family)
+        begin = [c.where.point for c in itertools.islice(worst, len(family.claims))]
+        population = _Population(family, generator(key, i), begin)
         population.take(population.points, program(population.points))
         for move, step in enumerate(np.geomspace(*STEPS, moves)):
             if gradient is not None and move % PERIOD == 0:
@@ -116,13 +135,12 @@ def search(
         evaluations += (moves + 1) * len(population.points)
         last = program(population.points)
         for c, claim in enumerate(family.claims):
-            best = int(np.argmin(np.where(population.owner == c, population.margin, np.inf)))
+            best = population.best(c)
             where = last.at(best, c, population.points[best])
             attacked.append(
                 ClaimAttack(
                     claim.name,
                     claim.relation,
-                    claim.tolerance,
                     float(population.margin[best]),
                     where.left / where.right
                     if claim.relation == "<=" and where.right > 0

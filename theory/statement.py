@@ -7,7 +7,7 @@ that :meth:`Statement.attack` searches.
 
 Margins are relative: (right - left) / scale for a bound, -|left - right| / scale for an identity,
 where ``scale`` is what the two sides are made of (the bound itself, where it is positive). A claim
-holds on an instance when its margin is at least -tolerance, 1e-12 unless the claim says why not.
+holds on an instance when its margin is at least -1e-12.
 """
 
 from __future__ import annotations
@@ -37,16 +37,14 @@ class Sides(NamedTuple):
 class Claim:
     """``left <= right`` or ``left == right`` on every instance of a family.
 
-    sides: instance -> :class:`Sides`, in float64, traceable. tolerance: relative; larger than
-    1e-12 only where one of the sides is a quadrature, and ``says`` tells. A bound with both sides
-    exactly 0 is *vacuous*: it holds, is counted, and is no sign of tightness.
+    sides: instance -> :class:`Sides`, in float64, traceable. A bound with both sides exactly 0 is
+    *vacuous*: it holds, is counted, and is no sign of tightness.
     """
 
     name: str
     says: str
     relation: Relation
     sides: Callable[[Any], Sides]
-    tolerance: float = TOLERANCE
 
     def margin(self, sides: Sides) -> tuple[Array, Array]:
         """(relative margin, whether the instance is vacuous), both ``[]``."""
@@ -90,7 +88,8 @@ class Where(NamedTuple):
 class ClaimCheck:
     """What sampling found: it checks a claim and never proves one.
 
-    histogram: counts of margins by :data:`theory.sweep.EDGES`; vacuous: bounds 0 <= 0.
+    histogram: counts of margins by :data:`theory.sweep.EDGES`; vacuous: bounds 0 <= 0. margin: the
+    smallest of the others (inf if there are none), which is that of ``where``.
     """
 
     claim: str
@@ -139,14 +138,13 @@ class ClaimAttack:
 
     claim: str
     relation: Relation
-    tolerance: float
     margin: float
     tightness: float | None
     where: Where
 
     @property
     def holds(self) -> bool:
-        return self.margin >= -self.tolerance
+        return self.margin >= -TOLERANCE
 
 
 @dataclass(frozen=True)

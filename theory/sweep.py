@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from theory.statement import Array, Check, ClaimCheck, Family, Where
+from theory.statement import TOLERANCE, Array, Check, ClaimCheck, Family, Where
 
 CHUNK = 1_000
 LEAST = 100  # points a chunk of the most costly families
@@ -90,14 +90,16 @@ class _Tally:
     def add(self, found: Evaluated, points: np.ndarray, real: int) -> None:
         margin = found.margin[:real, self.index]
         self.instances += real
-        self.failures += int(np.sum(~(margin >= -self.claim.tolerance)))
-        self.vacuous += int(found.vacuous[:real, self.index].sum())
+        vacuous = found.vacuous[:real, self.index]
+        self.failures += int(np.sum(~(margin >= -TOLERANCE)))
+        self.vacuous += int(vacuous.sum())
         self.histogram += np.bincount(
             np.searchsorted(EDGES[1:], margin, side="right"), minlength=len(EDGES)
         )
-        worst = int(np.argmin(margin))
-        if self.where is None or margin[worst] < self.margin:
-            self.margin = float(margin[worst])
+        telling = np.where(vacuous, np.inf, margin)
+        worst = int(np.argmin(telling))
+        if self.where is None or telling[worst] < self.margin:
+            self.margin = float(telling[worst])
             self.where = found.at(worst, self.index, points[worst])
 
     def done(self) -> ClaimCheck:

@@ -75,7 +75,7 @@ def verify(
     spent("compile")
     check = sweep.sweep(families, compiled, instances, jax.random.fold_in(key, 0), progress)
     spent("check")
-    attack = search.search(families, compiled, slopes, jax.random.fold_in(key, 1))
+    attack = search.search(families, compiled, slopes, jax.random.fold_in(key, 1), check)
     spent("attack")
     examples = statement.necessity()
     findings = statement.measure(jax.random.fold_in(key, 2))
@@ -93,7 +93,6 @@ def verify(
             "margin": c.margin,
             "attacked": attacked[c.claim].margin,
             "tightness": attacked[c.claim].tightness,
-            "tolerance": attacked[c.claim].tolerance,
             "holds": c.holds and attacked[c.claim].holds,
             "where": c.where.instance,
             "attacked where": attacked[c.claim].where.instance,
