@@ -325,6 +325,52 @@ def test_not_a_number_fails_and_0_below_0_is_vacuous():
         sweep.sweep([zero], [sweep.compiled(zero)], 0, jax.random.key(0))
 
 
+class Cancelling(NamedTuple):
+    weight: jax.Array
+    change: jax.Array
+
+
+def test_sides_are_those_of_the_instance_that_is_shown():
+    """W + dW where W is a product: were it fused with the sum, it would not be rounded before."""
+
+    def decode(u):
+        weight = u[0] * u[1]
+        return Cancelling(weight, -weight.astype(jnp.float32).astype(jnp.float64))
+
+    def sides(p):
+        return Sides(p.weight + p.change, jnp.zeros(()), jnp.ones(()))
+
+    claims = (Claim("toy", "a toy", "==", sides),)
+    program = sweep.compiled(Family("toy", "a point", 2, decode, claims))
+    found = program(np.random.default_rng(0).random((sweep.CHUNK, 2)))
+    np.testing.assert_array_equal(
+        found.left[:, 0], found.instance["weight"] + found.instance["change"]
+    )
+
+
+def test_the_attack_starts_from_the_worst_samples_and_leaves_vacuous_ones(monkeypatch):
+    """A claim that is tight in one point of a thousand, vacuous in half of the others."""
+    monkeypatch.setattr(search, "MOVES", 0)
+    monkeypatch.setattr(search, "FEWEST", 0)
+
+    def sides(p):
+        tight = jnp.where(p.x[0] < 1e-4, 1.0, 0.5)
+        empty = p.x[0] > 0.5
+        return Sides(jnp.where(empty, 0, tight), jnp.where(empty, 0.0, 1.0), jnp.ones(()))
+
+    family = toy(sides, smooth=False)
+    program = sweep.compiled(family)
+    check = sweep.sweep([family], [program], 100_000, jax.random.key(1))
+    (claim,) = check.claims
+    assert (claim.margin, claim.failures) == (0, 0)
+    assert 40_000 < claim.vacuous < 60_000
+    assert claim.where.left == 1
+    without = search.search([family], [program], [None], jax.random.key(3))
+    found = search.search([family], [program], [None], jax.random.key(3), check)
+    assert (without.margin, found.margin) == (0.5, 0)
+    assert found.claims[0].tightness == 1
+
+
 @pytest.mark.parametrize("smooth", [True, False])
 def test_the_attack_finds_what_sampling_misses(smooth):
     """A claim that fails only within 1e-3 of one point of a cube of three dimensions."""

@@ -166,7 +166,6 @@ FAMILIES = (
                 _smaller_noise,
             ),
         ),
-        smooth=False,
         share=0.2,
     ),
 )

@@ -141,7 +141,6 @@ FAMILIES = (
             Claim("one at a time", "settling in any order gives the same", "==", _one_at_a_time),
             Claim("compensation helps", "the residual is at most e^T H e", "<=", _no_worse),
         ),
-        smooth=False,
         share=0.2,
     ),
     Family(

@@ -231,8 +231,6 @@ FAMILIES = (
             ),
             Claim("squares", "quantizing first costs <= 2 r max|q| D", "<=", _squares),
         ),
-        smooth=False,
-        share=0.3,
     ),
 )
 

@@ -196,7 +196,6 @@ FAMILIES = (
             Claim("in context", "it has the least loss of all", "==", _sorted_is_best_in_context),
             Claim("wins by", "inversions x least step <= its lead", "<=", _wins_by),
         ),
-        smooth=False,
     ),
 )
 

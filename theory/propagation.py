@@ -249,7 +249,7 @@ FAMILIES = (
             Claim("a priori", "the same from |x_0|, |W_k| and |g_k(0)|", "<=", a_priori_sides),
             Claim("carried", "the change carried layer by layer is f(W') - f(W)", "==", _carried),
         ),
-        smooth=False,  # evolution attains the bounds; gradients would cost more than all the rest
+        smooth=False,  # evolution attains the bounds; gradients would cost most to compile
     ),
     Family(
         "linear",

@@ -20,11 +20,11 @@ import numpy as np
 from theory.statement import Array, Attack, Check, ClaimAttack, Family
 from theory.sweep import Evaluated, Program, chunk_of, generator
 
-MOVES, FEWEST = 240, 40  # the fewest: where instances are costly, or there are identities alone
-PERIOD = 4  # one gradient step in so many moves; the others are evolution
+MOVES, FEWEST = 160, 40  # the fewest: where instances are costly, or there are identities alone
+PERIOD = 8  # one gradient step in so many moves; the others are evolution
 WEIGHT, CROSSOVER = 0.6, 0.7  # of differential evolution
-GREED = 0.5  # of the differences are added to the best point of the claim, not to any
-STAY, ANEW = 0.5, 2.0  # of the trials only draw so many coordinates anew
+GREED = 0.5  # this part of the differences is added to the best point of the claim, not to any
+STAY, ANEW = 0.4, 2.0  # this part of the trials only draws so many coordinates anew
 STEPS = (0.2, 1e-5)  # of the gradient, per coordinate, first move to last
 
 Slope = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -36,13 +36,20 @@ def moves_of(family: Family) -> int:
 
 
 def slope(family: Family) -> Slope | None:
-    """(points [chunk, size], claim of each [chunk]) -> gradients of its margin; or None."""
-    if not family.smooth:
+    """(points [chunk, size], claim of each [chunk]) -> gradients of its margin; or None.
+
+    Only bounds have one: an identity's margin is rounding error, its gradient given as 0.
+    """
+    bounds = [c.relation == "<=" for c in family.claims]
+    if not family.smooth or not any(bounds):
         return None
 
     def margin(u: Array, claim: Array) -> Array:
         instance = family.decode(u)
-        return jnp.stack([c.margin(c.sides(instance))[0] for c in family.claims])[claim]
+        claims = [c for c, bound in zip(family.claims, bounds, strict=True) if bound]
+        found = jnp.stack([c.margin(c.sides(instance))[0] for c in claims])
+        place = np.cumsum(bounds) - 1  # of a claim among the bounds
+        return jnp.where(jnp.asarray(bounds)[claim], found[jnp.asarray(place)[claim]], 0)
 
     with jax.enable_x64(True):
         chunk = chunk_of(family)
@@ -88,12 +95,12 @@ class _Population:
         )
         best = [self.best(claim) for claim in range(self.count)]
         a = np.where(self.rng.random((chunk, 1)) < GREED, self.points[best][self.owner], a)
-        moves = self.rng.random((chunk, 1)) >= STAY
-        crossed = moves & (self.rng.random((chunk, size)) < CROSSOVER)
-        trial = np.where(crossed, a + WEIGHT * (b - c), self.points)
-        # discrete choices are otherwise lost once the population agrees
-        anew = self.rng.random((chunk, size)) < ANEW / size
-        return np.where(anew, self.rng.random((chunk, size)), trial)
+        trial = a + WEIGHT * (b - c)
+        # some coordinates anew: discrete choices are lost once the population agrees on them
+        stay = self.rng.random((chunk, 1)) < STAY
+        trial = np.where(stay, self.rng.random((chunk, size)), trial)
+        changed = self.rng.random((chunk, size)) < np.where(stay, ANEW / size, CROSSOVER)
+        return np.where(changed, trial, self.points)
 
     def take(self, trial: np.ndarray, found: Evaluated) -> None:
         """Move where that is better; vacuous instances are of no interest."""
