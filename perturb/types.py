@@ -7,9 +7,10 @@ arrays, so every stage can be jitted, and vmapped over layers of one shape or ov
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -37,16 +38,49 @@ class Layer(NamedTuple):
     mask: Array  # [out, in] bool, True = kept
     grid: Grid | None
     dense: Array  # [out, in], the weight before the first stage
+    quantizer: Any = None  # the method that laid ``grid``: a later stage may lay a new one by it
 
 
 class LayerStats(NamedTuple):
-    """Second moments of a layer's inputs, as sums: merging two batches is addition."""
+    """Moments of a layer's inputs x over its tokens; merging two batches is addition.
 
-    gram: Array  # [in, in], sum over tokens of x x^T, float32 at least
-    count: Array  # type: ignore[assignment]  # [], number of tokens summed
+    The second moment is kept about the mean, ``sum x x^T = scatter + count mean mean^T``: an
+    error dW mostly avoids the mean direction of its inputs, and float32 sums of x x^T would drown
+    what is left where the mean is large. ``mean=None`` stands for a mean of 0.
+    """
+
+    scatter: Array  # [in, in], sum over tokens of (x - mean)(x - mean)^T, float32 at least
+    count: Array  # type: ignore[assignment]  # [], tokens, or the sum of their weights
+    mean: Array | None = None  # [in]
+
+    @property
+    def gram(self) -> Array:
+        """``sum x x^T`` [..., in, in]."""
+        if self.mean is None:
+            return self.scatter
+        outer = self.mean[..., :, None] * self.mean[..., None, :]
+        return self.scatter + self.count[..., None, None] * outer
+
+    @property
+    def energy(self) -> Array:
+        """``E x_j^2`` [..., in]; 0 where there was no token."""
+        square = jnp.diagonal(self.scatter, axis1=-2, axis2=-1)
+        share = 1 / jnp.where(self.count > 0, self.count, 1)
+        mean = 0 if self.mean is None else self.mean**2
+        return square * share[..., None] + mean
 
     def __add__(self, other: LayerStats) -> LayerStats:  # type: ignore[override]
-        return LayerStats(self.gram + other.gram, self.count + other.count)
+        """Moments of both sets of tokens (Chan, Golub, LeVeque 1983)."""
+        count = self.count + other.count
+        if self.mean is None and other.mean is None:
+            return LayerStats(self.scatter + other.scatter, count)
+        a, b = (jnp.zeros(s.scatter.shape[:-1]) if s.mean is None else s.mean for s in (self, other))
+        share = other.count / jnp.where(count > 0, count, 1)
+        step = b - a
+        between = (self.count * share)[..., None, None] * step[..., :, None] * step[..., None, :]
+        return LayerStats(
+            self.scatter + other.scatter + between, count, a + share[..., None] * step
+        )
 
 
 class SolveReport(NamedTuple):
@@ -72,11 +106,6 @@ class LayerCompressor(Protocol):
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def ratio(self) -> float:
-        """C_f = dense bits / compressed bits, with 16-bit dense weights."""
-        ...
 
     @property
     def granularity(self) -> str: ...
