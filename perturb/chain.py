@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +24,6 @@ class Chain:
     @property
     def name(self) -> str:
         return ">".join(s.name for s in self.stages)
-
-    @property
-    def ratio(self) -> float:
-        return math.prod(s.ratio for s in self.stages)
 
     @property
     def granularity(self) -> str:

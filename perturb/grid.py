@@ -23,6 +23,9 @@ from perturb.types import Array, Grid
 MSE_STEPS = 100  # clip search of the GPTQ reference: 100 steps of shrinking,
 MSE_MAX_SHRINK = 0.8  # down to 1 - 0.8 of the range,
 MSE_NORM = 2.4  # by the 2.4-norm
+# Steps beyond the end of a grid from which on a weight has outgrown it. Half a step is what
+# rounding may move it; the "half" convention has a group's absmax exactly there.
+OUTGROWN = 0.51
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,38 @@ def fit_ranges(w: Array, bits: Array, spec: GridSpec) -> tuple[Array, Array]:
     start = (jnp.full(lo.shape, jnp.inf, w.dtype), jnp.ones(lo.shape, w.dtype))
     (_, p), _ = jax.lax.scan(shrink, start, jnp.arange(int(MSE_MAX_SHRINK * MSE_STEPS)))
     return _scale_zero(p * lo, p * hi, bits, spec, w.dtype)
+
+
+def excess(w: Array, scale: Array, zero: Array, top: Array) -> Array:
+    """How far the farthest of the weights w [..., n] lies beyond the ends of a grid [...]."""
+    beyond = jnp.maximum(
+        jnp.max(w, -1) - scale * (top - zero), scale * (0 - zero) - jnp.min(w, -1)
+    )
+    return jnp.maximum(beyond, 0)
+
+
+def relaid(grid: Grid, new: Grid, w: Array, spec: GridSpec, fitted_to: Array | None = None) -> Grid:
+    """``grid``, with the scales of ``new`` in the groups that the weights w [out, in] outgrew.
+
+    A group has outgrown its grid where a weight lies more than OUTGROWN steps beyond the grid's
+    end, so that rounding would clip it, and farther than any weight did that the grid was
+    ``fitted_to`` (a clip that the fit chose is none of compensation's doing).
+    """
+    top = top_code(grid.bits).astype(w.dtype)
+
+    def beyond(x: Array) -> Array:
+        return excess(x.reshape(*grid.scale.shape, -1), grid.scale, grid.zero, top)
+
+    allowed = OUTGROWN * grid.scale
+    if fitted_to is not None:
+        allowed = jnp.maximum(allowed, 2 * OUTGROWN * beyond(fitted_to))
+    outgrown = beyond(w) > allowed
+    if spec.per == "tensor":
+        outgrown = jnp.broadcast_to(jnp.any(outgrown), outgrown.shape)
+    return grid._replace(
+        scale=jnp.where(outgrown, new.scale, grid.scale),
+        zero=jnp.where(outgrown, new.zero, grid.zero),
+    )
 
 
 def fit_grid(w: Array, bits: Array | int, spec: GridSpec) -> Grid:

@@ -9,6 +9,7 @@ Three levels, each usable alone:
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +19,27 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from perturb import modules
+from perturb import modules, registry
 from perturb.chain import stages_of
-from perturb.registry import check_layer
+from perturb.storage import Storage, storage_of
 from perturb.types import Array, Layer, LayerStats, ModelCompressor, SolveReport, StageResult
 
 Calibrate = Literal["sequential", "recalibrate", "dense"]
 CALIBRATE: tuple[Calibrate, ...] = ("sequential", "recalibrate", "dense")
+Norms = Literal["reestimate", "keep"]
+NORMS: tuple[Norms, ...] = ("reestimate", "keep")
+Zeros = Literal["free", "keep"]
+ZEROS: tuple[Zeros, ...] = ("free", "keep")
 
 
-def fresh(weight: Array) -> Layer:
-    """A layer that nothing has been done to yet."""
-    return Layer(weight, jnp.ones(weight.shape, bool), None, weight)
+def fresh(weight: Array, zeros: Zeros = "free") -> Layer:
+    """A layer that nothing has been done to yet, in float32 at least.
+
+    zeros: "keep" takes the weights that are 0 already for pruned ones.
+    """
+    weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    mask = weight != 0 if zeros == "keep" else jnp.ones(weight.shape, bool)
+    return Layer(weight, mask, None, weight)
 
 
 def layer_key(key: Array, name: str) -> Array:
@@ -40,7 +50,7 @@ def layer_key(key: Array, name: str) -> Array:
 def _by_shape(layers: Mapping[str, Layer]) -> list[list[str]]:
     groups: dict[Any, list[str]] = {}
     for name, layer in layers.items():
-        groups.setdefault(layer.dense.shape[-2:], []).append(name)
+        groups.setdefault((layer.dense.shape[-2:], layer.dense.dtype), []).append(name)
     return list(groups.values())
 
 
@@ -49,7 +59,7 @@ def _stack(trees: Sequence[Any], axis: int = 0) -> Any:
 
 
 # The dense weight is one for all versions and variants of a layer: it is never batched over them.
-_VERSIONS = Layer(weight=0, mask=0, grid=0, dense=None)  # type: ignore[arg-type]
+_VERSIONS = Layer(weight=0, mask=0, grid=0, dense=None, quantizer=0)  # type: ignore[arg-type]
 
 
 def _without_dense(result: StageResult) -> StageResult:
@@ -145,39 +155,108 @@ class Compression:
 
     layers: the final state of each layer (mask, grid, dense weight); reports: for each stage,
     what its solver did to each layer's Hessian (empty for methods without one); skipped: layers
-    left alone, with the reason.
+    left alone, with the reason; storage: weights and bits, the source of ``ratio`` and
+    ``sparsity``; coverage: which share of the model's parameters was compressed at all; notes:
+    what a reader of these numbers should know (also warned of).
     """
 
     model: Any
     layers: dict[str, Layer]
     reports: list[dict[str, SolveReport]]
     skipped: dict[str, str]
-    ratio: float
+    storage: Storage
+    coverage: modules.Coverage
     calibrate: str
+    norms: str
+    zeros: str
+    notes: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Dense bits over stored bits of the whole model (:mod:`perturb.storage`)."""
+        return self.storage.ratio
 
     @property
     def sparsity(self) -> float:
-        """The achieved fraction of pruned weights."""
-        kept = sum(int(jnp.sum(x.mask)) for x in self.layers.values())
-        return 1 - kept / sum(x.mask.size for x in self.layers.values())
+        """The achieved fraction of pruned weights, of the compressed layers."""
+        return self.storage.sparsity
 
 
 def check(
-    method: Any, specs: Mapping[str, modules.LayerSpec], calibration: Any, calibrate: str
+    method: Any,
+    specs: Mapping[str, modules.LayerSpec],
+    calibration: Any,
+    *,
+    calibrate: str = "sequential",
+    norms: str = "reestimate",
+    zeros: str = "free",
 ) -> None:
     """Refuse, before any work, what a method cannot do on these layers."""
-    if calibrate not in CALIBRATE:
-        raise ValueError(f"calibrate must be one of {', '.join(CALIBRATE)}; got {calibrate!r}")
+    for what, value, choices in (
+        ("calibrate", calibrate, CALIBRATE),
+        ("norms", norms, NORMS),
+        ("zeros", zeros, ZEROS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{what} must be one of {', '.join(choices)}; got {value!r}")
     for stage in stages_of(method):
-        for name, spec in specs.items():
-            check_layer(stage, name, spec.shape)
+        registry.check_layers(stage, {n: s.shape for n, s in specs.items()})
         if stage.needs_stats and calibration is None:
             raise ValueError(
                 f"{stage.name} looks at the layers' inputs: give calibration data "
                 "(a batch of model inputs, or a list of batches)"
             )
-    if calibration is not None:
-        modules.batches_of(calibration)
+
+
+@jax.jit
+def _finite(weights: Mapping[str, Array]) -> dict[str, Array]:
+    return {n: jnp.all(jnp.isfinite(w)) for n, w in weights.items()}
+
+
+def check_finite(what: str, weights: Mapping[str, Array]) -> None:
+    """Refuse matrices that are not finite, by the layer's name."""
+    for name, fine in jax.device_get(_finite(dict(weights))).items():
+        if not fine:
+            raise ValueError(f"layer {name}: {what} leaves weights that are not finite")
+
+
+def zeros_note(layers: Mapping[str, Layer], zeros: Zeros) -> list[str]:
+    """What is told of weights that were 0 before anything was done."""
+    count = {n: int(jnp.sum(x.dense == 0)) for n, x in layers.items()}
+    total, size = sum(count.values()), sum(x.dense.size for x in layers.values())
+    if not total:
+        return []
+    where = [n for n, c in count.items() if c]
+    told = f"{total} of {size} weights ({total / size:.1%}) are 0 already, in {len(where)} layers"
+    if zeros == "keep":
+        return [f"{told} (first: {where[0]}): they count as pruned and stay 0"]
+    return [
+        f"{told} (first: {where[0]}): they count as kept, and a method may change them; "
+        "zeros='keep' takes them as pruned"
+    ]
+
+
+def starved_note(stats: Mapping[str, LayerStats]) -> list[str]:
+    """What is told of layers that calibration showed nothing."""
+    names = modules.starved(stats)
+    if not names:
+        return []
+    return [
+        f"{len(names)} layers saw no input but zeros in calibration (first: {names[0]}): they are "
+        "compressed as if their inputs were white (magnitude, round-to-nearest)"
+    ]
+
+
+def norms_note(model: Any, calibration: Any, norms: Norms) -> list[str]:
+    """What is told of running statistics that stay those of the dense model."""
+    names = modules.norms_of(model)
+    if not names or (norms == "reestimate" and calibration is not None):
+        return []
+    why = "norms='keep'" if norms == "keep" else "there is no calibration data"
+    return [
+        f"{len(names)} BatchNorms keep the running statistics of the dense model ({why}): "
+        "part of what is lost is theirs, not the weights'"
+    ]
 
 
 def compress(
@@ -186,29 +265,44 @@ def compress(
     calibration: Any = None,
     *,
     calibrate: Calibrate = "sequential",
+    norms: Norms = "reestimate",
+    zeros: Zeros = "free",
     key: Array | int = 0,
     exclude: Sequence[str] = (),
     forward: modules.Forward = modules.call,
+    token_weights: modules.TokenWeights | None = None,
 ) -> Compression:
     """Compress a copy of ``model`` by ``method`` (a chain applies its first stage first).
 
+    calibration: a batch of model inputs, or batches (a list, a generator).
     calibrate: which inputs the stages see.
         "sequential"   block after block, each from the blocks before it as this stage left
                        them; layers of one block in parallel (the reference implementations);
         "recalibrate"  each stage sees the inputs of the model it was handed, all layers at once;
         "dense"        every stage sees the inputs of the uncompressed model.
+    norms: after each stage BatchNorms re-estimate their running statistics on the calibration
+    data ("reestimate"), or "keep" those of the dense model.
+    zeros: weights that are 0 already count as pruned ("keep") or as any other ("free").
+    token_weights: of a batch, the weights of its tokens, such as a padding mask [batch, length].
+    Weights are solved for in float32 at least and stored in the model's own dtype.
     Raises ValueError, before any work, for weights that are not finite, groups that do not
-    divide a layer, an empty calibration set, or a model without compressible layers.
+    divide a layer, an empty calibration set, or a model without compressible layers; afterwards,
+    naming the layer, for results that are not finite.
     """
     specs, skipped = modules.find_layers(model, exclude=exclude)
     weights = modules.get_weights(model, specs)
-    check(method, specs, calibration, calibrate)
+    batches = None if calibration is None else modules.batches_of(calibration)
+    check(method, specs, batches, calibrate=calibrate, norms=norms, zeros=zeros)
     key = jax.random.key(key) if isinstance(key, int) else key
-    layers = {n: fresh(w) for n, w in weights.items()}
+    layers = {n: fresh(w, zeros) for n, w in weights.items()}
+    notes = [*modules.notes(model, specs, skipped), *zeros_note(layers, zeros)]
+    notes += norms_note(model, batches, norms)
     current = modules.with_weights(model, specs, {})
+    listen = {"forward": forward, "token_weights": token_weights}
     dense_stats = None
     if calibrate == "dense" and method.needs_stats:
-        dense_stats = modules.capture(model, specs, calibration, forward=forward)
+        dense_stats = modules.capture(model, specs, batches, **listen)
+        notes += starved_note(dense_stats)
     reports: list[dict[str, SolveReport]] = []
     for i, stage in enumerate(stages_of(method)):
         done = run_stage(
@@ -216,14 +310,32 @@ def compress(
             stage,
             specs,
             layers,
-            dense_stats if dense_stats is not None else calibration,
+            dense_stats if dense_stats is not None else batches,
             jax.random.fold_in(key, i),
             sequential=calibrate == "sequential",
-            forward=forward,
+            notes=notes,
+            **listen,
         )
+        if norms == "reestimate" and batches is not None and modules.norms_of(current):
+            modules.set_norms(current, modules.reestimate(current, batches, forward=forward))
         layers = {n: r.layer for n, r in done.items()}
         reports.append({n: r.report for n, r in done.items() if r.report is not None})
-    return Compression(current, layers, reports, skipped, method.ratio, calibrate)
+    coverage = modules.coverage(model, specs, skipped)
+    told = tuple(dict.fromkeys(notes))
+    for note in told:
+        warnings.warn(note, stacklevel=2)
+    return Compression(
+        model=current,
+        layers=layers,
+        reports=reports,
+        skipped=skipped,
+        storage=storage_of(layers, coverage.parameters),
+        coverage=coverage,
+        calibrate=calibrate,
+        norms=norms,
+        zeros=zeros,
+        notes=told,
+    )
 
 
 def run_stage(
@@ -236,12 +348,17 @@ def run_stage(
     *,
     sequential: bool,
     forward: modules.Forward = modules.call,
+    token_weights: modules.TokenWeights | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, StageResult]:
     """One stage on a model that holds ``layers``; the model receives the result, in place.
 
     inputs: calibration batches, run through this very model; or the layers' statistics, ready.
     sequential: block after block, each block's inputs from the blocks already compressed.
+    notes: what is to be told is added to it. Raises ValueError, naming the layer, for a result
+    that is not finite.
     """
+    notes = [] if notes is None else notes
     ready = isinstance(inputs, dict) and all(isinstance(s, LayerStats) for s in inputs.values())
     groups = [list(specs)]
     if sequential and stage.needs_stats and not ready and not isinstance(stage, ModelCompressor):
@@ -252,7 +369,13 @@ def run_stage(
         chosen = {n: specs[n] for n in names}
         stats = None
         if stage.needs_stats:
-            stats = inputs if ready else modules.capture(model, chosen, inputs, forward=forward)
+            stats = inputs
+            if not ready:
+                stats = modules.capture(
+                    model, chosen, inputs, forward=forward, token_weights=token_weights
+                )
+                notes += starved_note(stats)
         done |= apply(stage, {n: layers[n] for n in names}, stats, key)
+        check_finite(stage.name, {n: done[n].layer.weight for n in names})
         modules.set_weights(model, chosen, {n: done[n].layer.weight for n in names})
     return {n: done[n] for n in specs}

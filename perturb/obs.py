@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from perturb.grid import GridSpec, fit_grid, fit_ranges, round_to, top_code
+from perturb.grid import OUTGROWN, GridSpec, excess, fit_ranges, round_to, top_code
 from perturb.masks import NofM, prune_count, rank_smallest, smallest_k
 from perturb.types import Array, Grid, LayerStats, SolveReport
 
@@ -39,30 +39,33 @@ class Factor(NamedTuple):
     """``H^{-1} = U^T U`` of a damped Hessian, with what had to be done to get it."""
 
     upper: Array  # [in, in]
-    diag: Array  # [in], diag H before damping, 1 where dead
-    dead: Array  # [in] bool, inputs that were never nonzero
+    dead: Array  # [in] bool, inputs that were always 0, unless all of them were
     report: SolveReport
 
 
-def factorize(gram: Array, count: Array, damp: Array | float) -> Factor:
-    """Factor the inverse of ``H = (2/count) gram + damp mean(diag H) I``.
+def factorize(gram: Array, damp: Array | float) -> Factor:
+    """Factor the inverse of ``H = gram / m + damp I``, m the mean of diag(gram) over live inputs.
 
-    Dead inputs get H_dd = 1 (before the mean is taken), as in the reference. If the factor is
-    not finite, the damping is raised tenfold (from at least 1e-4), up to MAX_RETRIES times,
-    and the report says so.
+    A solution does not depend on the scale of H, so nothing here depends on the scale of the
+    inputs or on whether tokens or sequences were counted. A dead input has no correlations: any
+    positive H_dd leaves the others alone (1 here). Inputs that are dead altogether say nothing:
+    H is then the identity. If the factor is not finite, the damping is raised tenfold (from at
+    least 1e-4), up to MAX_RETRIES times, and the report says so.
 
     With J the reversal, ``J H J = L L^T`` gives ``H = R R^T`` with R = J L J upper triangular,
     so U = R^{-1}: one Cholesky and one triangular solve instead of the textbook's Cholesky,
     inverse, Cholesky.
     """
-    h = gram * (2 / count.astype(gram.dtype))
-    dead = jnp.diagonal(h) == 0
-    diag = jnp.where(dead, 1, jnp.diagonal(h))
-    eye = jnp.eye(h.shape[0], dtype=h.dtype)
-    h = jnp.where(eye > 0, diag, h)
+    energy = jnp.diagonal(gram)
+    dead = energy == 0
+    largest = jnp.max(energy)  # twice, so that neither sum nor quotient leaves the floats' range
+    scaled = gram / jnp.where(largest > 0, largest, 1)
+    mean = jnp.sum(jnp.diagonal(scaled)) / jnp.maximum(jnp.sum(~dead), 1)
+    eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    h = jnp.where(dead[:, None] & (eye > 0), eye, scaled / jnp.where(mean > 0, mean, 1))
 
     def attempt(fraction: Array) -> Array:
-        damped = h + fraction * jnp.mean(diag) * eye
+        damped = h + fraction * eye
         upper = lax.linalg.cholesky(damped[::-1, ::-1], symmetrize_input=False)[::-1, ::-1]
         return lax.linalg.triangular_solve(upper, eye, left_side=True, lower=False)
 
@@ -79,7 +82,7 @@ def factorize(gram: Array, count: Array, damp: Array | float) -> Factor:
     start = (attempt(first), first, jnp.asarray(0, jnp.int32))
     upper, fraction, retries = lax.while_loop(failed, again, start)
     report = SolveReport(fraction, retries, jnp.sum(dead, dtype=jnp.int32))
-    return Factor(upper, diag, dead, report)
+    return Factor(upper, dead & ~jnp.all(dead), report)
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,28 @@ class SweepSpec:
     """What the sweep does, as far as it is compiled in.
 
     select: None keeps the given mask, "block" removes the smallest ``w^2 / U_jj^2`` of each
-    block (exact counts), :class:`NofM` keeps n of m in each group of m columns of a row.
-    on_grid: whether kept weights are rounded. fit_groups: a :class:`GridSpec` whose group scales
-    are fitted when their block is entered (from weights corrected by earlier blocks only, as
-    in the reference), instead of being given.
+    block (exact counts), :class:`NofM` keeps n of m in each group of m columns of a row; columns
+    of dead inputs cost nothing and go first. on_grid: whether kept weights are rounded.
+    fit_groups: a :class:`GridSpec` whose group scales are fitted when the block is entered in
+    which the group starts, from weights corrected by earlier blocks only (as in the reference:
+    a group that reaches into the next block does not wait for it), instead of being given;
+    ``refit``: only where those weights have outgrown the given grid.
     """
 
     block: int = 128
     select: str | NofM | None = None
     on_grid: bool = False
     fit_groups: GridSpec | None = None
+    refit: bool = False
+
+    @property
+    def reach(self) -> int:
+        """Columns from a block's start that the groups starting in it may cover."""
+        if self.fit_groups is None:
+            return self.block
+        assert isinstance(self.fit_groups.per, int)
+        per = self.fit_groups.per
+        return self.block if self.block % per == 0 else self.block + per - 1
 
 
 class Columns(NamedTuple):
@@ -104,6 +119,7 @@ class Columns(NamedTuple):
 
     keep: Array  # [in, V, out] bool
     real: Array  # [in] bool, False on padding
+    dead: Array  # [in] bool
     group: Array | None  # [in] int, row of scale/zero
     tie: Array | None  # [in, V, out] second key of the block selection
 
@@ -128,12 +144,16 @@ def _corrected(w: Array, u: Array, errors: Array, start, size: int) -> Array:
     return here - update.reshape(here.shape)
 
 
+def _score(w: Array, u: Array, cols: Columns) -> Array:
+    """|w| / U_jj: what a removal costs, up to a monotone map that cannot overflow."""
+    score = jnp.abs(w) / jnp.diagonal(u)[:, None, None]
+    return jnp.where(cols.keep, jnp.where(cols.dead[:, None, None], 0, score), -jnp.inf)
+
+
 def _select_block(w: Array, u: Array, cols: Columns, k: Array) -> Columns:
     """Remove exactly k [V] of the block's [b, V, out] weights: smallest w^2 / U_jj^2 first."""
     b, v, out = w.shape
-    score = (w / jnp.diagonal(u)[:, None, None]) ** 2
-    score = jnp.where(cols.keep, score, -jnp.inf)
-    score = jnp.where(cols.real[:, None, None], score, jnp.inf)
+    score = jnp.where(cols.real[:, None, None], _score(w, u, cols), jnp.inf)
 
     def by_variant(x: Array) -> Array:  # row-major over the layer's own [out, in] order
         return x.transpose(1, 2, 0).reshape(v, out * b)
@@ -145,8 +165,7 @@ def _select_block(w: Array, u: Array, cols: Columns, k: Array) -> Columns:
 
 
 def _select_group(w: Array, u: Array, cols: Columns, pattern: NofM) -> Columns:
-    score = (w / jnp.diagonal(u)[:, None, None]) ** 2
-    score = jnp.where(cols.keep, score, -jnp.inf)
+    score = _score(w, u, cols)
     tie = None if cols.tie is None else jnp.moveaxis(cols.tie, 0, -1)
     gone = rank_smallest(jnp.moveaxis(score, 0, -1), pattern.m - pattern.n, tie)
     return cols._replace(keep=cols.keep & ~jnp.moveaxis(gone, -1, 0))
@@ -215,42 +234,62 @@ def _sweep(
     if isinstance(spec.select, NofM):
         levels = {s for s in levels if s % spec.select.m == 0} | {spec.select.m, 1}
     panel_sizes = tuple(sorted((s for s in levels if s < block), reverse=True)) or (1,)
-    u_rows = u.reshape(blocks, block, n)
+    beyond = spec.reach - block  # columns of the next blocks, for the groups that reach into them
+    u_rows = jnp.pad(u, ((0, 0), (0, beyond))).reshape(blocks, block, n + beyond)
+    w_wide = jnp.pad(w, ((0, beyond), (0, 0), (0, 0)))
+    keep_wide = jnp.pad(cols.keep, ((0, beyond), (0, 0), (0, 0)))
 
-    def step(errors: Array, i: Array):
+    def step(carry: tuple[Array, Lattice | None], i: Array):
+        errors, used = carry
         start = i * block
 
         def bring_in(j: Array, acc: Array) -> Array:  # exactly the blocks to the left: no waste
-            coupling = lax.dynamic_slice_in_dim(u_rows[j], start, block, 1)
+            coupling = lax.dynamic_slice_in_dim(u_rows[j], start, spec.reach, 1)
             return acc + jnp.matmul(coupling.T, errors[j], precision=HIGHEST)
 
-        update = lax.fori_loop(0, i, bring_in, jnp.zeros((block, v * out), w.dtype))
-        here = _slice(w, start, block) - update.reshape(block, v, out)
+        update = lax.fori_loop(0, i, bring_in, jnp.zeros((spec.reach, v * out), w.dtype))
+        wide = _slice(w_wide, start, spec.reach) - update.reshape(spec.reach, v, out)
+        here = wide[:block]
         u_here = lax.dynamic_slice(u, (start, start), (block, block))
         c = _slice(cols, start, block)
         if spec.select == "block":
             c = _select_block(here, u_here, c, counts[i])
-        used = lattice
         if spec.fit_groups is not None:
-            assert lattice is not None
-            assert isinstance(spec.fit_groups.per, int)
-            survivors = jnp.where(c.keep, here, 0)  # pruned weights drift until settled at 0
-            by_group = survivors.reshape(-1, spec.fit_groups.per, v, out)
-            scale, zero = fit_ranges(
-                jnp.moveaxis(by_group, 1, -1), lattice.bits[None], spec.fit_groups
-            )
-            used = lattice._replace(scale=scale, zero=zero)
-            c = c._replace(group=jnp.arange(block) // spec.fit_groups.per)
+            assert used is not None
+            kept = jnp.concatenate([c.keep, _slice(keep_wide, start + block, beyond)])
+            survivors = jnp.where(kept, wide, 0)  # pruned weights drift until settled at 0
+            used = _fit_groups(spec, survivors, start, used)
         q, e, c = _panel(panel_sizes, spec, here, u_here, c, used if spec.on_grid else None)
-        fitted = (used.scale, used.zero) if used is not None and spec.fit_groups else None
-        return errors.at[i].set(e.reshape(block, v * out)), (q, c.keep, fitted)
+        return (errors.at[i].set(e.reshape(block, v * out)), used), (q, c.keep)
 
     start_errors = jnp.zeros((blocks, block, v * out), w.dtype)
-    _, (q, keep, fitted) = lax.scan(step, start_errors, jnp.arange(blocks))
-    if lattice is not None and fitted is not None:
-        scale, zero = (a.reshape(-1, v, out) for a in fitted)
-        lattice = lattice._replace(scale=scale, zero=zero)
+    (_, lattice), (q, keep) = lax.scan(step, (start_errors, lattice), jnp.arange(blocks))
     return q.reshape(n, v, out), keep.reshape(n, v, out), lattice
+
+
+def _fit_groups(spec: SweepSpec, w: Array, start: Array, lattice: Lattice) -> Lattice:
+    """The lattice with the groups fitted that start in the block at ``start``; w [reach, V, out]."""
+    assert spec.fit_groups is not None
+    assert isinstance(spec.fit_groups.per, int)
+    per, groups = spec.fit_groups.per, lattice.scale.shape[0]
+    number = -(-spec.block // per)  # that can start in one block
+    first = -(-start // per)
+    index = first + jnp.arange(number)
+    columns = index[:, None] * per - start + jnp.arange(per)  # [number, per]
+    mine = (columns[:, 0] < spec.block) & (index < groups)
+    by_group = w[jnp.clip(columns, 0, w.shape[0] - 1)]  # [number, per, V, out]
+    by_group = jnp.moveaxis(by_group, 1, -1)
+    scale, zero = fit_ranges(by_group, lattice.bits[None], spec.fit_groups)
+    at = jnp.clip(index, 0, groups - 1)
+    held_scale, held_zero = lattice.scale[at], lattice.zero[at]
+    new = jnp.broadcast_to(mine[:, None, None], scale.shape)
+    if spec.refit:
+        new &= excess(by_group, held_scale, held_zero, lattice.top[None]) > OUTGROWN * held_scale
+    place = jnp.where(mine, index, groups)  # out of range: dropped
+    return lattice._replace(
+        scale=lattice.scale.at[place].set(jnp.where(new, scale, held_scale), mode="drop"),
+        zero=lattice.zero.at[place].set(jnp.where(new, zero, held_zero), mode="drop"),
+    )
 
 
 def sweep(
@@ -275,7 +314,7 @@ def sweep(
     def _(size, batched, w, u, cols, counts, lattice):
         args = (w, u, cols, counts, lattice)
         _, u_b, cols_b, _, _ = batched
-        if u_b or cols_b.real or cols_b.group:  # another Hessian: a batch like any other
+        if u_b or cols_b.real or cols_b.dead or cols_b.group:  # another Hessian: a batch like any other
             axes = jax.tree.map(lambda b: 0 if b else None, batched)
             out = jax.vmap(lambda *a: _sweep(spec, *a), axes)(*args)
             return out, jax.tree.map(lambda _: True, out)
@@ -285,15 +324,15 @@ def sweep(
             x = jnp.moveaxis(x, 0, axis)
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
-        shared = cols_b._replace(real=None, group=None)
+        shared = cols_b._replace(real=None, dead=None, group=None)
         stacked = jax.tree.map(
-            lambda x, b: stack(x, b, 1), cols._replace(real=None, group=None), shared
+            lambda x, b: stack(x, b, 1), cols._replace(real=None, dead=None, group=None), shared
         )
         q, keep, used = sweep(
             spec,
             stack(w, batched[0], 1),
             u,
-            stacked._replace(real=cols.real, group=cols.group),
+            stacked._replace(real=cols.real, dead=cols.dead, group=cols.group),
             stack(counts, batched[3], 1),
             None
             if lattice is None
@@ -357,17 +396,14 @@ class Solver:
         sparsity: Array | float = 0.0,
         tie: Array | None = None,
         grid: Grid | None = None,
-        fit: GridSpec | None = None,
-        bits: Array | int | None = None,
-        fit_on: Array | None = None,
-        static_groups: bool = False,
+        fit_groups: GridSpec | None = None,
+        refit: bool = False,
     ) -> Solution:
         """Settle a layer ``weight [out, in]`` under ``keep`` (False = stays 0).
 
-        Rounds onto ``grid`` if given, else onto a grid of ``bits`` fitted by ``fit`` to
-        ``fit_on`` (default: the weights themselves, group scales then being fitted on the way
-        unless ``static_groups``), else not at all. ``select`` also removes weights, see
-        :class:`SweepSpec`.
+        Rounds onto ``grid`` if there is one. ``fit_groups``: the grid's group scales are fitted
+        anew on the way (``refit``: where the weights have outgrown it). ``select`` also removes
+        weights, see :class:`SweepSpec`.
         """
         out, n_in = weight.shape
         gram = stats.gram.astype(weight.dtype)
@@ -375,22 +411,10 @@ class Solver:
         if self.act_order:
             order = jnp.argsort(-jnp.diagonal(gram), stable=True)
             gram = gram[order][:, order]
-        factor = factorize(gram, stats.count, self.damp)
-        dead = factor.dead if order is None else jnp.zeros(n_in, bool).at[order].set(factor.dead)
-        w = jnp.where(dead, 0, weight)
-
-        fit_groups = None
-        if grid is None and fit is not None:
-            assert bits is not None
-            on_the_way = isinstance(fit.per, int) and not static_groups and fit_on is None
-            fit_groups = fit if on_the_way else None
-            base = w if fit_on is None else jnp.where(dead, 0, fit_on)
-            grid = fit_grid(base, bits, fit)
+        factor = factorize(gram, self.damp)
         groups = 1 if grid is None else grid.scale.shape[-1]
 
-        unit = math.lcm(
-            n_in // groups if fit_groups else 1, select.m if isinstance(select, NofM) else 1
-        )
+        unit = select.m if isinstance(select, NofM) else 1
         population = select == "block" or fit_groups is not None
         block, number = self.blocks(n_in, unit, population)
         pad = number * block - n_in
@@ -400,12 +424,15 @@ class Solver:
             return jnp.pad(x.T, ((0, pad), (0, 0)), constant_values=fill)[:, None, :]
 
         upper = jnp.pad(factor.upper, (0, pad))
-        upper = upper + jnp.diag(jnp.pad(jnp.zeros(n_in, w.dtype), (0, pad), constant_values=1))
+        upper = upper + jnp.diag(
+            jnp.pad(jnp.zeros(n_in, weight.dtype), (0, pad), constant_values=1)
+        )
         group = jnp.arange(n_in) // (n_in // groups)
         group = group if order is None else group[order]
         cols = Columns(
             keep=columns_first(keep, True),
             real=jnp.arange(n_in + pad) < n_in,
+            dead=jnp.pad(factor.dead, (0, pad)),
             group=None if grid is None else jnp.pad(group, (0, pad)),
             tie=None if tie is None else columns_first(tie),
         )
@@ -414,11 +441,10 @@ class Solver:
         lattice = None
         if grid is not None:
             width = grid.bits.reshape(1, 1)
-            lattice = Lattice(
-                grid.scale.T[:, None], grid.zero.T[:, None], width, top_code(width).astype(w.dtype)
-            )
-        spec = SweepSpec(block, select, grid is not None, fit_groups)
-        q, kept, lattice = sweep(spec, columns_first(w), upper, cols, counts, lattice)
+            top = top_code(width).astype(weight.dtype)
+            lattice = Lattice(grid.scale.T[:, None], grid.zero.T[:, None], width, top)
+        spec = SweepSpec(block, select, grid is not None, fit_groups, refit)
+        q, kept, lattice = sweep(spec, columns_first(weight), upper, cols, counts, lattice)
 
         def rows_first(x: Array) -> Array:
             x = x[:n_in, 0].T

@@ -242,7 +242,7 @@ class Hessian(NamedTuple):
     """Second-order information of one layer, as GPTQ and SparseGPT use it."""
 
     plain: Floats  # (2 / count) gram with H_dd = 1 at dead columns, no damping
-    damped: Floats  # plain + damp * mean(diag plain) * I
+    damped: Floats  # plain + damp * (mean of diag plain over the live columns) * I
     U: Floats  # upper triangular, inv(damped) = U^T U
     dead: Bools  # [in], columns whose input was always zero
 
@@ -252,17 +252,16 @@ def hessian(gram: Floats, count: float, damp: float = 0.01) -> Hessian:
     H = 2.0 / count * np.asarray(gram, dtype=np.float64)
     dead = np.diag(H) == 0
     H[dead, dead] = 1.0
-    damped = H + damp * np.mean(np.diag(H)) * np.eye(len(H))
+    damped = H + damp * np.mean(np.diag(H)[~dead]) * np.eye(len(H))
     U = np.linalg.cholesky(np.linalg.inv(damped)).T
     return Hessian(H, damped, U, dead)
 
 
-def _start(W: Floats, dead: Bools, keep: Bools | None) -> Floats:
-    """A float64 copy with dead columns zeroed; pruned weights must have arrived as zeros."""
+def _start(W: Floats, keep: Bools | None) -> Floats:
+    """A float64 copy; pruned weights must have arrived as zeros."""
     W = np.array(W, dtype=np.float64)
     if keep is not None and np.any(W[~keep] != 0):
         raise ValueError("a weight that the mask calls pruned is not zero: apply the mask first")
-    W[:, dead] = 0.0
     return W
 
 
@@ -284,10 +283,10 @@ def gptq(
     """GPTQ: ``(weight, scale, zero)``, scale and zero ``[out, groups]`` in column order of ``W``.
 
     For each column i: ``q = round(w)``, ``e = (w - q) / U_ii``, and every later column
-    ``W[:, j] -= e U_ij``. ``block`` matters for non-static groups alone: at the entry of a block
-    the scales of all its groups are fitted, to the weights as updated by earlier blocks. Scales
-    of rows and of the tensor, static groups, and groups under ``act_order``, come from the
-    original ``W`` (dead columns zeroed).
+    ``W[:, j] -= e U_ij``. ``block`` matters for non-static groups alone: when the sweep reaches
+    a group, its scale is fitted to all its weights as they were when the block of that column was
+    entered. Scales of rows and of the tensor, static groups, and groups under ``act_order``, come
+    from the original ``W``.
 
     ``mask`` (True = kept): pruned weights are written as exactly 0, and what compensation had
     moved them to is propagated as their error. Scales are fitted to the survivors: a pruned
@@ -295,16 +294,13 @@ def gptq(
     """
     columns = np.shape(W)[1]
     h = hessian(gram, count, damp)
-    W = _start(W, h.dead, mask)
+    W = _start(W, mask)
     keep = np.ones(W.shape, dtype=bool) if mask is None else mask
     g = group_size(granularity, columns)
     fit = {"bits": bits, "sym": sym, "convention": convention, "mse": mse}
     scale, zero = fit_grid(W, granularity=granularity, **fit)  # type: ignore[arg-type]
     grouped = not isinstance(granularity, str)
     refit = grouped and not static_groups and not act_order
-    if refit:
-        block = g if g > block else block // g * g
-
     order = np.arange(columns)
     U = h.U
     if act_order:
@@ -313,11 +309,11 @@ def gptq(
 
     Q = np.zeros_like(W)
     for i in range(columns):
-        if refit and i % block == 0:
-            end = min(i + block, columns)
-            survivors = np.where(keep, W, 0.0)[:, i:end]
-            groups = slice(i // g, end // g)
-            scale[:, groups], zero[:, groups] = fit_grid(survivors, granularity=g, **fit)  # type: ignore[arg-type]
+        if i % block == 0:
+            entered = np.where(keep, W, 0.0)
+        if refit and i % g == 0:
+            part = slice(i // g, i // g + 1)
+            scale[:, part], zero[:, part] = fit_grid(entered[:, i : i + g], granularity=g, **fit)  # type: ignore[arg-type]
         c = order[i]
         w = W[:, c].copy()
         q = np.where(keep[:, c], round_to(w, scale[:, c // g], zero[:, c // g], bits), 0.0)
@@ -352,7 +348,7 @@ def sparsegpt(
     """
     rows, columns = np.shape(W)
     h = hessian(gram, count, damp)
-    W = _start(W, h.dead, mask)
+    W = _start(W, mask)
     U = h.U
     gone = np.zeros(W.shape, dtype=bool) if mask is None else ~mask
     if isinstance(s, tuple) and columns % s[1]:
@@ -363,11 +359,11 @@ def sparsegpt(
     for i in range(columns):
         if isinstance(s, tuple) and i % s[1] == 0:
             part = slice(i, i + s[1])
-            score = W[:, part] ** 2 / np.diag(U)[part] ** 2
+            score = np.where(h.dead, 0.0, W**2 / np.diag(U) ** 2)[:, part]
             keep[:, part] = prune_smallest(score, s[1] - s[0], -1, gone[:, part])
         elif not isinstance(s, tuple) and i % block == 0:
             part = slice(i, min(i + block, columns))
-            score = W[:, part] ** 2 / np.diag(U)[part] ** 2
+            score = np.where(h.dead, 0.0, W**2 / np.diag(U) ** 2)[:, part]
             k = exact_count(rows * part.stop, s) - exact_count(rows * part.start, s)
             keep[:, part] = prune_smallest(score, k, None, gone[:, part])
         w = W[:, i].copy()
@@ -384,6 +380,30 @@ def sparsegpt(
     return Q, keep
 
 
+def relaid(
+    W: Floats,
+    scale: Floats,
+    zero: Floats,
+    bits: int,
+    sym: bool = True,
+    convention: Convention = "half",
+    granularity: Granularity = "row",
+    mse: bool = False,
+) -> tuple[Floats, Floats]:
+    """The grid, fitted anew to W in the groups where a weight is clipped by 0.51 steps.
+
+    The groups of one tensor are one.
+    """
+    columns = W.shape[1]
+    new = fit_grid(W, bits, sym, convention, granularity, mse)
+    s, z = expand(scale, columns), expand(zero, columns)
+    clipped = np.maximum(W - s * (2**bits - 1 - z), s * (0 - z) - W) > 0.51 * s
+    outgrown = clipped.reshape(*scale.shape, -1).any(-1)
+    if granularity == "tensor":
+        outgrown[:] = outgrown.any()
+    return np.where(outgrown, new[0], scale), np.where(outgrown, new[1], zero)
+
+
 def joint(
     W: Floats,
     gram: Floats,
@@ -397,16 +417,20 @@ def joint(
     block: int = 128,
     damp: float = 0.01,
     mask: Bools | None = None,
+    refit: bool = False,
 ) -> tuple[Floats, Bools, Floats, Floats]:
     """SparseGPT's selection and GPTQ's rounding of the survivors in one sweep.
 
     This is the joint mode that the SparseGPT paper describes.
 
-    Returns ``(weight, keep, scale, zero)``; the grid comes from the original ``W`` with dead
-    columns zeroed.
+    Returns ``(weight, keep, scale, zero)``; the grid comes from the original ``W`` or, ``refit``
+    and where those would be clipped by more than 0.51 steps, from the weights that pruning alone
+    leaves.
     """
-    dead = np.diag(gram) == 0
-    scale, zero = fit_grid(np.where(dead, 0.0, W), bits, sym, convention, granularity, mse)
+    scale, zero = fit_grid(W, bits, sym, convention, granularity, mse)
+    if refit:
+        pruned, _ = sparsegpt(W, gram, count, s, block, damp, mask)
+        scale, zero = relaid(pruned, scale, zero, bits, sym, convention, granularity, mse)
     weight, keep = sparsegpt(W, gram, count, s, block, damp, mask, (scale, zero, bits))
     return weight, keep, scale, zero
 

@@ -67,11 +67,11 @@ def test_score_pruners(name: str) -> None:
         if scope == (2, 4) and not divides(name, 4):
             continue
         ours_scope: Any = NofM(2, 4) if scope == (2, 4) else scope
-        weight, mask, _, _ = ours(Magnitude(s, ours_scope), name)
+        weight, mask, _, _ = ours(Magnitude(s, ours_scope, "index"), name)
         np.testing.assert_array_equal(mask, reference.magnitude(w, s, scope))
         np.testing.assert_array_equal(weight, np.where(mask, w, 0))
         if scope != "layer":
-            _, mask, _, _ = ours(Wanda(s, ours_scope), name)
+            _, mask, _, _ = ours(Wanda(s, ours_scope, "index"), name)
             np.testing.assert_array_equal(mask, reference.wanda(w, gram, count, s, scope))
 
 
@@ -105,9 +105,9 @@ def test_sparsegpt(name: str) -> None:
     w, gram, count = CASES[name]
     for target in (0.0, 0.5, 0.8, (2, 4), (4, 8)):
         if isinstance(target, float):
-            method = SparseGPT(target)
+            method = SparseGPT(target, tie="index")
         elif divides(name, target[1]) and (target == (2, 4) or name in EVERY_SETTING):
-            method = SparseGPT(scope=NofM(*target))
+            method = SparseGPT(scope=NofM(*target), tie="index")
         else:
             continue
         weight, mask, _, result = ours(method, name)
@@ -158,35 +158,51 @@ def test_gptq(name: str, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sparsegpt_on_the_grid_it_was_handed(name: str) -> None:
+def test_sparsegpt_after_a_quantizer(name: str) -> None:
     w, gram, count = CASES[name]
-    quantized = run(RTN(4), fresh(jnp.asarray(w)), stats_of(gram, count)).layer
-    assert quantized.grid is not None
-    grid = (np.asarray(quantized.grid.scale), np.asarray(quantized.grid.zero), 4)
-    for on_grid in ("snap", "release"):
-        layer = run(SparseGPT(0.5, on_grid=on_grid), quantized, stats_of(gram, count)).layer
-        q, keep = reference.sparsegpt(
-            np.asarray(quantized.weight),
-            gram,
-            count,
-            0.5,
-            grid=grid if on_grid == "snap" else None,
-        )
+    stats = stats_of(gram, count)
+    for quantizer in (RTN(4), GPTQ(4))[: 2 if name in EVERY_SETTING else 1]:
+        quantized = run(quantizer, fresh(jnp.asarray(w)), stats).layer
+        assert quantized.grid is not None
+        grid = (np.asarray(quantized.grid.scale), np.asarray(quantized.grid.zero))
+        start = np.asarray(quantized.weight)
+        snapped, keep = reference.sparsegpt(start, gram, count, 0.5, grid=(*grid, 4))
+        layer = run(SparseGPT(0.5, "block", "index", "snap"), quantized, stats).layer
         np.testing.assert_array_equal(layer.mask, keep)
-        assert_close(np.asarray(layer.weight), q)
-        assert (layer.grid is None) == (on_grid == "release")
+        assert_close(np.asarray(layer.weight), snapped)
+        assert layer.grid is not None
+
+        released, keep = reference.sparsegpt(start, gram, count, 0.5)
+        layer = run(SparseGPT(0.5, "block", "index", "release"), quantized, stats).layer
+        np.testing.assert_array_equal(layer.mask, keep)
+        assert_close(np.asarray(layer.weight), released)
+        assert layer.grid is None
+        assert layer.quantizer is None
+
+        layer = run(SparseGPT(0.5, "block", "index"), quantized, stats).layer
+        scale, zero = reference.relaid(released, *grid, 4)
+        if isinstance(quantizer, RTN):
+            expected = np.where(keep, reference.round_to_grid(released, scale, zero, 4), 0)
+        else:  # GPTQ on a given grid: a sweep of SparseGPT that removes nothing
+            expected, _ = reference.sparsegpt(
+                released, gram, count, 0.0, mask=keep, grid=(scale, zero, 4)
+            )
+        np.testing.assert_array_equal(layer.mask, keep)
+        assert_close(np.asarray(layer.grid.scale), scale)
+        assert_close(np.asarray(layer.weight), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_joint(name: str) -> None:
     w, gram, count = CASES[name]
-    weight, mask, _, _ = ours(Joint(0.5, 4), name)
-    q, keep, _, _ = reference.joint(w, gram, count, 0.5, 4)
-    np.testing.assert_array_equal(mask, keep)
-    assert_close(weight, q)
+    for on_grid in ("refit", "snap"):
+        weight, mask, _, _ = ours(Joint(0.5, 4, tie="index", on_grid=on_grid), name)
+        q, keep, _, _ = reference.joint(w, gram, count, 0.5, 4, refit=on_grid == "refit")
+        np.testing.assert_array_equal(mask, keep)
+        assert_close(weight, q)
 
 
-@pytest.mark.parametrize("group", [32, 48, 128, 192])
+@pytest.mark.parametrize("group", [32, 48, 64, 128, 192])
 def test_gptq_groups_against_blocks(group: int) -> None:
     """Groups finer than, not dividing, equal to and wider than a block of 128."""
     rng = np.random.default_rng(group)
@@ -247,6 +263,7 @@ def test_a_family_shares_one_hessian_and_changes_nothing() -> None:
         [GPTQ(b, GridSpec(per=20)) for b in (2, 3, 4)],
         [SparseGPT(s) for s in (0.1, 0.5, 0.73)],
         [Joint(s, b) for s, b in ((0.2, 3), (0.6, 5))],
+        [SparseGPT(s, on_grid="snap") for s in (0.1, 0.5, 0.73)],
     ):
         stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *methods)
         family = jax.vmap(run, (0, None, None))(stacked, layer, stats)

@@ -27,7 +27,8 @@ def selection_score(layer: Layer, target: str, column: Array) -> Array:
     dense:   ``(d^2 - (d - w)^2) column``, the error to the dense weight d that is added. It is
     negative where removing a badly rounded weight helps.
     """
-    if target == "dense":
-        d, w = layer.dense, layer.weight
-        return (d**2 - (d - w) ** 2) * column
+    if target == "dense":  # w (2 d - w), at a scale where no square leaves the floats' range
+        size = jnp.max(jnp.abs(layer.dense))
+        d, w = (x / jnp.where(size > 0, size, 1) for x in (layer.dense, layer.weight))
+        return w * (2 * d - w) * (column / jnp.max(column))
     return jnp.abs(layer.weight) * jnp.sqrt(column)

@@ -19,7 +19,7 @@ class GlobalMagnitude:
     """
 
     sparsity: float | Array | None = None
-    tie: TieRule = "index"
+    tie: TieRule = "random"
 
     needs_stats = False
     scope = "model"
@@ -27,10 +27,6 @@ class GlobalMagnitude:
     def __post_init__(self) -> None:
         resolve_sparsity(self)
         check_choice("tie", self.tie, TIE_RULES)
-
-    @property
-    def ratio(self) -> float:
-        return 1 / (1 - float(self.sparsity))  # type: ignore[arg-type]
 
     @property
     def granularity(self) -> str:

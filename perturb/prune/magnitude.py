@@ -25,7 +25,7 @@ class Magnitude:
 
     sparsity: float | Array | None = None
     scope: str | NofM = "layer"
-    tie: TieRule = "index"
+    tie: TieRule = "random"
     target: str = "current"
 
     needs_stats = False
@@ -36,10 +36,6 @@ class Magnitude:
             check_choice("scope", self.scope, ("layer", "row"))
         check_choice("tie", self.tie, TIE_RULES)
         check_choice("target", self.target, ("current", "dense"))
-
-    @property
-    def ratio(self) -> float:
-        return 1 / (1 - float(self.sparsity))  # type: ignore[arg-type]
 
     @property
     def granularity(self) -> str:

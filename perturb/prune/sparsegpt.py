@@ -19,18 +19,28 @@ class SparseGPT:
     the weights as updated so far), or N of M are kept per row; every removal is compensated by
     the columns to its right (:mod:`perturb.obs`).
 
-    After a quantizer, compensation would move nearly all survivors off the grid. ``on_grid``:
-    "snap" (default) rounds every survivor to the grid it came with while compensating, so that
-    both orders end in the same format; "release" is the published method, whose result is no
-    longer quantized (``grid`` becomes None).
+    After a quantizer, compensation moves nearly all survivors off the grid, and some beyond its
+    ends. ``on_grid``:
+
+    "refit"    (default) prune with compensation off the grid, then round again by the quantizer
+               that laid it: onto the grid it came with, and in the groups that have outgrown it
+               onto a new one of the same bits. Both orders end in the same format, and neither
+               is clipped: what is left of A is the order's.
+    "snap"     round every survivor to the grid it came with, while compensating; what
+               compensation pushes out of range is clipped. A does not vanish as the bits grow.
+    "release"  the published method: the result is no longer quantized (``grid`` is None, and
+               storage says so).
+
     target="dense": start again from the dense weights, under the earlier mask and grid.
-    Source: Frantar & Alistarh, ICML 2023 (arXiv 2301.00774).
+    Source: Frantar & Alistarh, ICML 2023 (arXiv 2301.00774). Differences from its code: exact
+    counts; columns whose inputs were always 0 are pruned first but not all set to 0; for the
+    rest see GPTQ.
     """
 
     sparsity: float | Array | None = None
     scope: str | NofM = "block"
-    tie: TieRule = "index"
-    on_grid: str = "snap"
+    tie: TieRule = "random"
+    on_grid: str = "refit"
     target: str = "current"
     damp: float = 0.01
     block: int = 128
@@ -42,12 +52,8 @@ class SparseGPT:
         if not isinstance(self.scope, NofM):
             check_choice("scope", self.scope, ("block",))
         check_choice("tie", self.tie, TIE_RULES)
-        check_choice("on_grid", self.on_grid, ("snap", "release"))
+        check_choice("on_grid", self.on_grid, ("refit", "snap", "release"))
         check_choice("target", self.target, ("current", "dense"))
-
-    @property
-    def ratio(self) -> float:
-        return 1 / (1 - float(self.sparsity))  # type: ignore[arg-type]
 
     @property
     def granularity(self) -> str:
@@ -67,4 +73,13 @@ class SparseGPT:
             grid=layer.grid if self.on_grid == "snap" else None,
         )
         done = layer._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
+        if layer.grid is not None and self.on_grid == "refit":
+            if layer.quantizer is None:
+                raise ValueError(
+                    "on_grid='refit' lays a new grid by the quantizer that laid the first, and "
+                    "this layer does not say which: give Layer.quantizer, or 'snap' or 'release'"
+                )
+            done = layer.quantizer.relay(done, layer.grid, stats)
+        elif self.on_grid == "release":
+            done = done._replace(quantizer=None)
         return StageResult(done, solution.report)

@@ -22,7 +22,7 @@ class Wanda:
 
     sparsity: float | Array | None = None
     scope: str | NofM = "row"
-    tie: TieRule = "index"
+    tie: TieRule = "random"
     target: str = "current"
 
     needs_stats = True
@@ -35,17 +35,14 @@ class Wanda:
         check_choice("target", self.target, ("current", "dense"))
 
     @property
-    def ratio(self) -> float:
-        return 1 / (1 - float(self.sparsity))  # type: ignore[arg-type]
-
-    @property
     def granularity(self) -> str:
         return f"weight, mask per {self.scope}"
 
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
         assert stats is not None
         assert self.sparsity is not None
-        energy = jnp.diagonal(stats.gram) / stats.count
+        # inputs that were all 0 say nothing: what is left of the score is the magnitude
+        energy = jnp.where(jnp.any(stats.energy > 0), stats.energy, 1)
         score = selection_score(layer, self.target, energy.astype(layer.weight.dtype))
         tie = tie_key(self.tie, layer, key)
         mask = keep_mask(score, self.sparsity, self.scope, already=layer.mask, tie=tie)

@@ -1,21 +1,22 @@
-"""What the quantizers share: checks, the mask policy, and where scales come from."""
+"""What the quantizers share: checks, the mask policy, where grids come from and who laid them."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 
+from perturb.grid import fit_grid, relaid
 from perturb.registry import check_bits, check_choice
-from perturb.types import Array, Layer
-
-BITS_DENSE = 16  # the width that compression ratios are relative to
+from perturb.types import Array, Grid, Layer
 
 
 def check_quantizer(quantizer: Any) -> None:
     check_bits(quantizer.bits)
     check_choice("mask", quantizer.mask, ("enforce", "free"))
     check_choice("scale_source", quantizer.scale_source, ("current", "dense"))
+    check_choice("on_grid", quantizer.on_grid, ("refit", "snap"))
     check_choice("target", quantizer.target, ("current", "dense"))
 
 
@@ -23,3 +24,24 @@ def start_weight(layer: Layer, target: str, enforced: bool) -> Array:
     """The weights to quantize: what came in, or the dense ones under the mask."""
     w = layer.dense if target == "dense" else layer.weight
     return jnp.where(layer.mask, w, 0) if enforced else w
+
+
+def lay_grid(quantizer: Any, layer: Layer, w: Array) -> Grid:
+    """The grid for the weights w [out, in] that a quantizer is about to round.
+
+    From the dense weights with ``scale_source="dense"``: then a pruner's compensation may have
+    pushed w beyond its ends. "snap" clips there, "refit" lays those groups anew.
+    """
+    current = fit_grid(w, quantizer.bits, quantizer.grid)
+    if quantizer.scale_source == "current":
+        return current
+    dense = fit_grid(layer.dense, quantizer.bits, quantizer.grid)
+    if quantizer.on_grid == "snap":
+        return dense
+    return relaid(dense, current, w, quantizer.grid, fitted_to=layer.dense)
+
+
+def signed(layer: Layer, quantizer: Any) -> Layer:
+    """The layer with the method that laid its grid, by which a later stage may lay a new one."""
+    bits = jnp.asarray(quantizer.bits, jnp.int32)
+    return layer._replace(quantizer=dataclasses.replace(quantizer, bits=bits))

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from perturb.grid import GridSpec
-from perturb.obs import Solver
-from perturb.quantize.common import BITS_DENSE, check_quantizer, start_weight
+from perturb.grid import GridSpec, fit_grid, relaid
+from perturb.obs import Solution, Solver
+from perturb.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.registry import method
-from perturb.types import Array, Layer, LayerStats, StageResult
+from perturb.types import Array, Grid, Layer, LayerStats, StageResult
 
 
 @method("gptq")
 class GPTQ:
     """Objective: ``E||(W - W') x||^2`` over points of a grid, greedily by column.
 
-    Scales are per row from the incoming weights, or per group, fitted when a block of columns
-    is entered (the reference's behaviour) unless ``static_groups``. ``act_order`` settles the
-    columns of largest ``E x_j^2`` first. Settings shared with RTN mean the same there.
-    mask="enforce" keeps pruned weights at 0 and compensates the drift they would have had;
-    "free" is the unmasked reference, where some pruned weights return.
-    Source: Frantar et al., ICLR 2023 (arXiv 2210.17323).
+    Scales are per row from the incoming weights, or per group, fitted when the block of columns
+    is entered that the group starts in (the reference's behaviour) unless ``static_groups``.
+    ``act_order`` settles the columns of largest ``E x_j^2`` first. Settings shared with RTN mean
+    the same there. mask="enforce" keeps pruned weights at 0 and compensates the drift they would
+    have had; "free" is the unmasked reference, where some pruned weights return.
+    Source: Frantar et al., ICLR 2023 (arXiv 2210.17323). Differences from its code: columns whose
+    inputs were always 0 are rounded like any other (there they are set to 0, after the scales
+    were fitted to them: the weights would be lost to inputs that calibration did not show);
+    damping is relative to the mean over the other columns; rows of one sign have the symmetric
+    grid of their absmax (there they lose half of it); a group of zeros has scale 1 (there 2 over
+    the number of steps); a convolution's columns are in the order of its kernel in JAX,
+    [*window, channels] (there [channels, *window]), which decides who compensates whom.
     """
 
     bits: int | Array
     grid: GridSpec = GridSpec()
     mask: str = "enforce"
     scale_source: str = "current"
+    on_grid: str = "refit"
     target: str = "current"
     act_order: bool = False
     static_groups: bool = False
@@ -42,26 +49,50 @@ class GPTQ:
             raise ValueError("act_order with groups needs static_groups=True")
 
     @property
-    def ratio(self) -> float:
-        return BITS_DENSE / float(self.bits)
-
-    @property
     def granularity(self) -> str:
         return f"weight, scale {self.grid}"
 
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
         assert stats is not None
         enforced = self.mask == "enforce"
-        solution = Solver(self.damp, self.block, self.act_order)(
-            start_weight(layer, self.target, enforced),
+        w = start_weight(layer, self.target, enforced)
+        solution = self._solve(
+            w,
             layer.mask if enforced else jnp.ones_like(layer.mask),
             stats,
-            fit=self.grid,
-            bits=self.bits,
-            fit_on=layer.dense if self.scale_source == "dense" else None,
-            static_groups=self.static_groups,
+            lay_grid(self, layer, w),
+            on_the_way=self.scale_source == "current",
         )
-        w = solution.weight
-        mask = layer.mask if enforced else layer.mask | (w != 0)
-        done = layer._replace(weight=w, mask=mask, grid=solution.grid)
-        return StageResult(done, solution.report)
+        q = solution.weight
+        mask = layer.mask if enforced else layer.mask | (q != 0)
+        done = layer._replace(weight=q, mask=mask, grid=solution.grid)
+        return StageResult(signed(done, self), solution.report)
+
+    def _solve(
+        self,
+        w: Array,
+        keep: Array,
+        stats: LayerStats,
+        grid: Grid,
+        *,
+        on_the_way: bool,
+        refit: bool = False,
+    ) -> Solution:
+        on_the_way &= isinstance(self.grid.per, int) and not self.static_groups
+        return Solver(self.damp, self.block, self.act_order)(
+            w,
+            keep,
+            stats,
+            grid=grid,
+            fit_groups=self.grid if on_the_way else None,
+            refit=refit,
+        )
+
+    def relay(self, layer: Layer, grid: Grid, stats: LayerStats) -> Layer:
+        """Round what a pruner left of a layer that was on ``grid``; see SparseGPT.on_grid."""
+        w = jnp.where(layer.mask, layer.weight, 0)
+        if not isinstance(self.grid.per, int) or self.static_groups:
+            grid = relaid(grid, fit_grid(w, self.bits, self.grid), w, self.grid)
+        solution = self._solve(w, layer.mask, stats, grid, on_the_way=True, refit=True)
+        done = layer._replace(weight=solution.weight, grid=solution.grid)
+        return signed(done, self)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from perturb.grid import GridSpec
+from perturb.grid import GridSpec, fit_grid, relaid
 from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
 from perturb.obs import Solver
 from perturb.prune.common import resolve_sparsity
-from perturb.quantize.common import BITS_DENSE
+from perturb.quantize.common import signed
+from perturb.quantize.gptq import GPTQ
 from perturb.registry import check_bits, check_choice, method
 from perturb.types import Array, Layer, LayerStats, StageResult
 
@@ -19,6 +20,9 @@ class Joint:
 
     SparseGPT's selection in each block, and every survivor rounded as GPTQ would when its
     column is settled; each compensation sees both errors. Settings as in those two.
+    on_grid: scales of rows and of the tensor are fitted beforehand, and compensation pushes
+    weights beyond them. "snap" clips there; "refit" (default) lays those grids on what the
+    pruning alone, compensated, makes of the weights. Group scales are fitted on the way.
     Source: Frantar & Alistarh, ICML 2023 (arXiv 2301.00774), section on joint quantization.
     """
 
@@ -26,7 +30,8 @@ class Joint:
     bits: int | Array = 4
     scope: str | NofM = "block"
     grid: GridSpec = GridSpec()
-    tie: TieRule = "index"
+    tie: TieRule = "random"
+    on_grid: str = "refit"
     damp: float = 0.01
     block: int = 128
 
@@ -36,12 +41,9 @@ class Joint:
         resolve_sparsity(self)
         check_bits(self.bits)
         check_choice("tie", self.tie, TIE_RULES)
+        check_choice("on_grid", self.on_grid, ("refit", "snap"))
         if not isinstance(self.scope, NofM):
             check_choice("scope", self.scope, ("block",))
-
-    @property
-    def ratio(self) -> float:
-        return BITS_DENSE / float(self.bits) / (1 - float(self.sparsity))  # type: ignore[arg-type]
 
     @property
     def granularity(self) -> str:
@@ -50,15 +52,26 @@ class Joint:
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
         assert stats is not None
         assert self.sparsity is not None
-        solution = Solver(self.damp, self.block)(
-            jnp.where(layer.mask, layer.weight, 0),
+        w = jnp.where(layer.mask, layer.weight, 0)
+        selection = {
+            "select": self.scope,
+            "sparsity": self.sparsity,
+            "tie": tie_key(self.tie, layer, key),
+        }
+        solver = Solver(self.damp, self.block)
+        grid = fit_grid(w, self.bits, self.grid)
+        grouped = isinstance(self.grid.per, int)
+        if self.on_grid == "refit" and not grouped:
+            pruned = solver(w, layer.mask, stats, **selection).weight
+            grid = relaid(grid, fit_grid(pruned, self.bits, self.grid), pruned, self.grid)
+        solution = solver(
+            w,
             layer.mask,
             stats,
-            select=self.scope,
-            sparsity=self.sparsity,
-            tie=tie_key(self.tie, layer, key),
-            fit=self.grid,
-            bits=self.bits,
+            **selection,
+            grid=grid,
+            fit_groups=self.grid if grouped else None,
         )
         done = layer._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
-        return StageResult(done, solution.report)
+        laid_by = GPTQ(self.bits, self.grid, damp=self.damp, block=self.block)
+        return StageResult(signed(done, laid_by), solution.report)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from perturb.grid import GridSpec, fit_grid, round_to_grid
-from perturb.quantize.common import BITS_DENSE, check_quantizer, start_weight
+from perturb.grid import GridSpec, fit_grid, relaid, round_to_grid
+from perturb.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.registry import method
-from perturb.types import Array, Layer, LayerStats, StageResult
+from perturb.types import Array, Grid, Layer, LayerStats, StageResult
 
 
 @method("rtn")
@@ -18,7 +18,8 @@ class RTN:
 
     bits: 2..16; grid: how the scale is fitted (:class:`perturb.grid.GridSpec`).
     scale_source: fit the scale to the "current" weights (after pruning: to the survivors) or to
-    the "dense" ones. mask: "enforce" keeps pruned weights at 0; "free" lets the grid decide
+    the "dense" ones; ``on_grid`` says what happens where the current weights lie beyond the dense
+    range: "refit" lays those groups anew, "snap" clips. mask: "enforce" keeps pruned weights at 0; "free" lets the grid decide
     (rounding 0 gives 0, so for RTN the two differ only with target="dense").
     target="dense" rounds the dense weights instead of the current ones.
     """
@@ -27,6 +28,7 @@ class RTN:
     grid: GridSpec = GridSpec()
     mask: str = "enforce"
     scale_source: str = "current"
+    on_grid: str = "refit"
     target: str = "current"
 
     needs_stats = False
@@ -35,16 +37,20 @@ class RTN:
         check_quantizer(self)
 
     @property
-    def ratio(self) -> float:
-        return BITS_DENSE / float(self.bits)
-
-    @property
     def granularity(self) -> str:
         return f"weight, scale {self.grid}"
 
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
         w = start_weight(layer, self.target, self.mask == "enforce")
-        grid = fit_grid(layer.dense if self.scale_source == "dense" else w, self.bits, self.grid)
+        grid = lay_grid(self, layer, w)
         q = round_to_grid(w, grid)
         mask = layer.mask if self.mask == "enforce" else layer.mask | (q != 0)
-        return StageResult(layer._replace(weight=jnp.where(mask, q, 0), mask=mask, grid=grid), None)
+        done = layer._replace(weight=jnp.where(mask, q, 0), mask=mask, grid=grid)
+        return StageResult(signed(done, self), None)
+
+    def relay(self, layer: Layer, grid: Grid, stats: LayerStats) -> Layer:
+        """Round what a pruner left of a layer that was on ``grid``; see SparseGPT.on_grid."""
+        w = jnp.where(layer.mask, layer.weight, 0)
+        grid = relaid(grid, fit_grid(w, self.bits, self.grid), w, self.grid)
+        q = jnp.where(layer.mask, round_to_grid(w, grid), 0)
+        return signed(layer._replace(weight=q, grid=grid), self)

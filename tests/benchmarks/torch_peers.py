@@ -19,13 +19,12 @@ DAMP = 0.01
 
 
 def _inverse_factor(W: Tensor, H: Tensor, damp: float) -> Tensor:
-    """Zero the dead columns of ``W`` in place; upper ``U`` with ``inv(damped H) = U^T U``."""
+    """Upper ``U`` with ``inv(damped H) = U^T U``; dead inputs are left alone, as ours does."""
     H = H.to(W.dtype, copy=True)
     diagonal = H.diagonal()  # a view
     dead = diagonal == 0
     diagonal[dead] = 1.0
-    W[:, dead] = 0.0
-    diagonal += damp * diagonal.mean()
+    diagonal += damp * diagonal[~dead].mean()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
     return torch.linalg.cholesky(inverse, upper=True)
 
@@ -76,6 +75,7 @@ def sparsegpt(
         part, factor = columns[start:end], U[start:end, start:end]
         errors = torch.empty_like(part)
         score = (part / factor.diagonal()[:, None]).square_()
+        score[H.diagonal()[start:end] == 0] = 0.0
         k = int(sparsity * score.numel())
         if k == 0:
             threshold = score.new_tensor(-1.0)
