@@ -44,11 +44,23 @@ class Evaluation:
     examples: dict[str, str | None]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "specs"))
-def _logits(graphdef: Any, state: Any, weights: Any, inputs: Array, specs: Any) -> Array:
+class Parameters(NamedTuple):
+    """What of a model differs between its compressed versions."""
+
+    weights: Mapping[str, Array]  # matrices [out, in], by layer
+    norms: Mapping[str, Any]  # running mean and variance by BatchNorm; none: the dense model's
+
+
+def _merged(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> Any:
     model = nnx.merge(graphdef, state)
-    modules.set_weights(model, dict(specs), weights)
-    return model(inputs).astype(jnp.float32)
+    modules.set_weights(model, dict(specs), parameters.weights)
+    modules.set_norms(model, parameters.norms)
+    return model
+
+
+@partial(jax.jit, static_argnames=("graphdef", "specs"))
+def _logits(graphdef: Any, state: Any, parameters: Any, inputs: Array, specs: Any) -> Array:
+    return _merged(graphdef, state, parameters, specs)(inputs).astype(jnp.float32)
 
 
 class Batch(NamedTuple):
@@ -65,13 +77,13 @@ class Batch(NamedTuple):
 def _per_example(
     graphdef: Any,
     state: Any,
-    weights: Any,  # fields [V, ...]
+    parameters: Any,  # fields [V, ...]
     batch: Batch,
     specs: Any,
     classify: bool,
 ) -> PerExample:
-    def one(w: Any) -> PerExample:
-        logits = _logits(graphdef, state, w, batch.inputs, specs)
+    def one(p: Any) -> PerExample:
+        logits = _logits(graphdef, state, p, batch.inputs, specs)
         normalizer = jax.nn.logsumexp(logits, -1)
         moved = batch.logits - logits
         at_target = jnp.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
@@ -85,17 +97,21 @@ def _per_example(
         )
         return jax.tree.map(lambda a: a.reshape(a.shape[0], -1).sum(-1), values)
 
-    return jax.vmap(one)(weights)
+    return jax.vmap(one)(parameters)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "specs"))
 def _stats(
-    graphdef: Any, state: Any, weights: Any, batch: Any, specs: Any
+    graphdef: Any, state: Any, parameters: Any, batch: Any, specs: Any
 ) -> dict[str, LayerStats]:
-    model = nnx.merge(graphdef, state)
-    modules.set_weights(model, dict(specs), weights)
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(_merged(graphdef, state, parameters, specs))
     return modules.moments(graphdef, state, batch, tuple(s for _, s in specs))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "specs"))
+def _norms(graphdef: Any, state: Any, weights: Any, batch: Any, specs: Any) -> Any:
+    graphdef, state = nnx.split(_merged(graphdef, state, Parameters(weights, {}), specs))
+    return modules.norm_moments(graphdef, state, batch)
 
 
 class Evaluator:
@@ -122,20 +138,22 @@ class Evaluator:
         per_example = int(np.prod(test.targets.shape[1:], dtype=int))
         limits = CPU_BATCH if jax.default_backend() == "cpu" else DEVICE_BATCH
         size = batch_size or max(1, limits[kind] // per_example)
-        weights = modules.get_weights(model, specs)
+        dense = Parameters(modules.get_weights(model, specs), {})
+        self.has_norms = bool(modules.norms_of(model))
         self.batches = []
         for i in range(0, len(test.inputs), size):
             inputs, targets = (jnp.asarray(a[i : i + size]) for a in (test.inputs, test.targets))
-            logits = _logits(self.graphdef, self.state, weights, inputs, self.specs)
+            logits = _logits(self.graphdef, self.state, dense, inputs, self.specs)
             normalizer = jax.nn.logsumexp(logits, -1)
             self.batches.append(Batch(inputs, targets, logits, jax.nn.softmax(logits), normalizer))
+        self.classes = int(logits.shape[-1])
         _, self.cluster = np.unique(test.cluster, return_inverse=True)
         self.predictions = per_example
 
-    def stats(self, weights: Mapping[str, Array], calibration: Sequence[Any]) -> Any:
-        """Second moments of the layers' inputs in the model with these matrices."""
+    def stats(self, parameters: Parameters, calibration: Sequence[Any]) -> Any:
+        """Moments of the layers' inputs in the model with these parameters."""
         parts = [
-            _stats(self.graphdef, self.state, dict(weights), batch, self.specs)
+            _stats(self.graphdef, self.state, parameters, batch, self.specs)
             for batch in calibration
         ]
         total = parts[0]
@@ -143,14 +161,23 @@ class Evaluator:
             total = {n: total[n] + s for n, s in part.items()}
         return total
 
-    def __call__(self, variants: Sequence[Mapping[str, Array]]) -> list[Evaluation]:
+    def norms(self, weights: Mapping[str, Array], calibration: Sequence[Any]) -> dict[str, Any]:
+        """Running statistics of the BatchNorms in the model with these matrices, re-estimated."""
+        if not self.has_norms:
+            return {}
+        parts = [
+            _norms(self.graphdef, self.state, dict(weights), batch, self.specs)
+            for batch in calibration
+        ]
+        return modules.combine_norms(parts, [len(batch) for batch in calibration])
+
+    def __call__(self, variants: Sequence[Parameters]) -> list[Evaluation]:
         """Evaluate up to ``lanes`` variants in one pass (fewer are padded with the first)."""
-        padded = [dict(v) for v in variants]
-        padded += [padded[0]] * (self.lanes - len(padded))
-        weights = jax.tree.map(lambda *a: jnp.stack(a), *padded)
+        padded = [*variants, *[variants[0]] * (self.lanes - len(variants))]
+        parameters = jax.tree.map(lambda *a: jnp.stack(a), *padded)
         classify = self.kind == "images"
         parts = [
-            _per_example(self.graphdef, self.state, weights, batch, self.specs, classify)
+            _per_example(self.graphdef, self.state, parameters, batch, self.specs, classify)
             for batch in self.batches
         ]
         joined = [

@@ -11,13 +11,15 @@ before, so that its records are the same to the bit, and evaluates only the miss
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import platform
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,17 +30,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import perturb
-from experiments.evaluate import Evaluation, Evaluator
+from experiments.evaluate import Evaluation, Evaluator, Parameters
 from experiments.records import SCHEMA, Record, RecordLog, latest, load
-from experiments.study import Study, label
+from experiments.study import Study, cell_name, cells
 from experiments.train import Trained
 from perturb import errors, modules
 from perturb.lift import apply_family, fresh, run_stage, take, versions
-from perturb.registry import check_layer, to_config
+from perturb.registry import check_layers, to_config
+from perturb.storage import BITS_DENSE, Storage
 from perturb.types import Array, Layer, LayerStats, StageResult
 
 Layers = dict[str, Layer]
 CALIBRATION_BATCH = 64  # examples
+# Packages whose version may change a number; the others only read and draw numbers.
+DECISIVE = ("compression-order", "jax", "jaxlib", "flax")
 
 
 @dataclass
@@ -103,15 +108,16 @@ class Run:
             jnp.asarray(data.calibration.inputs[i : i + CALIBRATION_BATCH])
             for i in range(0, len(data.calibration), CALIBRATION_BATCH)
         ]
-        self.dense = {n: fresh(w) for n, w in weights.items()}
+        self.dense = {n: fresh(w, self.study.zeros) for n, w in weights.items()}
         self.weights = weights
+        self.parameters = modules.coverage(self.model, self.specs, self.skipped).parameters
         self.key = jax.random.key(self.trained.seed)
         with self.clock.phase("evaluate"):
             self.evaluator = Evaluator(
                 self.model, self.specs, data.test, data.kind, lanes=self.lanes
             )
         with self.clock.phase("calibrate"):
-            self.stats = self.evaluator.stats(weights, self.calibration)
+            self.stats = self.evaluator.stats(Parameters(weights, {}), self.calibration)
             _check_stats(self.stats)
         self.base = self._provenance()
         self._refuse_to_mix()
@@ -129,43 +135,68 @@ class Run:
             "seed": self.trained.seed,
             "policies": {
                 "calibrate": self.study.calibrate,
+                "norms": self.study.norms,
+                "zeros": self.study.zeros,
                 "calibration_examples": len(data.calibration),
+                "calibration_batch": CALIBRATION_BATCH,
                 "skipped": self.skipped,
             },
             "versions": {
                 "python": platform.python_version(),
                 "compression-order": perturb.__version__,
-                **{package: version(package) for package in ("jax", "flax", "numpy")},
+                **{package: version(package) for package in ("jax", "jaxlib", "flax", "numpy")},
             },
             "data": {
                 "name": data.name,
                 "hash": data.hash,
                 "weights": self.trained.weights_hash,
                 "test_examples": len(data.test),
+                "classes": self.evaluator.classes,
             },
             "device": f"{device.platform} {device.device_kind}",
         }
 
+    def identity(self, order: str, p: Any, q: Any) -> str:
+        """A hash of ALL that decides a cell: what must be the same for its record to be kept."""
+        base = self.base
+        decisive = {
+            "data": base["data"],
+            "policies": base["policies"],
+            "versions": {package: base["versions"][package] for package in DECISIVE},
+            "device": base["device"],
+            "order": order,
+            "methods": [None if m is None else to_config(m) for m in (p, q)],
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
     def _refuse_to_mix(self) -> None:
-        """Records of one study must come from the same weights, data and policies."""
-        held = load(self.log.path)
-        for record in held:
-            if (record["model"], record["seed"]) == (self.base["model"], self.base["seed"]):
-                for key in ("study", "data", "policies"):
-                    if record[key] != self.base[key]:
-                        raise ValueError(
-                            f"{self.log.path} holds {record['cell']} with another {key} "
-                            f"({record[key]}, now {self.base[key]}): choose another --out, or "
-                            "remove that file"
-                        )
+        """Records of one study must come from the same weights, data, policies and versions."""
+        now = {self.cell_id(*c): self.identity(*c) for c in cells(self.study)}
+        for record in load(self.log.path):
+            if (record["model"], record["seed"]) != (self.base["model"], self.base["seed"]):
+                continue
+            differs = {
+                key: (record.get(key), self.base[key])
+                for key in ("study", "data", "policies", "device")
+                if record.get(key) != self.base[key]
+            }
+            for package in DECISIVE:
+                held, here = (r["versions"].get(package) for r in (record, self.base))
+                if held != here:
+                    differs.setdefault(f"version of {package}", (held, here))
+            if not differs and record.get("identity") != now.get(record["cell"], record["identity"]):
+                differs["settings of its methods"] = (record["pruner"], record["quantizer"])
+            for what, (held, here) in differs.items():
+                if isinstance(held, dict) and isinstance(here, dict):
+                    changed = [k for k in {**held, **here} if held.get(k) != here.get(k)]
+                    held, here = ({k: x.get(k) for k in changed} for x in (held, here))
+                raise ValueError(
+                    f"{self.log.path} holds {record['cell']} with another {what} "
+                    f"({held}, now {here}): choose another --out, or remove that file"
+                )
 
     def cell_id(self, order: str, p: Any, q: Any) -> str:
-        parts = {
-            "P": None if p is None else f"{label(p)}-{p.sparsity:g}",
-            "Q": None if q is None else f"{label(q)}-{q.bits}",
-        }
-        name = ">".join(str(parts[s]) for s in order) if order != "dense" else "dense"
-        return f"{self.trained.preset}/s{self.trained.seed}/{name}"
+        return cell_name(self.trained.preset, self.trained.seed, order, p, q)
 
     def missing(self, order: str, ps: Sequence[Any], qs: Sequence[Any]) -> bool:
         return any(self.cell_id(order, p, q) not in self.done for p in ps for q in qs)
@@ -189,7 +220,7 @@ class Run:
         needs = methods[0].needs_stats
         with self.clock.phase("compress"):
             if self.study.calibrate == "sequential" and needs:
-                done = self._sequentially(methods, layers, key)
+                done = self._sequentially(methods, layers, key, dense=place == "alone")
             else:
                 shared = self.study.calibrate == "dense"
                 if needs and shared:
@@ -199,8 +230,14 @@ class Run:
                 )
             return jax.block_until_ready(done)
 
+    def norms(self, weights: Mapping[str, Array]) -> dict[str, Any]:
+        """What a stage leaves in the BatchNorms of the model with these matrices."""
+        if self.study.norms == "keep":
+            return {}
+        return self.evaluator.norms(weights, self.calibration)
+
     def _sequentially(
-        self, methods: Sequence[Any], layers: Layers, key: Array
+        self, methods: Sequence[Any], layers: Layers, key: Array, *, dense: bool
     ) -> dict[str, StageResult]:
         """Block by block: every variant has its own inputs, so there is no family to share."""
         versions_of = next(iter(layers.values())).weight.shape[0]
@@ -208,9 +245,11 @@ class Run:
         for r in range(versions_of):
             one = {n: take(x, r) for n, x in layers.items()}
             start = {n: x.weight for n, x in one.items()}
+            norms = {} if dense else self.norms(start)
             row = []
             for method in methods:
                 model = modules.with_weights(self.model, self.specs, start)
+                modules.set_norms(model, norms)
                 done = run_stage(
                     model, method, self.specs, one, self.calibration, key, sequential=True
                 )
@@ -228,10 +267,11 @@ class Run:
             return layers, None
         count = next(iter(layers.values())).weight.shape[0]
         with self.clock.phase("calibrate"):
-            each = [
-                self.evaluator.stats({n: x.weight[r] for n, x in layers.items()}, self.calibration)
-                for r in range(count)
-            ]
+            each = []
+            for r in range(count):
+                weights = {n: x.weight[r] for n, x in layers.items()}
+                parameters = Parameters(weights, self.norms(weights))
+                each.append(self.evaluator.stats(parameters, self.calibration))
             stats = jax.block_until_ready(jax.tree.map(lambda *a: jnp.stack(a), *each))
         return layers, stats
 
@@ -261,8 +301,7 @@ class Run:
 
         def attempt(part: Sequence[Variant]) -> list[Evaluation | Exception]:
             try:
-                weights = [{n: v.weight(n) for n in self.specs} for v in part]
-                return list(self.evaluator(weights))
+                return list(self.evaluator([self._parameters(v) for v in part]))
             except Exception as error:  # one cell must not stop the others
                 if len(part) == 1:
                     return [error]
@@ -271,6 +310,14 @@ class Run:
         outcomes = attempt(chunk)
         seconds = (time.perf_counter() - start) / len(chunk)
         return [(outcome, seconds) for outcome in outcomes]
+
+    def _parameters(self, v: Variant) -> Parameters:
+        for name, measured in v.layers.items():
+            wrong = errors.not_finite(measured)
+            if wrong:
+                raise FloatingPointError(f"layer {name}: {', '.join(wrong)} not finite")
+        weights = {n: v.weight(n) for n in self.specs}
+        return Parameters(weights, {} if v.order == "dense" else self.norms(weights))
 
     def _append(self, v: Variant, outcome: Evaluation | Exception, seconds: float) -> None:
         cell = self.cell_id(v.order, v.p, v.q)
@@ -281,18 +328,24 @@ class Run:
             "quantizer": None if v.q is None else to_config(v.q),
             "sparsity": None if v.p is None else v.p.sparsity,
             "bits": None if v.q is None else v.q.bits,
-            "ratio": (1.0 if v.p is None else v.p.ratio) * (1.0 if v.q is None else v.q.ratio),
+            "identity": self.identity(v.order, v.p, v.q),
         }
         if isinstance(outcome, Exception):
             record |= {"status": "error", "error": f"{type(outcome).__name__}: {outcome}"}
         else:
             layers = v.layers
+            storage = self._storage(layers)
             record |= {
                 "status": "ok",
                 "error": None,
                 "metrics": outcome.metrics,
                 "examples": outcome.examples,
-                "layers": {n: {k: _short(x) for k, x in m.items()} for n, m in layers.items()},
+                "storage": asdict(storage) | {"layers_ratio": storage.layers_ratio},
+                "ratio": storage.ratio,
+                "layers": {
+                    n: {k: _short(x) for k, x in m.items() if k not in STORED}
+                    for n, m in layers.items()
+                },
                 "achieved_sparsity": self._total(layers, "pruned"),
                 "zero_fraction": self._total(layers, "zero"),
                 "solver": v.reports,
@@ -301,6 +354,12 @@ class Run:
         self.log.append(record)
         self.done.add(cell)
         self.tick()
+
+    def _storage(self, layers: Mapping[str, Mapping[str, Any]]) -> Storage:
+        weights = sum(w.size for w in self.weights.values())
+        kept = {n: int(m["kept"]) for n, m in layers.items()}
+        bits = sum(kept[n] * int(m["bits"]) for n, m in layers.items())
+        return Storage(self.parameters, weights, sum(kept.values()), float(bits))
 
     def _total(self, layers: Mapping[str, Mapping[str, Any]], what: str) -> float:
         sizes = {n: self.weights[n].size for n in layers}
@@ -338,12 +397,19 @@ def _short(value: Any) -> float | None:
     return float(f"{float(value):.6g}")
 
 
+STORED = ("kept", "bits")  # of a layer's measures: go into the model's storage
+
+
 @jax.jit
 def _layer_measures(layer: Layer, stats: LayerStats) -> dict[str, Array]:
     """Measures [R, F] of the variants of one layer, by the dense model's input moments."""
+    kept = jnp.sum(layer.mask, (-2, -1), dtype=jnp.int32)
+    width = BITS_DENSE if layer.grid is None else layer.grid.bits
     return errors.measures(layer.dense, layer.weight, stats) | {
         "pruned": jnp.mean(~layer.mask, (-2, -1)),
         "zero": jnp.mean(layer.weight == 0, (-2, -1)),
+        "kept": kept,
+        "bits": jnp.broadcast_to(width, kept.shape),
     }
 
 
@@ -383,17 +449,22 @@ def check_study(study: Study, model: Any) -> None:
         *((q, study.bits) for q in study.quantizers),
     ):
         for amount in amounts:
-            for name, spec in specs.items():
-                check_layer(template(amount), name, spec.shape)
+            check_layers(template(amount), {n: s.shape for n, s in specs.items()})
 
 
 def run_model(run: Run, after_alone: Callable[[], None] = lambda: None) -> None:
     """All cells of one model and seed; ``after_alone`` is called when the prefixes are done."""
     study = run.study
-    zero = {"pruned": np.float32(0), "zero": np.float32(0)}
-    run.record(
-        [Variant("dense", None, None, run.weights.__getitem__, dict.fromkeys(run.specs, zero))]
-    )
+    untouched = {
+        n: {
+            "pruned": np.mean(~np.asarray(x.mask)),
+            "zero": np.mean(np.asarray(x.weight) == 0),
+            "kept": np.sum(np.asarray(x.mask)),
+            "bits": BITS_DENSE,
+        }
+        for n, x in run.dense.items()
+    }
+    run.record([Variant("dense", None, None, run.weights.__getitem__, untouched)])
     pruners = [[t(s) for s in study.sparsities] for t in study.pruners]
     quantizers = [[t(b) for b in study.bits] for t in study.quantizers]
 

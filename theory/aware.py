@@ -164,10 +164,10 @@ def _perturb(x: Compressed) -> Sides:
     def error(w: Array) -> Array:
         return jnp.sum(x.energy * (w - x.weight) ** 2)
 
-    pruned = Wanda(x.sparsity)(fresh(x.weight), stats, key).layer
+    pruned = Wanda(x.sparsity, tie="index")(fresh(x.weight), stats, key).layer
     rounded = quantize(fresh(x.weight), stats, key).layer
     pq = quantize(pruned, stats, key).layer.weight
-    qp = Wanda(x.sparsity, target="dense")(rounded, stats, key).layer.weight
+    qp = Wanda(x.sparsity, tie="index", target="dense")(rounded, stats, key).layer.weight
     return Sides(error(qp) - error(pq), jnp.zeros(()), jnp.sum(x.energy * x.weight**2) + 1e-300)
 
 

@@ -62,8 +62,8 @@ def methods(key: Array) -> list[Any]:
     second = 2 + (first - 2 + jax.random.randint(d, shape, 1, 5)) % 5
     spec = GridSpec(per="row", convention="full")
     return [
-        Magnitude(jax.random.uniform(a, shape, minval=0.1, maxval=0.7)),
-        Wanda(jax.random.uniform(b, shape, minval=0.1, maxval=0.7)),
+        Magnitude(jax.random.uniform(a, shape, minval=0.1, maxval=0.7), tie="index"),
+        Wanda(jax.random.uniform(b, shape, minval=0.1, maxval=0.7), tie="index"),
         RTN(first, spec),
         RTN(second, spec),
         LowRank(jax.random.randint(e, shape, 6, 16)),

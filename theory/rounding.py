@@ -174,7 +174,7 @@ def _compressed(u: Array) -> Compressed:
 
 def _both_orders(x: Compressed) -> tuple[Layer, Layer]:
     """P -> Q and Q -> P by perturb's Magnitude and RTN, on one grid, fitted to the dense layer."""
-    prune = Magnitude(x.sparsity)
+    prune = Magnitude(x.sparsity, tie="index")
     quantize = RTN(x.bits, GridSpec(per="tensor"), scale_source="dense")
     key = jax.random.key(0)
     found = []
