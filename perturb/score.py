@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -24,8 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import errors, intensity, modules
-from perturb.lift import Calibrate, check, fresh, run_stage
+from perturb.lift import (
+    Calibrate,
+    Norms,
+    Zeros,
+    check,
+    fresh,
+    norms_note,
+    run_stage,
+    starved_note,
+    zeros_note,
+)
 from perturb.registry import to_config
+from perturb.storage import Storage, storage_of
 from perturb.types import Array, Layer, LayerStats, StageResult
 
 VARIANTS = ("P", "Q", "PQ", "QP")
@@ -125,19 +137,26 @@ class Intensity:
 @dataclass(frozen=True)
 class Scores:
     """Everything :func:`score` measured. ``solver`` names, for each variant, the layers whose
-    Hessian needed more damping than asked for or had dead inputs; ``skipped`` those left alone.
+    Hessian needed more damping than asked for or had dead inputs; ``skipped`` those left alone;
+    ``storage`` is each variant's, with its ratio; ``coverage`` says what share of the model's
+    parameters the layers are; ``notes`` what a reader of these numbers should know.
     """
 
     model: str
     pruner: Mapping[str, Any]
     quantizer: Mapping[str, Any]
     calibrate: str
+    norms: str
+    zeros: str
     layers: tuple[LayerScore, ...]
     total: LayerScore
     outputs: Mapping[str, Outputs]
     intensity: Intensity | None
     solver: Mapping[str, Mapping[str, Mapping[str, float]]]
     skipped: Mapping[str, str]
+    storage: Mapping[str, Storage]
+    coverage: modules.Coverage
+    notes: tuple[str, ...]
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Flat rows with the same keys, a layer each and the total last.
@@ -160,7 +179,11 @@ class Scores:
 
     def to_json(self) -> str:
         """One JSON object; what JSON cannot say (nan, infinities) is null."""
-        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n"
+        plain = asdict(self)
+        plain["coverage"]["share"] = self.coverage.share
+        for variant, storage in self.storage.items():
+            plain["storage"][variant]["ratio"] = storage.ratio
+        return json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
         """:meth:`to_rows` with a header; None is empty, an infinite SNR is ``inf``."""
@@ -187,22 +210,26 @@ def score(
     *,
     order: Literal["both", "pq", "qp"] = "both",
     calibrate: Calibrate = "recalibrate",
+    norms: Norms = "reestimate",
+    zeros: Zeros = "free",
     key: Array | int = 0,
     exclude: Sequence[str] = (),
     forward: modules.Forward = modules.call,
+    token_weights: modules.TokenWeights | None = None,
     performance: Callable[[Any], float] | None = None,
     curve: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Scores:
     """Measure P alone, Q alone, P -> Q and Q -> P on one model.
 
-    The variants are those of :func:`perturb.compress`, of which ``calibrate``, ``key``,
-    ``exclude`` and ``forward`` are arguments; P and Q alone are computed once and continued.
+    The variants are those of :func:`perturb.compress`, of which ``calibrate``, ``norms``,
+    ``zeros``, ``key``, ``exclude``, ``forward`` and ``token_weights`` are arguments; P and Q alone are computed once and continued.
     calibration: a batch of model inputs or a list of them, on which inputs are measured and
     outputs ``forward(model, batch)`` (logits [..., classes]) compared.
     order: "both", or the one order to run. performance: M of a model, higher is better, and
     curve = (ratios C_Q increasing, M there): with them come the whole model's intensities.
     Raises ValueError before any work for arguments that are no pruner and quantizer, and for
-    what :func:`perturb.compress` refuses.
+    what :func:`perturb.compress` refuses; afterwards, naming the layer, for a measure that is not
+    finite.
     """
     _check_roles(pruner, quantizer)
     if order not in ORDERS:
@@ -211,19 +238,27 @@ def score(
         raise ValueError("a curve is compared with a performance: give performance as well")
     specs, skipped = modules.find_layers(model, exclude=exclude)
     weights = modules.get_weights(model, specs)
-    for stage in (pruner, quantizer):
-        check(stage, specs, calibration, calibrate)
     batches = modules.batches_of(calibration)
+    for stage in (pruner, quantizer):
+        check(stage, specs, batches, calibrate=calibrate, norms=norms, zeros=zeros)
     run = _runner(model, specs, forward)
-    _check_outputs(jax.eval_shape(run, weights, batches[0]))
+    _check_outputs(jax.eval_shape(run, weights, {}, batches[0]))
     key = jax.random.key(key) if isinstance(key, int) else key
-    stats = modules.capture(model, specs, batches, forward=forward)
+    dense = {n: fresh(w, zeros) for n, w in weights.items()}
+    stats = modules.capture(model, specs, batches, forward=forward, token_weights=token_weights)
+    notes = [*modules.notes(model, specs, skipped), *zeros_note(dense, zeros)]
+    notes += [*norms_note(model, batches, norms), *starved_note(stats)]
+    has_norms = norms == "reestimate" and bool(modules.norms_of(model))
 
-    def stage_on(method: Any, layers: Mapping[str, Layer], position: int) -> dict[str, StageResult]:
-        start = {n: x.weight for n, x in layers.items()}
+    def stage_on(
+        method: Any, layers: Mapping[str, Layer], running: Any, position: int
+    ) -> tuple[dict[str, StageResult], Any]:
+        """What a stage leaves of a model with these layers and BatchNorm statistics."""
+        current = modules.with_weights(model, specs, {n: x.weight for n, x in layers.items()})
+        modules.set_norms(current, running)
         of_dense = calibrate == "dense" or (position == 0 and calibrate == "recalibrate")
-        return run_stage(
-            modules.with_weights(model, specs, start),
+        done = run_stage(
+            current,
             method,
             specs,
             layers,
@@ -231,37 +266,76 @@ def score(
             jax.random.fold_in(key, position),
             sequential=calibrate == "sequential",
             forward=forward,
+            token_weights=token_weights,
+            notes=notes,
         )
+        again = modules.reestimate(current, batches, forward=forward) if has_norms else {}
+        return done, again
 
     methods = {"P": pruner, "Q": quantizer}
-    dense = {n: fresh(w) for n, w in weights.items()}
-    done = {v: stage_on(method, dense, 0) for v, method in methods.items()}
+    done: dict[str, dict[str, StageResult]] = {}
+    running: dict[str, Any] = {}
+    for v, method in methods.items():
+        done[v], running[v] = stage_on(method, dense, {}, 0)
     for v in ORDERS[order]:
         first = {n: r.layer for n, r in done[v[0]].items()}
-        done[v] = stage_on(methods[v[1]], first, 1)
+        done[v], running[v] = stage_on(methods[v[1]], first, running[v[0]], 1)
     variants = {v: {n: r.layer for n, r in results.items()} for v, results in done.items()}
     measured = {n: _measure({v: x[n] for v, x in variants.items()}, stats[n]) for n in specs}
     layers = tuple(
         _layer(n, tuple(sorted(variants)), m, weights[n].size)
         for n, m in jax.device_get(measured).items()
     )
-    models = {v: {n: x.weight for n, x in kept.items()} for v, kept in variants.items()}
+    _refuse_not_finite((*layers, total := _total(layers)))
+    models = {
+        v: ({n: x.weight for n, x in kept.items()}, running[v]) for v, kept in variants.items()
+    }
+    coverage = modules.coverage(model, specs, skipped)
+    storage = {v: storage_of(kept, coverage.parameters) for v, kept in variants.items()}
     whole = None
     if performance is not None:
-        tried = {v: performance(modules.with_weights(model, specs, w)) for v, w in models.items()}
-        whole = _intensity({"dense": performance(model)} | tried, quantizer.ratio, curve)
+        tried = {"dense": performance(model)}
+        for v, (matrices, statistics) in models.items():
+            compressed = modules.with_weights(model, specs, matrices)
+            modules.set_norms(compressed, statistics)
+            tried[v] = performance(compressed)
+        whole = _intensity(tried, storage["Q"].ratio, curve)
+    told = tuple(dict.fromkeys(notes))
+    for note in told:
+        warnings.warn(note, stacklevel=2)
     return Scores(
         model=type(model).__name__,
         pruner=to_config(pruner),
         quantizer=to_config(quantizer),
         calibrate=calibrate,
+        norms=norms,
+        zeros=zeros,
         layers=layers,
-        total=_total(layers),
+        total=total,
         outputs=_compare_outputs(run, weights, models, batches),
         intensity=whole,
         solver={v: told for v, results in done.items() if (told := _reports(results))},
         skipped=skipped,
+        storage=storage,
+        coverage=coverage,
+        notes=told,
     )
+
+
+def _refuse_not_finite(layers: Sequence[LayerScore]) -> None:
+    """A measure that is not finite decides nothing, least of all which order is better."""
+    for layer in layers:
+        own = {"norm": layer.norm, "spectral": layer.spectral, "energy": layer.energy}
+        for variant, measured in (("dense", own), *layer.variants.items()):
+            values = measured if isinstance(measured, dict) else asdict(measured)
+            wrong = errors.not_finite(values)
+            if wrong:
+                where = "the total" if layer.name == "total" else f"layer {layer.name}"
+                raise ValueError(
+                    f"{where}: {', '.join(wrong)} of {ARROWS.get(variant, variant)} "
+                    f"({values[wrong[0]]:g}) is not finite: exclude the layer, or look at its "
+                    "weights and inputs"
+                )
 
 
 def _check_roles(pruner: Any, quantizer: Any) -> None:
@@ -278,8 +352,10 @@ def _runner(model: Any, specs: Any, forward: modules.Forward) -> Callable[[Any, 
     """The model's outputs as a compiled function of its matrices and a batch."""
 
     @jax.jit
-    def run(weights: Any, batch: Any) -> Any:
-        return forward(modules.with_weights(model, specs, weights), batch)
+    def run(weights: Any, norms: Any, batch: Any) -> Any:
+        current = modules.with_weights(model, specs, weights)
+        modules.set_norms(current, norms)
+        return forward(current, batch)
 
     return run
 
@@ -411,12 +487,12 @@ def _compare_outputs(
     sums = {v: np.zeros(2) for v in models}
     entries = predictions = classes = 0
     for batch in batches:  # one batch of logits at a time: a vocabulary is large
-        logits = run(dense, batch)
+        logits = run(dense, {}, batch)
         classes = logits.shape[-1]
         entries += logits.size
         predictions += logits.size // classes
-        for v, weights in models.items():
-            sums[v] += np.asarray(_distance(logits, run(weights, batch)), np.float64)
+        for v, parameters in models.items():
+            sums[v] += np.asarray(_distance(logits, run(*parameters, batch)), np.float64)
     return {
         v: Outputs(float(mse / entries), float(kl / predictions) if classes > 1 else math.nan)
         for v, (mse, kl) in sums.items()

@@ -1,0 +1,262 @@
+"""What ``compress`` and ``score`` say of a whole model: storage, coverage, norms, zeros, dtypes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda, chain, compress, score
+from perturb.modules import capture, find_layers
+
+from .conftest import numpy_init
+
+Array = jax.Array
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+R: Any = {"rngs": nnx.Rngs(0), "kernel_init": numpy_init}
+
+
+class Net(nnx.Module):
+    """Two linear layers and an embedding that nothing compresses."""
+
+    def __init__(self, dtype: Any = jnp.float32) -> None:
+        self.embed = nnx.Embed(10, 16, rngs=nnx.Rngs(1))
+        self.first = nnx.Linear(16, 24, use_bias=False, param_dtype=dtype, **R)
+        self.second = nnx.Linear(24, 8, use_bias=False, param_dtype=dtype, **R)
+
+    def __call__(self, tokens: Array) -> Array:
+        return self.second(nnx.relu(self.first(self.embed(tokens))))
+
+
+class Convolutional(nnx.Module):
+    def __init__(self) -> None:
+        self.conv = nnx.Conv(3, 8, (3, 3), use_bias=False, **R)
+        self.norm = nnx.BatchNorm(8, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(8, 4, **R)
+
+    def __call__(self, x: Array) -> Array:
+        return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 10, (16, 12)))
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(1, 2, (32, 6, 6, 3)), jnp.float32)
+WEIGHTS, ALL = 16 * 24 + 24 * 8, 16 * 24 + 24 * 8 + 160
+
+
+def trained_norms() -> Convolutional:
+    """In evaluation mode, with the running statistics of its own inputs."""
+    model = Convolutional()
+    model.train()
+    model.norm.momentum = 0.0
+    model(IMAGES)
+    model.eval()
+    return model
+
+
+# ----------------------------------------------------------------------------- storage, coverage
+
+
+def test_the_ratio_is_that_of_the_whole_model() -> None:
+    done = compress(Net(), chain(Magnitude(0.5), RTN(4)))
+    assert (done.storage.parameters, done.storage.weights) == (ALL, WEIGHTS)
+    assert done.storage.kept == WEIGHTS // 2
+    assert done.ratio == pytest.approx(16 * ALL / (16 * 160 + 4 * WEIGHTS / 2))
+    assert done.storage.layers_ratio == 8
+    assert done.sparsity == 0.5
+    assert done.coverage.share == pytest.approx(WEIGHTS / ALL)
+    assert compress(Net(), chain(RTN(8), RTN(4))).storage.layers_ratio == 4
+    released = chain(RTN(4), SparseGPT(0.5, on_grid="release"))
+    assert compress(Net(), released, TOKENS).storage.layers_ratio == 2
+
+
+def test_what_stays_out_is_told_under_ninety_per_cent() -> None:
+    with pytest.warns(UserWarning, match="embed"):
+        done = compress(Net(), RTN(4))
+    assert any("embed" in note for note in done.notes)
+    model = nnx.Sequential(nnx.Linear(40, 40, **R))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not compress(model, RTN(4)).notes
+
+
+def test_a_score_tells_ratio_and_coverage_of_every_variant() -> None:
+    scores = score(Net(), Wanda(0.5), RTN(4), TOKENS)
+    assert scores.storage["PQ"] == scores.storage["QP"]
+    assert scores.storage["Q"].layers_ratio == 4
+    assert scores.storage["PQ"].ratio == pytest.approx(16 * ALL / (16 * 160 + 4 * WEIGHTS / 2))
+    assert scores.coverage.share == pytest.approx(WEIGHTS / ALL)
+
+
+# ------------------------------------------------------------------------------- norm statistics
+
+
+def running(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(model.norm.mean[...]), np.asarray(model.norm.var[...])
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_norms_are_reestimated_on_the_calibration_data(batches: int) -> None:
+    model = trained_norms()
+    parts = [IMAGES] if batches == 1 else [IMAGES[:8], IMAGES[8:]]
+    before = running(model)
+    done = compress(model, Magnitude(0.7), parts)
+    y = np.asarray(done.model.conv(IMAGES), np.float64)
+    expected = y.mean((0, 1, 2)), y.var((0, 1, 2))
+    for got, right, old in zip(running(done.model), expected, before, strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(got, old, rtol=1e-2)
+    for unchanged, old in zip(running(model), before, strict=True):
+        np.testing.assert_array_equal(unchanged, old)
+    assert done.norms == "reestimate"
+    kept = compress(model, Magnitude(0.7), parts, norms="keep")
+    for got, old in zip(running(kept.model), before, strict=True):
+        np.testing.assert_array_equal(got, old)
+    assert any("BatchNorm" in note and "norms='keep'" in note for note in kept.notes)
+
+
+def test_norms_without_calibration_are_told() -> None:
+    done = compress(trained_norms(), Magnitude(0.7))
+    assert any("BatchNorm" in note and "no calibration" in note for note in done.notes)
+
+
+def test_the_second_stage_sees_the_reestimated_model() -> None:
+    model = trained_norms()
+    first = compress(model, Magnitude(0.7), IMAGES, calibrate="recalibrate")
+    specs, _ = find_layers(first.model)
+    stats = capture(first.model, specs, IMAGES)
+    both = compress(model, chain(Magnitude(0.7), Wanda(0.8)), IMAGES, calibrate="recalibrate")
+    energy = np.sqrt(np.asarray(stats["head"].energy))
+    cost = np.abs(np.asarray(first.layers["head"].weight)) * energy
+    gone = ~np.asarray(both.layers["head"].mask)
+    order = np.argsort(cost, -1)[:, : int(0.8 * 8)]
+    assert np.all(np.take_along_axis(gone, order, -1))
+
+
+def test_scores_measure_what_compress_returns_with_its_norms() -> None:
+    model = trained_norms()
+    for norms in ("reestimate", "keep"):
+        scores = score(model, Magnitude(0.7, "row"), RTN(3), IMAGES, norms=norms)  # type: ignore[arg-type]
+        done = compress(
+            model,
+            chain(Magnitude(0.7, "row"), RTN(3)),
+            IMAGES,
+            calibrate="recalibrate",
+            norms=norms,  # type: ignore[arg-type]
+        )
+        mse = float(jnp.mean((done.model(IMAGES) - model(IMAGES)) ** 2))
+        assert scores.outputs["PQ"].logit_mse == pytest.approx(mse, rel=1e-4)
+        assert scores.norms == norms
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    for option in ("norms", "zeros", "calibrate"):
+        with pytest.raises(ValueError, match=f"{option} must be one of .*; got 'perhaps'"):
+            compress(Net(), RTN(4), **{option: "perhaps"})  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------- zeros in a checkpoint
+
+
+def half_sparse() -> Net:
+    model = Net()
+    kernel = model.first.kernel[...]
+    model.first.kernel[...] = jnp.where(jnp.abs(kernel) < jnp.median(jnp.abs(kernel)), 0, kernel)
+    return model
+
+
+def test_zeros_of_a_checkpoint_are_kept_on_request_and_told_either_way() -> None:
+    model = half_sparse()
+    zero = np.asarray(model.first.kernel[...]) == 0
+    free = compress(model, GPTQ(4), TOKENS)
+    returned = np.asarray(free.model.first.kernel[...])[zero]
+    assert np.any(returned != 0)
+    assert any("192 of 576 weights" in n and "zeros='keep'" in n for n in free.notes)
+    kept = compress(model, GPTQ(4), TOKENS, zeros="keep")
+    assert np.all(np.asarray(kept.model.first.kernel[...])[zero] == 0)
+    assert kept.sparsity == pytest.approx(192 / 576)
+    assert any("192 of 576 weights" in n and "stay 0" in n for n in kept.notes)
+    assert score(model, Wanda(0.5), GPTQ(4), TOKENS, zeros="keep").total["Q"].pruned == (
+        pytest.approx(192 / 576)
+    )
+    assert not any("0 already" in n for n in compress(Net(), RTN(4)).notes)
+
+
+# ---------------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("method", [RTN(4), RTN(16), GPTQ(4), SparseGPT(0.5)])
+def test_half_precision_is_solved_in_float32_and_stored_in_its_own_dtype(
+    dtype: Any, method: Any
+) -> None:
+    low, high = Net(dtype), Net()
+    for name in ("first", "second"):
+        getattr(high, name).kernel[...] = getattr(low, name).kernel[...].astype(jnp.float32)
+    a, b = (compress(m, method, TOKENS, calibrate="dense") for m in (low, high))
+    for name in ("first", "second"):
+        stored = getattr(a.model, name).kernel[...]
+        assert stored.dtype == dtype
+        assert bool(jnp.all(jnp.isfinite(stored)))
+        if name == "first":  # the same inputs in both: the same solution, then rounded to store
+            np.testing.assert_allclose(a.layers[name].weight, b.layers[name].weight, rtol=1e-5)
+            expected = b.layers[name].weight.T.astype(dtype)
+            np.testing.assert_array_equal(np.asarray(stored), np.asarray(expected))
+
+
+def test_layers_of_one_shape_and_two_dtypes_are_each_solved_alone() -> None:
+    class Mixed(nnx.Module):
+        def __init__(self) -> None:
+            self.a = nnx.Linear(16, 16, use_bias=False, param_dtype=jnp.bfloat16, **R)
+            self.b = nnx.Linear(16, 16, use_bias=False, **R)
+
+        def __call__(self, x: Array) -> Array:
+            return self.b(self.a(x))
+
+    model = Mixed()
+    both = compress(model, RTN(3))
+    alone = compress(model, RTN(3), exclude=["a"])
+    np.testing.assert_array_equal(both.layers["b"].weight, alone.layers["b"].weight)
+
+
+# ------------------------------------------------------------------------------------ not finite
+
+
+def test_a_result_that_is_not_finite_is_an_error_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = RTN.__call__
+
+    def broken(self: Any, layer: Any, stats: Any, key: Any) -> Any:
+        done = real(self, layer, stats, key)
+        return done._replace(layer=done.layer._replace(weight=done.layer.weight * jnp.nan))
+
+    monkeypatch.setattr(RTN, "__call__", broken)
+    jax.clear_caches()
+    try:
+        with pytest.raises(ValueError, match="layer first: rtn leaves weights that are not finite"):
+            compress(Net(), RTN(5))
+    finally:
+        monkeypatch.undo()
+        jax.clear_caches()
+
+
+def test_a_score_that_is_not_finite_is_never_a_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    from perturb import score as module
+
+    real = module._layer
+
+    def broken(name: str, *rest: Any) -> Any:
+        layer = real(name, *rest)
+        if name != "second":
+            return layer
+        pq = module.Perturbation(**{**vars(layer.variants["PQ"]), "out_err": float("nan")})
+        return module.LayerScore(**{**vars(layer), "variants": {**layer.variants, "PQ": pq}})
+
+    monkeypatch.setattr(module, "_layer", broken)
+    with pytest.raises(ValueError, match="layer second: out_err of P→Q"):
+        score(Net(), Wanda(0.5), RTN(4), TOKENS)
