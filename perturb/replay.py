@@ -38,17 +38,21 @@ INLINE = {
 class Unheard(ValueError):
     """A value is marked where no one can hear it; ``note``: which."""
 
-    def __init__(self, note: Note | None, place: str) -> None:
+    def __init__(self, note: Note, place: str) -> None:
         super().__init__(place)
         self.note, self.place = note, place
 
 
 class Note:
-    """Whom a mark is for. batched: whether a vmapped value is heard as one with its lanes in
-    front; else :class:`Unheard` is raised."""
+    """Whom a mark is for, made anew for each.
+
+    batched: whether a vmapped value is heard as one with its lanes in front; else
+    :class:`Unheard` is raised. shapes: of the values, as they are told.
+    """
 
     def __init__(self, name: str, *, batched: bool = True) -> None:
         self.name, self.batched = name, batched
+        self.shapes: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, *_: Any) -> None:
         raise RuntimeError(f"the program that tells of {self.name} was run instead of replayed")
@@ -77,6 +81,7 @@ def tell(note: Note, *values: Array) -> None:
         )
         return mark(*lanes), ()
 
+    note.shapes = tuple(jax.numpy.shape(v) for v in values)
     mark(*map(jax.lax.stop_gradient, values))
 
 
@@ -111,6 +116,15 @@ def _run(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any], hear: Hear) -
     return [read(v) for v in jaxpr.outvars]
 
 
+def check(closed: core.ClosedJaxpr, told: Sequence[Note]) -> None:
+    """Raise :class:`Unheard` for a mark that a transform dropped (jax does so in the derivative
+    of a scan). A body that jax traced twice leaves one mark of the two: names and shapes count."""
+    kept = {(n.name, n.shapes) for n in _notes(closed.jaxpr)}
+    for note in told:
+        if (note.name, note.shapes) not in kept:
+            raise Unheard(note, "the derivative of a loop")
+
+
 def _note(eqn: Any) -> Note | None:
     if eqn.primitive.name != "io_callback":
         return None
@@ -129,12 +143,16 @@ def _jaxprs(eqn: Any) -> Iterator[Any]:
 def _inside(eqn: Any) -> Iterator[Note]:
     """The notes that are told inside an equation, at any depth."""
     for jaxpr in _jaxprs(eqn):
-        for inner in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-            note = _note(inner)
-            if note is not None:
-                yield note
-            else:
-                yield from _inside(inner)
+        yield from _notes(getattr(jaxpr, "jaxpr", jaxpr))
+
+
+def _notes(jaxpr: Any) -> Iterator[Note]:
+    for eqn in jaxpr.eqns:
+        note = _note(eqn)
+        if note is not None:
+            yield note
+        else:
+            yield from _inside(eqn)
 
 
 def _control(eqn: Any, note: Note, inputs: list[Any], hear: Hear) -> Sequence[Any]:
@@ -166,7 +184,7 @@ def _control(eqn: Any, note: Note, inputs: list[Any], hear: Hear) -> Sequence[An
     if name == "while":
         n, m = p["cond_nconsts"], p["body_nconsts"]
         test, body, carry = inputs[:n], inputs[n : n + m], tuple(inputs[n + m :])
-        if any(True for e in p["cond_jaxpr"].jaxpr.eqns if _note(e) or any(_inside(e))):
+        if any(True for _ in _notes(p["cond_jaxpr"].jaxpr)):
             raise Unheard(note, "the condition of a while_loop")
         return jax.lax.while_loop(
             lambda c: run(p["cond_jaxpr"], [*test, *c])[0],
