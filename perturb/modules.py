@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturb.replay import Note, Unheard, check, replay, tell
+from perturb.replay import Note, Unheard, check, nested, replay, tell
 from perturb.types import Array, LayerStats
 
 Forward = Callable[[Any, Any], Any]
@@ -569,21 +569,29 @@ def _moments(
     with _placed("layer", remedy, trace, specs):
         closed, dtypes = trace(specs)
         sizes = {s.name: s.shape[1] for s in specs}
-        refs = {n: [jax.new_ref(a) for a in _no_tokens(sizes[n], d)] for n, d in dtypes.items()}
+        looped = {n: _no_tokens(sizes[n], dtypes[n]) for n in nested(closed)}
+        refs = {n: [jax.new_ref(a) for a in start] for n, start in looped.items()}
+        done: dict[str, LayerStats] = {}
         once: set[str] = set()
 
-        def hear(note: Note, values: Sequence[Array]) -> None:
-            x = values[0].astype(dtypes[note.name])
-            w = weights
+        def hear(note: Note, values: Sequence[Array], inside: bool) -> None:
+            name, w = note.name, weights
+            x = values[0].astype(dtypes[name])
             if w is not None and x.shape[:-1][: w.ndim] != w.shape:
                 w = None
-                once.add(note.name)
-            total = LayerStats(*(r[...] for r in refs[note.name])) + _moments_of(x, w)
-            for ref, a in zip(refs[note.name], total, strict=True):
+                once.add(name)
+            part = _moments_of(x, w)
+            if not inside:
+                done[name] = done[name] + part if name in done else part
+                return
+            total = LayerStats(*(r[...] for r in refs[name])) + part
+            for ref, a in zip(refs[name], total, strict=True):
                 ref[...] = jnp.asarray(a, ref.dtype)
 
         replay(closed, inputs, hear)
-    done = {n: LayerStats(*(r[...] for r in rs)) for n, rs in refs.items()}
+    for n, ref in refs.items():
+        part = LayerStats(*(r[...] for r in ref))
+        done[n] = done[n] + part if n in done else part
     if weights is None:
         return {}, done
     return {n: s for n, s in done.items() if n not in once}, {n: done[n] for n in once}
@@ -810,7 +818,7 @@ class Coverage:
         return self.covered / self.parameters
 
     def describe(self, most: int = 5) -> str:
-        """``98.4 % of the parameters are in compressed layers; left dense: embed (nnx.Embed) ...``"""
+        """``98.4 % of the parameters are in compressed layers; left dense: embed ...`` in a line."""
         line = f"{100 * self.share:.1f} % of the parameters are in compressed layers"
         told = [f"{n} ({r}) {100 * k / self.parameters:.2g} %" for n, k, r in self.left[:most] if k]
         if rest := sum(k for _, k, _ in self.left[most:]):
@@ -976,7 +984,7 @@ def norm_moments(graphdef: Any, state: Any, batch: Any, forward: Forward = call)
             for n in called
         }
 
-        def hear(note: Note, values: Sequence[Array]) -> None:
+        def hear(note: Note, values: Sequence[Array], _: bool) -> None:
             ref = refs[note.name]
             (n, m, v), (k, mean, var) = (r[...] for r in ref), values
             share = k / jnp.maximum(n + k, 1)  # the law of total variance

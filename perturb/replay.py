@@ -18,7 +18,7 @@ from jax.extend import core
 
 from perturb.types import Array
 
-Hear = Callable[["Note", Sequence[Array]], None]
+Hear = Callable[["Note", Sequence[Array], bool], None]
 # Calls of one function, to be replayed in place.
 INLINE = {
     "jit",
@@ -86,14 +86,17 @@ def tell(note: Note, *values: Array) -> None:
 
 
 def replay(closed: core.ClosedJaxpr, values: Sequence[Any], hear: Hear) -> list[Any]:
-    """The outputs of a jaxpr at these inputs, with ``hear(note, values)`` called at each mark.
+    """The outputs of a jaxpr at these inputs; ``hear(note, values, nested)`` is called at each mark.
 
-    Raises :class:`Unheard` for marks inside a transform that cannot be replayed.
+    nested: whether it is called inside of a loop or a branch, from where values get out by a
+    ``jax.Ref`` only (see :func:`nested`). Raises :class:`Unheard` for marks inside a transform that cannot be replayed.
     """
-    return _run(closed.jaxpr, closed.consts, values, hear)
+    return _run(closed.jaxpr, closed.consts, values, hear, False)
 
 
-def _run(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any], hear: Hear) -> list[Any]:
+def _run(
+    jaxpr: Any, consts: Sequence[Any], values: Sequence[Any], hear: Hear, nested: bool
+) -> list[Any]:
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env |= zip(jaxpr.invars, values, strict=True)
 
@@ -104,16 +107,30 @@ def _run(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any], hear: Hear) -
         inputs = [read(v) for v in eqn.invars]
         with eqn.ctx.manager:
             if (note := _note(eqn)) is not None:
-                hear(note, inputs)
+                hear(note, inputs, nested)
                 continue
             if (inside := next(_inside(eqn), None)) is not None:
-                outputs = _control(eqn, inside, inputs, hear)
+                outputs = _control(eqn, inside, inputs, hear, nested)
             else:
                 params = eqn.primitive.get_bind_params(eqn.params)
                 outputs = eqn.primitive.bind(*inputs, **params)
                 outputs = outputs if eqn.primitive.multiple_results else [outputs]
         env |= zip(eqn.outvars, outputs, strict=True)
     return [read(v) for v in jaxpr.outvars]
+
+
+def nested(closed: core.ClosedJaxpr) -> set[str]:
+    """The names that are told of inside loops or branches."""
+    return set(_nested(closed.jaxpr))
+
+
+def _nested(jaxpr: Any) -> Iterator[str]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in INLINE:
+            for inner in _jaxprs(eqn):
+                yield from _nested(getattr(inner, "jaxpr", inner))
+        else:
+            yield from (n.name for n in _inside(eqn))
 
 
 def check(closed: core.ClosedJaxpr, told: Sequence[Note]) -> None:
@@ -155,12 +172,13 @@ def _notes(jaxpr: Any) -> Iterator[Note]:
             yield from _inside(eqn)
 
 
-def _control(eqn: Any, note: Note, inputs: list[Any], hear: Hear) -> Sequence[Any]:
+def _control(eqn: Any, note: Note, inputs: list[Any], hear: Hear, nested: bool) -> Sequence[Any]:
     """An equation with marks inside, built anew around their replay."""
     name, p = eqn.primitive.name, eqn.params
 
     def run(jaxpr: Any, values: Sequence[Any]) -> list[Any]:
-        return _run(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), values, hear)
+        inner, consts = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+        return _run(inner, consts, values, hear, nested or name not in INLINE)
 
     if name in INLINE:
         (jaxpr,) = _jaxprs(eqn)
