@@ -255,10 +255,8 @@ def _setting(value: Any, default: Any) -> str:
     if isinstance(value, NofM):
         return str(value)
     if isinstance(value, str):
-        word = re.fullmatch(r"[A-Za-z_][\w.-]*", value)
-        return (
-            value if word and value not in ("None", "True", "False", "nan", "inf") else repr(value)
-        )
+        word = re.fullmatch(r"[A-Za-z_][\w.-]*", value) and value not in WORDS
+        return value if word else repr(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return repr(value)
     if isinstance(value, numbers.Integral) and not isinstance(default, float):
