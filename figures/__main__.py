@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,6 +73,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; see python -m figures --help")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _check_folder(folder: Path) -> None:
@@ -165,7 +170,7 @@ def _draw_theory(arguments: argparse.Namespace) -> None:
     for name in dict.fromkeys(arguments.names) or THEORY:
         try:
             figure = THEORY[name][1](record)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise BadInput(
                 f"--theory {file}: {name} cannot be drawn, it lacks {error}; "
                 "python -m theory verify writes it anew"
@@ -225,7 +230,9 @@ def run(argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 drawn, 2 bad input, 130 Ctrl-C. Anything else raises: Python's 1."""
     try:
-        run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
