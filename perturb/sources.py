@@ -146,7 +146,8 @@ def _place(error: BaseException, home: Path | None) -> str:
     if isinstance(error, SyntaxError):
         return ""  # its text tells already
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if home and Path(f.filename).resolve().parent == home.resolve()]
+    files = [f for f in frames if Path(f.filename).is_file()]  # not <string> and the like
+    own = [f for f in files if home and Path(f.filename).resolve().parent == home.resolve()]
     last = (own or frames)[-1]
     return f" ({Path(last.filename).name}, line {last.lineno})"
 
