@@ -59,8 +59,8 @@ class Study:
 
     def __post_init__(self) -> None:
         name = self.name
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            self._refuse("name", name, "a word: records go to a folder of that name")
+        if not isinstance(name, str) or not re.fullmatch(r"[^./\\\s][^/\\\n]*", name):
+            self._refuse("name", name, "a text that can name the folder of its records")
         if not isinstance(self.description, str):
             self._refuse("description", self.description, "a text")
         for field, (right, convert) in _AXES.items():

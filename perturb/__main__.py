@@ -42,7 +42,9 @@ MODEL is one of
 METHOD is name[:amount][,setting=value...]
   amount is a pruner's sparsity (0.5) or N:M pattern, N kept (2:4), and a quantizer's bits (4);
   settings are those that python -m perturb methods shows; a quantizer's grid takes
-  symmetric=true|false, per=tensor|row|GROUP_SIZE, clip=absmax|mse, convention=half|full
+  symmetric=true|false, per=tensor|row|GROUP_SIZE, clip=absmax|mse, convention=half|full;
+  sparsegpt's on_grid says what becomes of an earlier quantizer's grid: refit (the survivors
+  get a new one), snap (they stay on it) or release (they leave it, as published)
 
 examples:
   python -m perturb resnet-digits --prune wanda:0.5 --quantize gptq:4

@@ -135,7 +135,9 @@ def user_code(what: str, run: Callable[[], Any], home: Path | None = None) -> An
     try:
         with printing_to_stderr():
             return run()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit is none of Exception
         told = (str(error).strip().splitlines() or [""])[0]
         raise BadInput(
             f"{what}: {type(error).__name__}{': ' if told else ''}{told}{_place(error, home)}"
@@ -145,11 +147,11 @@ def user_code(what: str, run: Callable[[], Any], home: Path | None = None) -> An
 def _place(error: BaseException, home: Path | None) -> str:
     if isinstance(error, SyntaxError):
         return ""  # its text tells already
-    frames = traceback.extract_tb(error.__traceback__)
-    files = [f for f in frames if Path(f.filename).is_file()]  # not <string> and the like
-    own = [f for f in files if home and Path(f.filename).resolve().parent == home.resolve()]
-    last = (own or frames)[-1]
-    return f" ({Path(last.filename).name}, line {last.lineno})"
+    files = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    files = [f for f in files if Path(f.filename).is_file()]  # not <string> and the like
+    if home is not None:
+        files = [f for f in files if Path(f.filename).resolve().parent == home.resolve()]
+    return f" ({Path(files[-1].filename).name}, line {files[-1].lineno})" if files else ""
 
 
 def load(text: str, make: Callable[[int], Any], seed: int, exclude: Sequence[str] = ()) -> Loaded:
@@ -209,7 +211,9 @@ def _check_runs(
             modules.call_order(model, specs, batch, forward)
     except ValueError as error:
         raise BadInput(f"{what}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise BadInput(
             f"{what}, of shape {', '.join(map(str, shapes))}, the model cannot be run: "
             f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -83,6 +83,8 @@ def bad_generator():
         yield load()[1][0]
         raise OSError("disk gone\\nsecond line")
     return load()[0], batches()
+def odd(): raise BaseException("odd")
+def needs(x): return load()
 def leaves(): raise SystemExit("no data")
 def leaves_with_code():
     import sys
@@ -295,6 +297,8 @@ BAD = {
     "long name": (("mine.py:mark", *METHODS, "--out", "x" * 300), "cannot write there"),
     "builtin": (("mine.py:builtin", *METHODS), "it returned float"),
     "exits at import": (("leaves.py:load", *METHODS), "SystemExit: not today (leaves.py, line 2)"),
+    "odd": (("mine.py:odd", *METHODS), "BaseException: odd (mine.py, line"),
+    "needs": (("mine.py:needs", *METHODS), "missing 1 required positional argument: 'x'\n"),
     "exits": (("mine.py:leaves", *METHODS), "SystemExit: no data (mine.py, line"),
     "exits with a code": (("mine.py:leaves_with_code", *METHODS), "SystemExit: 3 (mine.py, line"),
     "later shape": (("mine.py:later_shape", *METHODS), "calibration batch 1, of shape (4, 5)"),
