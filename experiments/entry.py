@@ -6,11 +6,13 @@ it would anyone's, and imports nothing of ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 
-from experiments.train import load_or_train
+from experiments.train import cache_dir, load_or_train
+from perturb.cli import check_folder
 
 BATCH = 64  # calibration examples a batch
 
@@ -21,7 +23,19 @@ def preset(name: str, seed: int) -> tuple[Any, list[Any]]:
     Trains, with a progress bar on stderr, unless there is a checkpoint. Raises ValueError for
     data that is missing.
     """
+    check_cache(name, [seed])
     trained = load_or_train(name, seed)
     inputs = trained.dataset.calibration.inputs
     batches = [jnp.asarray(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
     return trained.model, batches
+
+
+def check_cache(name: str, seeds: Iterable[int]) -> None:
+    """Refuse, before training, a cache that could not keep what is trained.
+
+    A cache that holds the models already need not be writable.
+    Raises :class:`perturb.cli.BadInput`.
+    """
+    models = cache_dir() / "models"
+    if not all(any(models.glob(f"{name}-seed{seed}-*")) for seed in seeds):
+        check_folder("cache folder (PERTURB_CACHE)", models)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import sys
+import tempfile
+import warnings
+import zlib
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from matplotlib.figure import Figure
 
@@ -30,17 +34,64 @@ examples:
 
 measures: natural (accuracy for images, -perplexity for text), log (-NLL), kl (-KL to the dense
 model; no intervals), all. A(Q->P) > 0 means that quantizing first is better.
-exit codes: 0 drawn, 2 bad input (one line on stderr), 1 failure of ours.
+exit codes: 0 drawn, 2 bad input (one line on stderr), 130 stopped by Ctrl-C, 1 failure of ours.
 """
+MOST_REPLICATES = 100_000
 
 
 class BadInput(Exception):
     """Something the user can put right; its text is the one line they read."""
 
 
+# This package imports nothing of perturb: what follows is of perturb.cli, cut to its needs.
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one: silently the last would count."""
+
+    seen = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string is not None:
+            if self.seen:
+                parser.error(f"{option_string} is given twice: leave one out")
+            self.seen = True
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; see python -m figures --help")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to. Leaves nothing behind."""
+    try:
+        place = folder
+        while not place.is_symlink() and not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise BadInput(f"--out {folder}: {place} is a file, not a folder; name another")
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise BadInput(
+            f"--out {folder}: cannot write there ({error.strerror}); name another folder"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,7 +148,7 @@ def _listing() -> str:
 def _write(figure: Figure, path: Path, format: str) -> None:
     try:
         write_atomic(path, to_bytes(figure, format))
-    except PermissionError as error:
+    except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}") from error
     print(path)
 
@@ -112,12 +163,18 @@ def _draw_theory(arguments: argparse.Namespace) -> None:
         raise BadInput(
             f"--theory {file}: {error.strerror}; python -m theory verify writes it"
         ) from error
-    except ValueError as error:
+    except (ValueError, EOFError, zlib.error) as error:
         raise BadInput(f"--theory {file} is no JSON: {error}") from error
     if not isinstance(record, dict) or not {"statements", "phase", "affine"} <= record.keys():
         raise BadInput(f"--theory {file} is no record of python -m theory verify")
     for name in dict.fromkeys(arguments.names) or THEORY:
-        figure = THEORY[name][1](record)
+        try:
+            figure = THEORY[name][1](record)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise BadInput(
+                f"--theory {file}: {name} cannot be drawn, it lacks {error}; "
+                "python -m theory verify writes it anew"
+            ) from error
         if figure is not None:
             _write(figure, arguments.out / f"{name}.{arguments.format}", arguments.format)
 
@@ -139,24 +196,28 @@ def run(argv: list[str]) -> None:
         )
     if arguments.out is None:
         raise BadInput("--out is missing: name the folder to write the figures to")
-    if arguments.replicates < 1:
-        raise BadInput(f"--replicates {arguments.replicates}: must be at least 1")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise BadInput(f"--out {arguments.out} is a file, not a folder")
+    if not 1 <= arguments.replicates <= MOST_REPLICATES:
+        raise BadInput(
+            f"--replicates {arguments.replicates}: must be at least 1 and at most {MOST_REPLICATES}"
+        )
+    _check_folder(arguments.out)
+    if arguments.records is not None and arguments.theory is not None:
+        raise BadInput("--records and --theory exclude each other: draw one after the other")
     if arguments.theory is not None:
         _draw_theory(arguments)
         return
     file = _records_file(arguments.records)
     try:
         summary = summarize(load(file), replicates=arguments.replicates)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, zlib.error) as error:
         raise BadInput(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
     for model in arguments.model or ():
         if model not in summary.models:
             raise BadInput(f"no model {model!r} in {file}: it has {', '.join(summary.models)}")
     scales = SCALES if arguments.measure == "all" else (arguments.measure,)
     names = tuple(dict.fromkeys(arguments.names)) or tuple(DRAWINGS)
-    todo = list(jobs(summary, names, tuple(arguments.model or summary.models), scales))
+    models = tuple(dict.fromkeys(arguments.model or summary.models))
+    todo = list(jobs(summary, names, models, scales))
     if not todo:
         raise BadInput(f"{file} has no cell with both orders: nothing to draw yet")
     for job in todo:
@@ -167,12 +228,21 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0 drawn, 2 bad input. Anything else raises: Python's 1, with a traceback."""
+    """The exit code: 0 drawn, 2 bad input, 130 Ctrl-C. Anything else raises: Python's 1."""
     try:
-        run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, head for one, has seen enough: the rest is not drawn
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

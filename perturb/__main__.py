@@ -7,24 +7,23 @@ import dataclasses
 import difflib
 import io
 import math
-import os
 import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perturb import registry, sources
+from perturb import cli, registry, sources
+from perturb.cli import BadInput
 from perturb.lift import CALIBRATE
+from perturb.registry import NORMS, ZEROS
 from perturb.score import ARROWS, ORDERS, Scores, score
-from perturb.sources import BadInput
 
 FORMATS = ("table", "csv", "json")
-PIPED = 100  # columns of a table that does not go to a terminal, unless COLUMNS says otherwise
 
 DESCRIPTION = """\
 What do a pruner P and a quantizer Q do to a trained model, each alone, P first (P→Q) and
@@ -37,12 +36,15 @@ MODEL is one of
   FILE.py:FUNCTION  or PACKAGE.MODULE:FUNCTION, called without arguments (with seed=SEED if it
                     has such a parameter), returning (model, batches): an nnx.Module and a list
                     of calibration inputs; or (model, batches, forward) where forward(model,
-                    batch) gives the logits
+                    batch) gives the logits; or also token_weights, where token_weights(batch)
+                    weighs its tokens: 0 for padding. What it prints goes to stderr
 
 METHOD is name[:amount][,setting=value...]
   amount is a pruner's sparsity (0.5) or N:M pattern, N kept (2:4), and a quantizer's bits (4);
   settings are those that python -m perturb methods shows; a quantizer's grid takes
-  symmetric=true|false, per=tensor|row|GROUP_SIZE, clip=absmax|mse, convention=half|full
+  symmetric=true|false, per=tensor|row|GROUP_SIZE, clip=absmax|mse, convention=half|full;
+  sparsegpt's on_grid says what becomes of an earlier quantizer's grid: refit (the survivors
+  get a new one), snap (they stay on it) or release (they leave it, as published)
 
 examples:
   python -m perturb resnet-digits --prune wanda:0.5 --quantize gptq:4
@@ -55,18 +57,22 @@ calibration (--calibrate), the inputs that a stage sees:
   sequential   the same, but block after block as it compresses, as the reference codes do
   dense        those of the uncompressed model
 
+running statistics of batch norms (--norms), after each stage
+  reestimate   measured again on the calibration inputs (default)
+  keep         those of the uncompressed model
+
+zeros that the weights hold already (--zeros)
+  free         are weights like others (default): a quantizer may move them
+  keep         count as pruned: they stay zero
+
 Compiled programs and models are kept in $PERTURB_CACHE, else in ~/.cache/compression-order: the
-second time is faster. exit codes: 0 done, 2 bad input (one line on stderr), 1 failure of ours.
+second time is faster. exit codes: 0 done, 2 bad input (one line on stderr), 130 stopped by
+Ctrl-C, 1 failure of ours.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; see python -m perturb --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = cli.Parser(
         prog="python -m perturb",
         usage="python -m perturb MODEL --prune METHOD --quantize METHOD [options]\n"
         "       python -m perturb methods | models",
@@ -80,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--order", default="both", choices=ORDERS, help="default: both")
     parser.add_argument("--format", default="table", choices=FORMATS, help="default: table")
     parser.add_argument("--calibrate", default="recalibrate", choices=CALIBRATE, help="see below")
+    parser.add_argument("--norms", default=NORMS[0], choices=NORMS, help="see below")
+    parser.add_argument("--zeros", default=ZEROS[0], choices=ZEROS, help="see below")
     parser.add_argument(
         "--exclude",
         action="extend",
@@ -88,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="layers that stay dense: names or shell patterns such as 'blocks.0.*'",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of training and of the methods (0)")
+    parser.add_argument(
+        "--seed", type=cli.seed, default=0, help="of training and of the methods (0)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there, not to the screen")
     parser.add_argument("--list", action="store_true", help="the methods, as 'methods' does")
     return parser
@@ -122,22 +132,9 @@ def _method(option: str, text: str | None, role: str) -> Any:
         what = "sparsity" if role == "pruner" else "number of bits"
         raise BadInput(f"{option} {text}: the {what} is missing, as in {name}:{usual}")
     try:
-        method = registry.parse(text)
+        return registry.parse(text)
     except ValueError as error:
         raise BadInput(f"{option} {text}: {error}") from error
-    for owner in (method, getattr(method, "grid", None)):
-        for field in dataclasses.fields(owner) if owner is not None else ():
-            _check_type(f"{option} {text}", field, getattr(owner, field.name))
-    return method
-
-
-def _check_type(where: str, field: Any, value: Any) -> None:
-    """The registry takes any text for a value; what the field is shows in its default."""
-    number = field.name in registry.LEAVES or type(field.default) in (int, float)
-    if number and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise BadInput(f"{where}: {field.name} must be a number, got {value!r}")
-    if isinstance(field.default, bool) and not isinstance(value, bool):
-        raise BadInput(f"{where}: {field.name} must be true or false, got {value!r}")
 
 
 def _methods_text() -> str:
@@ -340,7 +337,7 @@ def _text(scores: Scores, form: str, title: str) -> str:
     if form == "json":
         return scores.to_json()
     stream = io.StringIO()
-    render(scores, title, Console(file=stream, width=int(os.environ.get("COLUMNS") or PIPED)))
+    render(scores, title, Console(file=stream, width=cli.columns()))
     return stream.getvalue()
 
 
@@ -358,18 +355,26 @@ def run(argv: list[str]) -> None:
     pruner = _method("--prune", arguments.prune, "pruner")
     quantizer = _method("--quantize", arguments.quantize, "quantizer")
     out: Path | None = arguments.out
-    if arguments.seed < 0:
-        raise BadInput(f"--seed {arguments.seed}: must be 0 or more")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        what = "is a folder: name a file in it" if out.is_dir() else "lies in no existing folder"
-        raise BadInput(f"--out {out} {what}")
+    if out is not None:
+        cli.check_file("--out", out)
     loader = sources.loader(arguments.model)
     sources.compilation_cache()
-    model, calibration, forward = sources.load(
+    model, calibration, forward, token_weights = sources.load(
         arguments.model, loader, arguments.seed, arguments.exclude
     )
+    # what is not asked for is left to the defaults of score
+    asked: dict[str, Any] = {
+        name: value
+        for name, value, usual in (
+            ("norms", arguments.norms, NORMS[0]),
+            ("zeros", arguments.zeros, ZEROS[0]),
+            ("token_weights", token_weights, None),
+        )
+        if value != usual
+    }
     title = f"{arguments.model}: P = {arguments.prune}, Q = {arguments.quantize}"
-    with Console(stderr=True, emoji=False).status(Text(f"measuring {title}")):
+    console = Console(stderr=True, emoji=False)
+    with console.status(Text(f"measuring {title}")), sources.printing_to_stderr():
         try:
             scores = score(
                 model,
@@ -381,6 +386,7 @@ def run(argv: list[str]) -> None:
                 key=arguments.seed,
                 exclude=arguments.exclude,
                 forward=forward,
+                **asked,
             )
         except ValueError as error:
             raise BadInput(f"MODEL {arguments.model}: {error}") from error
@@ -397,16 +403,8 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0 done, 2 bad input. Anything else raises: Python's 1, with a traceback."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, head for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    """The exit code (:func:`perturb.cli.call`)."""
+    return cli.call(run, argv)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+import numbers
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from perturb.grid import GridSpec
@@ -22,13 +26,27 @@ T = TypeVar("T")
 
 METHODS: dict[str, type] = {}
 LEAVES = ("sparsity", "bits")  # traced: one compilation serves all ratios and bit widths
+# what happens to running statistics after a stage, and to zeros that come with the weights
+NORMS, ZEROS = ("reestimate", "keep"), ("free", "keep")  # the defaults first
+SHOWN = 3  # layers that a message names
 
 
 @dataclass_transform(frozen_default=True)
 def method(name: str) -> Callable[[type[T]], type[T]]:
-    """Make a class a compression method: frozen, a pytree, and known by name."""
+    """Make a class a compression method: frozen, a pytree, known by name.
+
+    Its numeric settings are checked (:func:`check_solver`) before its own ``__post_init__``.
+    """
 
     def wrap(cls: type[T]) -> type[T]:
+        own = getattr(cls, "__post_init__", None)
+
+        def check(self: Any) -> None:
+            check_solver(self)
+            if own is not None:
+                own(self)
+
+        cls.__post_init__ = check  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True)(cls)
         made.name = property(lambda self: name)  # type: ignore[attr-defined]
         fields = [f.name for f in dataclasses.fields(made)]  # type: ignore[arg-type]
@@ -51,15 +69,30 @@ def methods() -> Mapping[str, type]:
     return METHODS
 
 
+def known_number(value: Any) -> Any:
+    """An amount that can be looked at now, as Python's number (or what else it is).
+
+    None for a traced one, a stacked family (checked when its members were made), and whatever
+    stands in the place of a number while jax handles a method as a tree.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        number = np.ndim(value) == 0 and jnp.issubdtype(value.dtype, np.number)
+        return value.item() if number else None
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
 def check_sparsity(sparsity: Any, scope: Any) -> None:
     """Refuse a sparsity outside [0, 1), or one that contradicts an N:M scope."""
-    if not isinstance(sparsity, int | float | np.floating):
-        return  # traced, or a stacked family: checked when its members were made
-    if not 0 <= float(sparsity) < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-    if isinstance(scope, NofM) and abs(float(sparsity) - scope.sparsity) > 1e-6:
+    value = known_number(sparsity)
+    if value is None:
+        return
+    if isinstance(value, (bool, str)) or not 0 <= value < 1:
+        raise ValueError(f"sparsity must lie in [0, 1), got {value!r}")
+    if isinstance(scope, NofM) and abs(value - scope.sparsity) > 1e-6:
         raise ValueError(
-            f"a {scope} mask has sparsity {scope.sparsity:g}, got {sparsity:g}: "
+            f"a {scope} mask has sparsity {scope.sparsity:g}, got {value:g}: "
             "leave the sparsity out or give that value"
         )
 
@@ -70,25 +103,58 @@ def check_choice(what: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def check_bits(bits: Any) -> None:
-    if isinstance(bits, int | float | np.integer) and bits not in range(2, 17):
-        raise ValueError(f"bits must be a whole number from 2 to 16, got {bits}")
+    value = known_number(bits)
+    if value is not None and (isinstance(value, bool) or value not in range(2, 17)):
+        raise ValueError(f"bits must be a whole number from 2 to 16, got {value!r}")
+
+
+def check_solver(method: Any) -> None:
+    """Refuse numeric settings that no solver can use; methods without them pass."""
+    damp, block = getattr(method, "damp", 0.0), getattr(method, "block", 1)
+    real = isinstance(damp, numbers.Real) and not isinstance(damp, bool)
+    if not real or not (math.isfinite(damp) and damp >= 0):
+        raise ValueError(f"damp must be a finite number of at least 0, got {damp!r}")
+    if not isinstance(block, numbers.Integral) or isinstance(block, bool) or block < 1:
+        raise ValueError(f"block must be a whole number of at least 1, got {block!r}")
 
 
 def check_layer(compressor: Any, layer: str, shape: tuple[int, int]) -> None:
-    """Refuse a layer [out, in] that the method's groups do not divide."""
-    n_in = shape[1]
-    scope = getattr(compressor, "scope", None)
-    if isinstance(scope, NofM) and n_in % scope.m:
-        raise ValueError(
-            f"layer {layer}: its {n_in} inputs do not divide into groups of {scope.m} "
-            f"({scope} sparsity); exclude the layer or choose another pattern"
+    """:func:`check_layers` of one layer."""
+    check_layers(compressor, {layer: shape})
+
+
+def check_layers(compressor: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse layers [out, in] that the method's groups do not divide, all in one message."""
+    scope, spec = getattr(compressor, "scope", None), getattr(compressor, "grid", None)
+    if isinstance(scope, NofM):
+        groups = f"inputs do not divide into groups of {scope.m} ({scope} sparsity)"
+        _check_divides(
+            shapes, scope.m, f"its {{}} {groups}", f"their {groups}", "choose another pattern"
         )
-    spec = getattr(compressor, "grid", None)
-    if isinstance(spec, GridSpec) and isinstance(spec.per, int) and n_in % spec.per:
-        raise ValueError(
-            f"layer {layer}: group size {spec.per} does not divide its {n_in} inputs; "
-            "choose a divisor, or 'row'"
+    if isinstance(spec, GridSpec) and isinstance(spec.per, int):
+        size = f"group size {spec.per} does not divide"
+        _check_divides(
+            shapes,
+            spec.per,
+            f"{size} its {{}} inputs",
+            f"{size} their inputs",
+            "choose a divisor or 'row'",
         )
+
+
+def _check_divides(
+    shapes: Mapping[str, tuple[int, int]], size: int, one: str, many: str, right: str
+) -> None:
+    bad = [(name, n_in) for name, (_, n_in) in shapes.items() if n_in % size]
+    if not bad:
+        return
+    if len(bad) == 1:
+        told = f"layer {bad[0][0]}: {one.format(bad[0][1])}; exclude the layer or {right}"
+    else:
+        shown = ", ".join(f"{name} ({n_in})" for name, n_in in bad[:SHOWN])
+        rest = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        told = f"{len(bad)} layers: {many}: {shown}{rest}; exclude them or {right}"
+    raise ValueError(told)
 
 
 def to_config(compressor: Any) -> dict[str, Any]:
@@ -111,6 +177,7 @@ def parse(text: str) -> Any:
 
     amount is the sparsity of a pruner (or N:M) and the bits of a quantizer; settings are the
     fields of the method and, for a quantizer, of its grid: ``gptq:4,per=64,symmetric=false``.
+    Raises ValueError, which says what is wrong with which part.
     """
     head, *settings = text.split(",")
     name, _, amount = head.partition(":")
@@ -118,33 +185,68 @@ def parse(text: str) -> Any:
     if name not in known:
         raise ValueError(f"unknown method {name!r} in {text!r}; known: {', '.join(sorted(known))}")
     cls = known[name]
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    grid_fields = {f.name for f in dataclasses.fields(GridSpec)} if "grid" in fields else set()
+    own = {f.name: f for f in dataclasses.fields(cls)}
+    grid = own.pop("grid", None)
+    fields = own | ({f.name: f for f in dataclasses.fields(GridSpec)} if grid is not None else {})
     values: dict[str, Any] = {}
-    grid: dict[str, Any] = {}
     if amount:
-        field = "scope" if ":" in amount else ("bits" if "bits" in fields else "sparsity")
-        values[field] = _value(amount, text)
+        key = "scope" if ":" in amount else ("bits" if "bits" in own else "sparsity")
+        if key not in own:
+            raise ValueError(f"{amount!r} in {text!r}: {name} has no N:M patterns")
+        values[key] = _value(fields[key], amount, text)
     for setting in settings:
         key, equals, raw = setting.partition("=")
-        if not equals or key not in {*fields, *grid_fields} - {"grid"}:
-            options = ", ".join(sorted({*fields, *grid_fields} - {"grid"}))
+        if not equals or key not in fields:
+            options = ", ".join(sorted(fields))
             raise ValueError(f"{setting!r} in {text!r} is no setting of {name}; it has: {options}")
-        (grid if key in grid_fields else values)[key] = _value(raw, text)
-    if grid:
-        values["grid"] = GridSpec(**grid)
+        if key in values:
+            raise ValueError(f"{text!r} gives {key} twice: leave one out")
+        values[key] = _value(fields[key], raw, text)
+    laid = {key: values.pop(key) for key in list(values) if key not in own}
+    if laid and grid is not None:
+        values["grid"] = dataclasses.replace(_default(grid), **laid)
     try:
         return cls(**values)
     except TypeError as error:
         raise ValueError(f"{text!r}: {error}") from error
 
 
-def _value(raw: str, text: str) -> Any:
+def _default(field: Any) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+AMOUNTS = {
+    "sparsity": "a sparsity is a fraction such as 0.5, or a pattern N:M such as 2:4",
+    "bits": "a number of bits is a whole number such as 4",
+}
+
+
+def _value(field: Any, raw: str, text: str) -> Any:
+    """What is written, if it is of the kind that the field's default is of."""
+    value, default = _read(raw, text), _default(field)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if field.name in AMOUNTS and not number:
+        percent = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *%", raw)
+        if percent and field.name == "sparsity":
+            raise ValueError(f"{raw!r} in {text!r}: write {float(percent[1]) / 100:g}")
+        raise ValueError(f"{raw!r} in {text!r} is no amount: {AMOUNTS[field.name]}")
+    if field.name == "bits" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(default) in (int, float) and not number:
+        raise ValueError(f"{field.name} must be a number, got {raw!r} in {text!r}")
+    if isinstance(default, bool) != isinstance(value, bool):
+        right = "true or false" if isinstance(default, bool) else f"like {default}"
+        raise ValueError(f"{field.name} must be {right}, got {raw!r} in {text!r}")
+    return value
+
+
+def _read(raw: str, text: str) -> Any:
     if raw.lower() in ("true", "false"):
         return raw.lower() == "true"
     if ":" in raw:
         n, _, m = raw.partition(":")
-        if not (n.isdigit() and m.isdigit()):
+        if not (n.isdecimal() and m.isdecimal()):
             raise ValueError(f"{raw!r} in {text!r} is no N:M pattern such as 2:4")
         return NofM(int(n), int(m))
     for kind in (int, float):

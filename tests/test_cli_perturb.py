@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -12,17 +14,32 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.models.presets import PRESETS
-from perturb import RTN, Magnitude, sources
+from perturb import (
+    GPTQ,
+    RTN,
+    GridSpec,
+    Joint,
+    Magnitude,
+    NofM,
+    SparseGPT,
+    Wanda,
+    registry,
+    sources,
+)
 from perturb import __main__ as door
 from perturb.__main__ import main, words
+from perturb.registry import NORMS, ZEROS
 from perturb.score import score
 from perturb.sources import GROUP
 
-PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 USER_FILE = """
 import jax, jax.numpy as jnp
@@ -54,7 +71,57 @@ def not_finite():
     model.first.kernel[...] = jnp.full((WIDTH, 16), jnp.nan)
     return model, batches
 def two_outputs(): return (*load(), lambda m, b: (m(b), b))
+def later_shape(): return load()[0], [load()[1][0], jnp.zeros((4, 5))]
+def no_batches(): return load()[0], 7
+def no_forward(): return (*load(), 7)
+def no_weights(): return (*load(), None, 7)
+def generator():
+    model, batches = load()
+    return model, (b for b in batches)
+def bad_generator():
+    def batches():
+        yield load()[1][0]
+        raise OSError("disk gone\\nsecond line")
+    return load()[0], batches()
+def odd(): raise BaseException("odd")
+def needs(x): return load()
+def leaves(): raise SystemExit("no data")
+def leaves_with_code():
+    import sys
+    sys.exit(3)
+def talks():
+    print("loading, please wait")
+    model, batches = load()
+    def forward(model, batch):
+        print("running")
+        return model(batch)
+    return model, batches, forward
+def warns():
+    import warnings
+    warnings.warn("this model\\nis old")
+    return load()
+def interrupted():
+    import os, signal, time
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+def mark():
+    open("it ran", "w").close()
+    return load()
+def weighted():
+    return (*load(), None, lambda batch: jnp.ones(len(batch)))
+from time import time as builtin
 number = 3
+"""
+DATACLASS_FILE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from mine import load as made
+
+@dataclass
+class Settings:
+    width: int = 16
+
+def load(): return made(Settings().width - 16)
 """
 
 
@@ -67,13 +134,19 @@ def surroundings(monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text(USER_FILE)
     (tmp_path / "neighbour.py").write_text("WIDTH = 16\n")
     (tmp_path / "syntax.py").write_text("def load(:\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit('not today')\n")
+    (tmp_path / "classes.py").write_text(DATACLASS_FILE)
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("mine", "neighbour"):
+    for name in ("mine", "neighbour", "classes"):
         sys.modules.pop(name, None)
 
 
-METHODS = ("--prune", "wanda:0.5", "--quantize", "gptq:4")
+def methods(prune: str = "wanda:0.5", quantize: str = "gptq:4") -> tuple[str, ...]:
+    return ("--prune", prune, "--quantize", quantize)
+
+
+METHODS = methods()
 CSV, JSON = ("--format", "csv"), ("--format", "json")
 
 
@@ -160,22 +233,25 @@ BAD = {
     "no model": ((), "MODEL is missing"),
     "no pruner": (("mine.py:load", "--quantize", "gptq:4"), "--prune is missing"),
     "no quantizer": (("mine.py:load", "--prune", "wanda:0.5"), "--quantize is missing"),
-    "unknown method": (("mine.py:load", *METHODS, "--prune", "wnada:0.5"), "did you mean wanda?"),
-    "swapped roles": (("mine.py:load", *METHODS, "--prune", "gptq:4"), "'gptq' is no pruner"),
-    "joint": (("mine.py:load", *METHODS, "--prune", "joint:0.5"), "'joint' is no pruner"),
-    "sparsity": (("mine.py:load", *METHODS, "--prune", "wanda:50"), "must lie in [0, 1), got 50"),
-    "no sparsity": (("mine.py:load", *METHODS, "--prune", "wanda"), "as in wanda:0.5"),
-    "no bits": (("mine.py:load", *METHODS, "--quantize", "rtn"), "as in rtn:4"),
-    "bits": (("mine.py:load", *METHODS, "--quantize", "rtn:1"), "from 2 to 16, got 1"),
-    "word for bits": (("mine.py:load", *METHODS, "--quantize", "rtn:four"), "got 'four'"),
-    "word for damp": (("mine.py:load", *METHODS, "--quantize", "gptq:4,damp=x"), "damp must be"),
+    "unknown method": (("mine.py:load", *methods("wnada:0.5")), "did you mean wanda?"),
+    "swapped roles": (("mine.py:load", *methods("gptq:4")), "'gptq' is no pruner"),
+    "joint": (("mine.py:load", *methods("joint:0.5")), "'joint' is no pruner"),
+    "sparsity": (("mine.py:load", *methods("wanda:50")), "must lie in [0, 1), got 50"),
+    "no sparsity": (("mine.py:load", *methods("wanda")), "as in wanda:0.5"),
+    "no bits": (("mine.py:load", *methods(quantize="rtn")), "as in rtn:4"),
+    "bits": (("mine.py:load", *methods(quantize="rtn:1")), "from 2 to 16, got 1"),
+    "word for bits": (
+        ("mine.py:load", *methods(quantize="rtn:four")),
+        "'four' in 'rtn:four' is no",
+    ),
+    "word for damp": (("mine.py:load", *methods(quantize="gptq:4,damp=x")), "damp must be"),
     "number for bool": (
-        ("mine.py:load", *METHODS, "--quantize", "gptq:4,act_order=2"),
+        ("mine.py:load", *methods(quantize="gptq:4,act_order=2")),
         "act_order must be true or false",
     ),
-    "setting": (("mine.py:load", *METHODS, "--prune", "wanda:0.5,tye=index"), "no setting"),
-    "N:M": (("mine.py:load", *METHODS, "--prune", "wanda:4:2"), "0 < N < M"),
-    "group": (("mine.py:load", *METHODS, "--quantize", "rtn:4,per=5"), "does not divide its 16"),
+    "setting": (("mine.py:load", *methods("wanda:0.5,tye=index")), "no setting"),
+    "N:M": (("mine.py:load", *methods("wanda:4:2")), "0 < N < M"),
+    "group": (("mine.py:load", *methods(quantize="rtn:4,per=5")), "does not divide its 16"),
     "order": (("mine.py:load", *METHODS, "--order", "qpq"), "invalid choice: 'qpq'"),
     "format": (("mine.py:load", *METHODS, "--format", "xml"), "invalid choice: 'xml'"),
     "calibrate": (("mine.py:load", *METHODS, "--calibrate", "no"), "invalid choice: 'no'"),
@@ -196,6 +272,40 @@ BAD = {
     "no layers": (("mine.py:no_layers", *METHODS), "no compressible layer"),
     "not finite": (("mine.py:not_finite", *METHODS), "layer first: 256 of its 256 weights"),
     "two outputs": (("mine.py:two_outputs", *METHODS), "returns tuple instead of one array"),
+    "percent": (("mine.py:load", *methods("wanda:50%")), "write 0.5"),
+    "percent setting": (("mine.py:load", *methods("wanda,sparsity=5%")), "write 0.05"),
+    "amount": (("mine.py:load", *methods("wanda:1/2")), "is a fraction such as 0.5"),
+    "nan sparsity": (("mine.py:load", *methods("wanda:nan")), "must lie in [0, 1), got nan"),
+    "nan bits": (("mine.py:load", *methods(quantize="rtn:nan")), "from 2 to 16, got nan"),
+    "half bits": (("mine.py:load", *methods(quantize="rtn:4.5")), "from 2 to 16, got 4.5"),
+    "damp": (("mine.py:load", *methods(quantize="gptq:4,damp=-1")), "damp must be a finite"),
+    "nan damp": (("mine.py:load", *methods("sparsegpt:0.5,damp=nan")), "at least 0, got nan"),
+    "inf damp": (("mine.py:load", *methods("sparsegpt:0.5,damp=inf")), "at least 0, got inf"),
+    "block": (("mine.py:load", *methods("sparsegpt:0.5,block=0")), "at least 1, got 0"),
+    "half block": (("mine.py:load", *methods(quantize="gptq:4,block=1.5")), "got 1.5"),
+    "bool group": (("mine.py:load", *methods(quantize="rtn:4,per=true")), "per must be like row"),
+    "no N:M": (("mine.py:load", *methods("global-magnitude:2:4")), "has no N:M patterns"),
+    "setting twice": (("mine.py:load", *methods(quantize="gptq:4,per=8,per=16")), "per twice"),
+    "amount twice": (("mine.py:load", *methods(quantize="gptq:4,bits=3")), "gives bits twice"),
+    "pruner twice": (("mine.py:load", *METHODS, "--prune", "wanda:0.3"), "--prune is given twice"),
+    "seed twice": (("mine.py:load", *METHODS, "--seed", "1", "--seed", "1"), "--seed is given"),
+    "huge seed": (("mine.py:load", *METHODS, "--seed", "99999999999"), "from 0 to 4294967295"),
+    "half seed": (("mine.py:load", *METHODS, "--seed", "1.5"), "--seed 1.5: must be a whole"),
+    "norms": (("mine.py:load", *METHODS, "--norms", "no"), "'reestimate', 'keep'"),
+    "zeros": (("mine.py:load", *METHODS, "--zeros", "no"), "'free', 'keep'"),
+    "out below a file": (("mine.py:mark", *METHODS, "--out", "mine.py/x"), "no existing folder"),
+    "long name": (("mine.py:mark", *METHODS, "--out", "x" * 300), "cannot write there"),
+    "builtin": (("mine.py:builtin", *METHODS), "it returned float"),
+    "exits at import": (("leaves.py:load", *METHODS), "SystemExit: not today (leaves.py, line 2)"),
+    "odd": (("mine.py:odd", *METHODS), "BaseException: odd (mine.py, line"),
+    "needs": (("mine.py:needs", *METHODS), "missing 1 required positional argument: 'x'\n"),
+    "exits": (("mine.py:leaves", *METHODS), "SystemExit: no data (mine.py, line"),
+    "exits with a code": (("mine.py:leaves_with_code", *METHODS), "SystemExit: 3 (mine.py, line"),
+    "later shape": (("mine.py:later_shape", *METHODS), "calibration batch 1, of shape (4, 5)"),
+    "no batches": (("mine.py:no_batches", *METHODS), "must be a list of model inputs, got int"),
+    "generator": (("mine.py:bad_generator", *METHODS), "OSError: disk gone (mine.py, line"),
+    "forward": (("mine.py:no_forward", *METHODS), "its forward must be a function"),
+    "token weights": (("mine.py:no_weights", *METHODS), "its token_weights must be a function"),
     "preset": (("resnet-digit", *METHODS), "no model of that name is installed"),
 }
 
@@ -209,12 +319,125 @@ def test_bad_input_is_one_clear_line(case, capsys):
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert not captured.out
+    assert not Path("it ran").exists()
 
 
 def test_methods_are_checked_before_the_model_is_made(capsys, tmp_path):
     (tmp_path / "slow.py").write_text("raise SystemExit('this must not run')\n")
     assert main(["slow.py:load", "--prune", "wanda:2", "--quantize", "gptq:4"]) == 2
     assert "must lie in [0, 1)" in capsys.readouterr().err
+
+
+def test_what_a_loader_and_its_model_print_is_not_in_the_results(capsys):
+    expected = out(capsys, "mine.py:load", *METHODS, *CSV)
+    assert main(["mine.py:talks", *METHODS, *CSV]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    assert captured.err.startswith("loading, please wait\n")
+    assert "running" in captured.err
+
+
+def test_a_generator_of_batches_is_listed_once(capsys):
+    expected = out(capsys, "mine.py:load", *METHODS, *CSV)
+    assert out(capsys, "mine.py:generator", *METHODS, *CSV) == expected
+
+
+def test_a_users_file_may_define_dataclasses(capsys):
+    expected = out(capsys, "mine.py:load", *METHODS, *CSV)
+    assert out(capsys, "classes.py:load", *METHODS, *CSV) == expected
+
+
+def test_a_file_named_like_a_module_does_not_replace_it(tmp_path):
+    (tmp_path / "random.py").write_text("def load(): return 1\n")
+    assert sources.loader("random.py:load")(0) == 1
+    assert Path(sys.modules["random"].__file__).parent != tmp_path
+    assert sources.from_file("x", Path("mine.py")).__name__ == "mine"
+
+
+def test_a_warning_is_one_line(capsys):
+    assert main(["mine.py:warns", *METHODS, *CSV]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "warning: this model is old\n"
+    assert captured.out.startswith("layer,")
+
+
+def test_policies_and_token_weights_reach_the_score(capsys, monkeypatch):
+    asked = []
+
+    def recorded(*args, **kwargs):
+        asked.append(kwargs)
+        new = ("norms", "zeros", "token_weights")
+        return score(*args, **{k: v for k, v in kwargs.items() if k not in new})
+
+    monkeypatch.setattr(door, "score", recorded)
+    out(capsys, "mine.py:weighted", *METHODS, "--norms", "keep", "--zeros", "keep", *CSV)
+    out(capsys, "mine.py:load", *METHODS, "--norms", "reestimate", "--zeros", "free", *CSV)
+    assert (asked[0]["norms"], asked[0]["zeros"]) == ("keep", "keep")
+    assert asked[0]["token_weights"](np.zeros((3, 2))).shape == (3,)
+    # the defaults are score's own
+    assert not {"norms", "zeros", "token_weights"} & asked[1].keys()
+    signature = inspect.signature(score).parameters
+    assert signature["norms"].default == NORMS[0] if "norms" in signature else True
+    assert signature["zeros"].default == ZEROS[0] if "zeros" in signature else True
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Wanda(np.float32(1.5)), "sparsity must lie"),
+        (lambda: Wanda(jnp.float32(-0.5)), "sparsity must lie"),
+        (lambda: Wanda(np.array(1.0)), "sparsity must lie"),
+        (lambda: Wanda("0.5"), "sparsity must lie"),
+        (lambda: Wanda(False), "sparsity must lie"),
+        (lambda: Wanda(np.float32(0.4), scope=NofM(2, 4)), "has sparsity 0.5"),
+        (lambda: RTN(jnp.int32(1)), "bits must be"),
+        (lambda: RTN(np.int64(17)), "bits must be"),
+        (lambda: RTN(np.float32(4.5)), "bits must be"),
+        (lambda: RTN("4"), "bits must be"),
+        (lambda: GPTQ(4, damp=-0.1), "damp must be"),
+        (lambda: GPTQ(4, damp=True), "damp must be"),
+        (lambda: SparseGPT(0.5, block=2.0), "block must be"),
+        (lambda: Joint(0.5, block=0), "block must be"),
+        (lambda: Joint(0.5, damp="x"), "damp must be"),
+    ],
+)
+def test_a_concrete_amount_is_checked_whatever_holds_it(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_a_traced_or_stacked_amount_passes():
+    bits = jax.jit(lambda b: RTN(b).bits + 0)(jnp.int32(4))
+    assert int(bits) == 4
+    family = jax.tree.map(lambda *x: jnp.stack(x), RTN(jnp.int32(2)), RTN(jnp.int32(8)))
+    assert family.bits.tolist() == [2, 8]
+    assert float(Wanda(np.float32(0.5), scope=NofM(2, 4)).sparsity) == 0.5
+
+
+def test_parse_reads_what_it_says():
+    method = registry.parse("gptq:4.0,per=8,symmetric=false,damp=1")
+    assert (method.bits, type(method.bits)) == (4, int)
+    assert method == GPTQ(4, grid=GridSpec(per=8, symmetric=False), damp=1)
+    assert registry.parse("wanda:2:4") == Wanda(scope=NofM(2, 4))
+
+
+def test_all_layers_that_do_not_divide_are_told_at_once():
+    shapes = {f"layer{i}": (8, n) for i, n in enumerate((6, 8, 7, 5, 9))}
+    with pytest.raises(ValueError) as told:
+        registry.check_layers(Wanda(scope=NofM(2, 4)), shapes)
+    assert "4 layers" in str(told.value)
+    assert "layer0 (6), layer2 (7), layer3 (5) and 1 more" in str(told.value)
+    with pytest.raises(ValueError, match="layer layer0: group size 4 does not divide its 6"):
+        registry.check_layer(RTN(4, GridSpec(per=4)), "layer0", (8, 6))
+    registry.check_layers(RTN(4), shapes)
+    registry.check_layers(RTN(4, GridSpec(per=4)), {"layer1": (8, 8)})
+
+
+@pytest.mark.parametrize("columns", ["0", "-3", "wide", ""])
+def test_a_width_that_is_none_is_the_usual_one(capsys, monkeypatch, columns):
+    usual = out(capsys, "mine.py:load", *METHODS)  # at 100, see above
+    monkeypatch.setenv("COLUMNS", columns)
+    assert out(capsys, "mine.py:load", *METHODS) == usual
 
 
 def test_help_and_lists_teach(capsys):
@@ -299,10 +522,16 @@ def test_the_sentences_follow_the_numbers(monkeypatch):
 def test_as_a_program(tmp_path):
     def call(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "perturb", *argv], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "perturb", *argv],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},  # this tree, wherever it is installed
         )
 
     bad = call("mine.py:load", "--prune", "wanda:0.5", "--quantize", "gptq:99")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.count("\n") == 1
     assert call("methods").returncode == 0
+    stopped = call("mine.py:interrupted", *METHODS)
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "stopped\n")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -19,6 +21,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from perturb import cli, sources
+from perturb.cli import BadInput
 from perturb.files import write_atomic
 from theory import affine_measure, phase, report
 from theory.statement import Statement
@@ -36,9 +40,13 @@ NAMES = (
     "composability",
     "propagation",
 )
-INSTANCES = 100_000
-PIPED = 100
+INSTANCES, MOST_INSTANCES = 100_000, 10**12
 MODELS = ("resnet-digits", "vit-digits", "llama-docs")
+COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # the files, folders they write
+    "list": ((), ()),
+    "verify": (("verify.json", "report.md"), ("figures",)),
+    "models": (("models.json",), ()),
+}
 EPILOG = """\
 examples:
   python -m theory
@@ -51,17 +59,9 @@ examples:
   python -m theory models resnet-digits
       how far trained models keep the assumptions: layer independence, one kappa, zero-mean noise
 
-exit codes: 0 everything marked as holding holds, 1 something does not, 2 bad input.
+exit codes: 0 everything marked as holding holds, 1 something does not, 2 bad input (one line on
+stderr), 130 stopped by Ctrl-C.
 """
-
-
-class BadInput(Exception):
-    """Something the user can put right; its text is the one line they read."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; see python -m theory --help")
 
 
 def statement(name: str) -> Statement:
@@ -73,16 +73,17 @@ def _whole(text: str) -> int:
     try:
         value = float(text)
     except ValueError:
+        value = math.nan
+    if not value.is_integer() or not 1 <= value <= MOST_INSTANCES:
         raise BadInput(
-            f"--instances {text}: must be a whole number, as in 1000000 or 1e6"
-        ) from None
-    if not value.is_integer() or value < 1:
-        raise BadInput(f"--instances {text}: must be a whole number of at least 1")
+            f"--instances {text[:40]}: must be a whole number of at least 1 and at most "
+            f"{MOST_INSTANCES:.0e}, as in 1000000 or 1e6"
+        )
     return int(value)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = cli.Parser(
         prog="python -m theory",
         description="The theorems and closed forms behind the measurements, each with a check.",
         epilog=EPILOG,
@@ -94,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="statements or models; all if none"
     )
-    parser.add_argument("--instances", default=str(INSTANCES), metavar="N", help=f"{INSTANCES}")
-    parser.add_argument("--seed", type=int, default=0, help="of the random instances (0)")
+    parser.add_argument(
+        "--instances", type=_whole, default=INSTANCES, metavar="N", help=f"{INSTANCES}"
+    )
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the random instances (0)")
     parser.add_argument(
         "--out", type=Path, default=Path("results/theory"), help="folder (results/theory)"
     )
@@ -111,9 +114,7 @@ def _list(names: list[str], console: Console) -> None:
 
 
 def _console() -> Console:
-    """Of standard output; PIPED columns wide where that is no terminal, unless COLUMNS says."""
-    piped = int(os.environ.get("COLUMNS") or PIPED)
-    return Console(width=None if sys.stdout.isatty() else piped)
+    return Console(width=None if sys.stdout.isatty() else cli.columns())
 
 
 def _prepare() -> None:
@@ -122,9 +123,7 @@ def _prepare() -> None:
     On few cores XLA's CPU client has been seen to wait for itself when programs are dispatched
     while others are in flight (all of its threads parked, nothing running); inline they cannot.
     """
-    from perturb.sources import compilation_cache
-
-    compilation_cache()
+    sources.compilation_cache()
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
@@ -141,9 +140,11 @@ def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) 
     whole = names == list(NAMES)
     # instances, then as many again for the proof, the attack and what is measured
     total = 2 * instances * sum(len(s.families) for s in statements)
-    programs = Programs(statements)
     err = Console(stderr=True)
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with (
+        closing(Programs(statements)) as programs,  # else Ctrl-C waits for all that is to compile
+        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress,
+    ):
         bar = progress.add_task("", total=total)
         for s in statements:
             progress.update(bar, description=s.name)
@@ -232,7 +233,8 @@ def _models(names: list[str], seed: int, out: Path) -> int:
             progress.update(bar, description=what, completed=done)
 
         for name in names:
-            results[name] = assumptions.measure_named(name, seed, tell)
+            with sources.printing_to_stderr():
+                results[name] = assumptions.measure_named(name, seed, tell)
     found = [finding_record(f) for f in assumptions.findings(results)]
     record = plain(
         {
@@ -254,24 +256,21 @@ def _models(names: list[str], seed: int, out: Path) -> int:
 def run(argv: list[str]) -> int:
     """The exit code; raises :class:`BadInput`."""
     arguments = _parser().parse_args(argv)
-    if arguments.command not in ("list", "verify", "models"):
-        raise BadInput(f"no command {arguments.command!r}: there are list, verify and models")
-    instances = _whole(arguments.instances)
-    if arguments.seed < 0:
-        raise BadInput(f"--seed {arguments.seed}: must be 0 or more")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise BadInput(f"--out {arguments.out} is a file, not a folder")
+    if arguments.command not in COMMANDS:
+        raise BadInput(f"no command {arguments.command!r}: there are {', '.join(COMMANDS)}")
+    out: Path = arguments.out
+    written, folders = COMMANDS[arguments.command]
+    if written:
+        for folder in (out, *(out / name for name in folders)):
+            cli.check_folder("--out", folder)
+        for name in written if out.is_dir() else ():
+            cli.check_file("--out", out / name)
     names = list(dict.fromkeys(arguments.names))
     if arguments.command == "models":
-        from perturb import sources
-
-        try:
-            for name in names:
-                sources.loader(name)  # refuse an unknown name before any long work
-            _prepare()
-            return _models(names or list(MODELS), arguments.seed, arguments.out)
-        except sources.BadInput as error:
-            raise BadInput(str(error)) from error
+        for name in names:
+            sources.loader(name)  # refuse an unknown name before any long work
+        _prepare()
+        return _models(names or list(MODELS), arguments.seed, out)
     unknown = [n for n in names if n not in NAMES]
     if unknown:
         raise BadInput(f"no statement {unknown[0]!r}: there are {', '.join(NAMES)}")
@@ -279,18 +278,13 @@ def run(argv: list[str]) -> int:
         _list(names or list(NAMES), _console())
         return 0
     _prepare()
-    return _verify(
-        names or list(NAMES), instances, arguments.seed, arguments.out, not arguments.no_figures
-    )
+    draw = not arguments.no_figures
+    return _verify(names or list(NAMES), arguments.instances, arguments.seed, out, draw)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0 all holds, 1 something does not, 2 bad input."""
-    try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """The exit code (:func:`perturb.cli.call`); 1 if something does not hold."""
+    return cli.call(run, argv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How much do the choices decide that a comparison of orders usually leaves unsaid?
 
 Tie rules of magnitude pruning after quantization (by index, random, by the dense weight),
-reference-aware selection, and SparseGPT on the grid it was handed (snap) or off it (release,
-whose Q->P result is no longer quantized: compare it knowing that).
+reference-aware selection, and what SparseGPT does to a grid it is handed: every survivor rounded
+to it ("snap"), or off it ("release", whose Q->P result is no longer quantized: compare it
+knowing that). The study "protocols" has "refit" too, on more models and more bits.
 
 Run:      python -m experiments run choices
 Takes:    a few minutes on 2 CPU cores with the models cached
@@ -22,7 +23,7 @@ STUDY = Study(
         partial(Magnitude, tie="random"),
         partial(Magnitude, tie="dense"),
         partial(Magnitude, target="dense"),
-        SparseGPT,
+        partial(SparseGPT, on_grid="snap"),
         partial(SparseGPT, on_grid="release"),
     ),
     sparsities=(0.3, 0.5, 0.7),
