@@ -279,10 +279,8 @@ class Run:
 
     def measure(self, results: Mapping[str, StageResult]) -> dict[str, dict[str, np.ndarray]]:
         with self.clock.phase("measure"):
-            return {
-                n: jax.tree.map(np.asarray, _layer_measures(r.layer, self.stats[n]))
-                for n, r in results.items()
-            }
+            done = {n: _layer_measures(r.layer, self.stats[n]) for n, r in results.items()}
+            return {n: errors.finish(raw) | errors.value(rest) for n, (raw, rest) in done.items()}
 
     def record(self, variants: Iterable[Variant]) -> None:
         """Evaluate variants and append their records in this order; a failure becomes a record.
@@ -401,11 +399,11 @@ STORED = ("kept", "bits")  # of a layer's measures: go into the model's storage
 
 
 @jax.jit
-def _layer_measures(layer: Layer, stats: LayerStats) -> dict[str, Array]:
+def _layer_measures(layer: Layer, stats: LayerStats) -> tuple[errors.Raw, dict[str, Array]]:
     """Measures [R, F] of the variants of one layer, by the dense model's input moments."""
     kept = jnp.sum(layer.mask, (-2, -1), dtype=jnp.int32)
     width = BITS_DENSE if layer.grid is None else layer.grid.bits
-    return errors.measures(layer.dense, layer.weight, stats) | {
+    return errors.raw_measures(layer.dense, layer.weight, stats), {
         "pruned": jnp.mean(~layer.mask, (-2, -1)),
         "zero": jnp.mean(layer.weight == 0, (-2, -1)),
         "kept": kept,
@@ -416,7 +414,7 @@ def _layer_measures(layer: Layer, stats: LayerStats) -> dict[str, Array]:
 @jax.jit
 def _pair_measures(
     pq: Layer, qp: Layer, p_alone: Array, q_alone: Array, stats: LayerStats
-) -> tuple[dict[str, Array], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both orders of a pair share, and who owns what: [S, B] for PQ and for QP.
 
     pq, qp: layers [S, B, out, in]; p_alone [S, out, in]; q_alone [B, out, in].
@@ -428,8 +426,9 @@ def _pair_measures(
         "owner_changed": owners["owner_changed"],
     }
 
-    def owned(layer: Layer) -> dict[str, Array]:
-        return shared | {"owned_err": errors.owned_error(dense, layer.mask, q_alone[None], stats)}
+    def owned(layer: Layer) -> dict[str, Any]:
+        owned_err = errors.raw_owned_error(dense, layer.mask, q_alone[None], stats)
+        return shared | {"owned_err": owned_err}
 
     return owned(pq), owned(qp)
 
@@ -553,8 +552,7 @@ def _record_pair(
     measured = {"PQ": run.measure(pq), "QP": run.measure(qp)}
     with run.clock.phase("measure"):
         shared = {
-            n: jax.tree.map(
-                np.asarray,
+            n: errors.value(
                 _pair_measures(
                     pq[n].layer,
                     _transpose(qp[n]),

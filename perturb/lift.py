@@ -27,9 +27,7 @@ from perturb.types import Array, Layer, LayerStats, ModelCompressor, SolveReport
 Calibrate = Literal["sequential", "recalibrate", "dense"]
 CALIBRATE: tuple[Calibrate, ...] = ("sequential", "recalibrate", "dense")
 Norms = Literal["reestimate", "keep"]
-NORMS: tuple[Norms, ...] = ("reestimate", "keep")
 Zeros = Literal["free", "keep"]
-ZEROS: tuple[Zeros, ...] = ("free", "keep")
 
 
 def fresh(weight: Array, zeros: Zeros = "free") -> Layer:
@@ -194,8 +192,8 @@ def check(
     """Refuse, before any work, what a method cannot do on these layers."""
     for what, value, choices in (
         ("calibrate", calibrate, CALIBRATE),
-        ("norms", norms, NORMS),
-        ("zeros", zeros, ZEROS),
+        ("norms", norms, registry.NORMS),
+        ("zeros", zeros, registry.ZEROS),
     ):
         if value not in choices:
             raise ValueError(f"{what} must be one of {', '.join(choices)}; got {value!r}")

@@ -1045,17 +1045,24 @@ def reestimate(model: nnx.Module, batches: Any, *, forward: Forward = call) -> M
     if not norms_of(model):
         return {}
     run = _compiled(_jitted_norms, norm_moments, graphdef, forward)
-    total: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    examples: Counter[str] = Counter()
+    parts, sizes = [], []
     for batch in batches_of(batches):
-        size = next((len(a) for a in jax.tree.leaves(batch) if getattr(a, "ndim", 0)), 1)
+        sizes.append(next((len(a) for a in jax.tree.leaves(batch) if getattr(a, "ndim", 0)), 1))
         with _explained(batch):
-            found = jax.device_get(run(state, batch))
-        for name, (mean, var) in found.items():
+            parts.append(jax.device_get(run(state, batch)))
+    return combine_norms(parts, sizes)
+
+
+def combine_norms(parts: Sequence[Moments], sizes: Sequence[int]) -> Moments:
+    """Mean and variance over batches of so many examples, from those of each batch."""
+    total: dict[str, tuple[Any, Any]] = {}
+    examples: Counter[str] = Counter()
+    for part, size in zip(parts, sizes, strict=True):
+        for name, (mean, var) in part.items():
             examples[name] += size
             m, v = total.get(name, (0.0, 0.0))
-            share, step = size / examples[name], mean.astype(np.float64) - m
-            total[name] = (m + share * step, _mixed(v, var.astype(np.float64), step, share))
+            share, step = size / examples[name], np.asarray(mean, np.float64) - m
+            total[name] = (m + share * step, _mixed(v, np.asarray(var, np.float64), step, share))
     return {
         n: tuple(jnp.asarray(a, jnp.float32) for a in pair)  # type: ignore[misc]
         for n, pair in total.items()

@@ -226,7 +226,8 @@ def score(
     calibration: a batch of model inputs or a list of them, on which inputs are measured and
     outputs ``forward(model, batch)`` (logits [..., classes]) compared.
     order: "both", or the one order to run. performance: M of a model, higher is better, and
-    curve = (ratios C_Q increasing, M there): with them come the whole model's intensities.
+    curve = (increasing ratios of quantizing alone as ``Scores.storage`` gives them, M there): with
+    them come the whole model's intensities.
     Raises ValueError before any work for arguments that are no pruner and quantizer, and for
     what :func:`perturb.compress` refuses; afterwards, naming the layer, for a measure that is not
     finite.
@@ -284,7 +285,7 @@ def score(
     measured = {n: _measure({v: x[n] for v, x in variants.items()}, stats[n]) for n in specs}
     layers = tuple(
         _layer(n, tuple(sorted(variants)), m, weights[n].size)
-        for n, m in jax.device_get(measured).items()
+        for n, m in measured.items()
     )
     _refuse_not_finite((*layers, total := _total(layers)))
     models = {
@@ -377,21 +378,17 @@ def _measure(variants: dict[str, Layer], stats: LayerStats) -> dict[str, Any]:
     dense = p.dense
     weight = jnp.stack([x.weight for x in variants.values()])  # [V, out, in]
     found: dict[str, Any] = {
-        "norm": jnp.linalg.norm(dense),
-        "spectral": errors.spectral_norm(dense),
-        "energy": errors.output_error(dense, stats),
+        "raw": errors.raw_measures(dense, weight, stats),
         "cosine": errors.cosine(p.weight - dense, q.weight - dense),
-        "measures": errors.measures(dense, weight, stats)
-        | {
-            "pruned": jnp.mean(~jnp.stack([x.mask for x in variants.values()]), (-2, -1)),
-            "zero": jnp.mean(weight == 0, (-2, -1)),
-        },
+        "pruned": jnp.mean(~jnp.stack([x.mask for x in variants.values()]), (-2, -1)),
+        "zero": jnp.mean(weight == 0, (-2, -1)),
     }
     if {"PQ", "QP"} <= variants.keys():
         pq, qp = variants["PQ"], variants["QP"]
-        owned = [errors.owned_error(dense, x.mask, q.weight, stats) for x in (pq, qp)]
         found["changed"] = errors.ownership(pq, qp)["owner_changed"]
-        found["by_ownership"] = owned[0] - owned[1]
+        found["owned"] = [
+            errors.raw_owned_error(dense, x.mask, q.weight, stats) for x in (pq, qp)
+        ]
     return found
 
 
@@ -399,22 +396,26 @@ def _layer(
     name: str, variants: Sequence[str], measured: Mapping[str, Any], size: int
 ) -> LayerScore:
     """variants: in the order of a dict's leaves under jit, which is alphabetical."""
+    measures = errors.finish(measured["raw"])
+    found = errors.value(measured)
+    dense = found["raw"].dense
+    columns = measures | {k: found[k] for k in ("pruned", "zero")}
     done = {
-        v: Perturbation(**{k: float(a[i]) for k, a in measured["measures"].items()})
+        v: Perturbation(**{k: float(a[i]) for k, a in columns.items()})
         for i, v in enumerate(variants)
     }
-    number = {k: float(a) for k, a in measured.items() if k != "measures"}
     effect = None
-    if "changed" in number:
-        effect = _effect(done, number["changed"], number["by_ownership"], number["energy"])
+    if "changed" in found:
+        by_ownership = float(found["owned"][0] - found["owned"][1])
+        effect = _effect(done, float(found["changed"]), by_ownership, float(dense.out))
     return LayerScore(
         name=name,
         size=size,
-        norm=number["norm"],
-        spectral=number["spectral"],
-        energy=number["energy"],
+        norm=float(dense.fro),
+        spectral=float(dense.spec),
+        energy=float(dense.out),
         variants={v: done[v] for v in VARIANTS if v in done},
-        cosine=number["cosine"],
+        cosine=float(found["cosine"]),
         order=effect,
     )
 
