@@ -117,7 +117,8 @@ class Run:
                 self.model, self.specs, data.test, data.kind, lanes=self.lanes
             )
         with self.clock.phase("calibrate"):
-            self.stats = self.evaluator.stats(Parameters(weights, {}), self.calibration)
+            start = Parameters(weights, self.norms(weights))
+            self.stats = self.evaluator.stats(start, self.calibration)
             _check_stats(self.stats)
         self.base = self._provenance()
         self._refuse_to_mix()
@@ -184,7 +185,9 @@ class Run:
                 held, here = (r["versions"].get(package) for r in (record, self.base))
                 if held != here:
                     differs.setdefault(f"version of {package}", (held, here))
-            if not differs and record.get("identity") != now.get(record["cell"], record["identity"]):
+            if not differs and record.get("identity") != now.get(
+                record["cell"], record["identity"]
+            ):
                 differs["settings of its methods"] = (record["pruner"], record["quantizer"])
             for what, (held, here) in differs.items():
                 if isinstance(held, dict) and isinstance(here, dict):
@@ -220,7 +223,7 @@ class Run:
         needs = methods[0].needs_stats
         with self.clock.phase("compress"):
             if self.study.calibrate == "sequential" and needs:
-                done = self._sequentially(methods, layers, key, dense=place == "alone")
+                done = self._sequentially(methods, layers, key)
             else:
                 shared = self.study.calibrate == "dense"
                 if needs and shared:
@@ -231,13 +234,13 @@ class Run:
             return jax.block_until_ready(done)
 
     def norms(self, weights: Mapping[str, Array]) -> dict[str, Any]:
-        """What a stage leaves in the BatchNorms of the model with these matrices."""
+        """What a stage leaves in, or finds in, the BatchNorms of the model with these matrices."""
         if self.study.norms == "keep":
             return {}
         return self.evaluator.norms(weights, self.calibration)
 
     def _sequentially(
-        self, methods: Sequence[Any], layers: Layers, key: Array, *, dense: bool
+        self, methods: Sequence[Any], layers: Layers, key: Array
     ) -> dict[str, StageResult]:
         """Block by block: every variant has its own inputs, so there is no family to share."""
         versions_of = next(iter(layers.values())).weight.shape[0]
@@ -245,7 +248,7 @@ class Run:
         for r in range(versions_of):
             one = {n: take(x, r) for n, x in layers.items()}
             start = {n: x.weight for n, x in one.items()}
-            norms = {} if dense else self.norms(start)
+            norms = self.norms(start)
             row = []
             for method in methods:
                 model = modules.with_weights(self.model, self.specs, start)

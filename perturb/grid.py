@@ -123,9 +123,7 @@ def fit_ranges(w: Array, bits: Array, spec: GridSpec) -> tuple[Array, Array]:
 
 def excess(w: Array, scale: Array, zero: Array, top: Array) -> Array:
     """How far the farthest of the weights w [..., n] lies beyond the ends of a grid [...]."""
-    beyond = jnp.maximum(
-        jnp.max(w, -1) - scale * (top - zero), scale * (0 - zero) - jnp.min(w, -1)
-    )
+    beyond = jnp.maximum(jnp.max(w, -1) - scale * (top - zero), scale * (0 - zero) - jnp.min(w, -1))
     return jnp.maximum(beyond, 0)
 
 

@@ -278,8 +278,9 @@ def compress(
                        them; layers of one block in parallel (the reference implementations);
         "recalibrate"  each stage sees the inputs of the model it was handed, all layers at once;
         "dense"        every stage sees the inputs of the uncompressed model.
-    norms: after each stage BatchNorms re-estimate their running statistics on the calibration
-    data ("reestimate"), or "keep" those of the dense model.
+    norms: BatchNorms re-estimate their running statistics on the calibration data after each
+    stage, and before the first, so that a stage that does nothing changes nothing
+    ("reestimate"); or "keep" those of the dense model.
     zeros: weights that are 0 already count as pruned ("keep") or as any other ("free").
     token_weights: of a batch, the weights of its tokens, such as a padding mask [batch, length].
     Weights are solved for in float32 at least and stored in the model's own dtype.
@@ -296,10 +297,13 @@ def compress(
     notes = [*modules.notes(model, specs, skipped), *zeros_note(layers, zeros)]
     notes += norms_note(model, batches, norms)
     current = modules.with_weights(model, specs, {})
+    reestimates = norms == "reestimate" and batches is not None and bool(modules.norms_of(model))
+    if reestimates:
+        modules.set_norms(current, modules.reestimate(current, batches, forward=forward))
     listen = {"forward": forward, "token_weights": token_weights}
     dense_stats = None
     if calibrate == "dense" and method.needs_stats:
-        dense_stats = modules.capture(model, specs, batches, **listen)
+        dense_stats = modules.capture(current, specs, batches, **listen)
         notes += starved_note(dense_stats)
     reports: list[dict[str, SolveReport]] = []
     for i, stage in enumerate(stages_of(method)):
@@ -314,7 +318,7 @@ def compress(
             notes=notes,
             **listen,
         )
-        if norms == "reestimate" and batches is not None and modules.norms_of(current):
+        if reestimates:
             modules.set_norms(current, modules.reestimate(current, batches, forward=forward))
         layers = {n: r.layer for n, r in done.items()}
         reports.append({n: r.report for n, r in done.items() if r.report is not None})

@@ -314,7 +314,9 @@ def sweep(
     def _(size, batched, w, u, cols, counts, lattice):
         args = (w, u, cols, counts, lattice)
         _, u_b, cols_b, _, _ = batched
-        if u_b or cols_b.real or cols_b.dead or cols_b.group:  # another Hessian: a batch like any other
+        if (
+            u_b or cols_b.real or cols_b.dead or cols_b.group
+        ):  # another Hessian: a batch like any other
             axes = jax.tree.map(lambda b: 0 if b else None, batched)
             out = jax.vmap(lambda *a: _sweep(spec, *a), axes)(*args)
             return out, jax.tree.map(lambda _: True, out)

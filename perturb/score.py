@@ -6,7 +6,8 @@
 Pure measurement: the model is not changed, and nothing is decided. Variants are named by the
 order of application: ``P`` and ``Q`` alone, ``PQ`` = P -> Q (prune first), ``QP`` = Q -> P.
 Definitions: :mod:`perturb.errors` (measures), Kim et al., arXiv 2603.18426 (advantage,
-ownership). All layer measures use H = E[x x^T] of the DENSE model's inputs.
+ownership). All layer measures use H = E[x x^T] of the DENSE model's inputs (where BatchNorms
+re-estimate their statistics, of the dense weights with those).
 """
 
 from __future__ import annotations
@@ -246,10 +247,13 @@ def score(
     _check_outputs(jax.eval_shape(run, weights, {}, batches[0]))
     key = jax.random.key(key) if isinstance(key, int) else key
     dense = {n: fresh(w, zeros) for n, w in weights.items()}
-    stats = modules.capture(model, specs, batches, forward=forward, token_weights=token_weights)
+    has_norms = norms == "reestimate" and bool(modules.norms_of(model))
+    start = modules.reestimate(model, batches, forward=forward) if has_norms else {}
+    reference = modules.with_weights(model, specs, {})
+    modules.set_norms(reference, start)
+    stats = modules.capture(reference, specs, batches, forward=forward, token_weights=token_weights)
     notes = [*modules.notes(model, specs, skipped), *zeros_note(dense, zeros)]
     notes += [*norms_note(model, batches, norms), *starved_note(stats)]
-    has_norms = norms == "reestimate" and bool(modules.norms_of(model))
 
     def stage_on(
         method: Any, layers: Mapping[str, Layer], running: Any, position: int
@@ -277,15 +281,14 @@ def score(
     done: dict[str, dict[str, StageResult]] = {}
     running: dict[str, Any] = {}
     for v, method in methods.items():
-        done[v], running[v] = stage_on(method, dense, {}, 0)
+        done[v], running[v] = stage_on(method, dense, start, 0)
     for v in ORDERS[order]:
         first = {n: r.layer for n, r in done[v[0]].items()}
         done[v], running[v] = stage_on(methods[v[1]], first, running[v[0]], 1)
     variants = {v: {n: r.layer for n, r in results.items()} for v, results in done.items()}
     measured = {n: _measure({v: x[n] for v, x in variants.items()}, stats[n]) for n in specs}
     layers = tuple(
-        _layer(n, tuple(sorted(variants)), m, weights[n].size)
-        for n, m in measured.items()
+        _layer(n, tuple(sorted(variants)), m, weights[n].size) for n, m in measured.items()
     )
     _refuse_not_finite((*layers, total := _total(layers)))
     models = {
@@ -386,9 +389,7 @@ def _measure(variants: dict[str, Layer], stats: LayerStats) -> dict[str, Any]:
     if {"PQ", "QP"} <= variants.keys():
         pq, qp = variants["PQ"], variants["QP"]
         found["changed"] = errors.ownership(pq, qp)["owner_changed"]
-        found["owned"] = [
-            errors.raw_owned_error(dense, x.mask, q.weight, stats) for x in (pq, qp)
-        ]
+        found["owned"] = [errors.raw_owned_error(dense, x.mask, q.weight, stats) for x in (pq, qp)]
     return found
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,9 +21,9 @@ from experiments import runner
 from experiments.__main__ import main
 from experiments.records import RecordLog, load, without_seconds
 from experiments.runner import Clock, Run, finished, run_model
-from experiments.study import Study, find, label
+from experiments.study import Study, find
 from experiments.train import Trained, load_or_train
-from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda
+from perturb import GPTQ, RTN, GridSpec, Magnitude, Wanda
 
 STUDY = """
 from functools import partial
@@ -131,8 +134,14 @@ def test_records_say_what_was_done(whole: Path) -> None:
         assert r["data"]["weights"]
         assert r["versions"]["jax"] == jax.__version__
         if r["order"] in ("PQ", "QP"):
-            expected = 16 / r["bits"] / (1 - r["sparsity"])
+            stored = r["storage"]
+            kept = 1 - stored["kept"] / stored["weights"]
+            assert kept == pytest.approx(r["achieved_sparsity"], abs=1e-6)
+            assert stored["bits"] == r["bits"] * stored["kept"]
+            rest = 16 * (stored["parameters"] - stored["weights"])
+            expected = 16 * stored["parameters"] / (rest + stored["bits"])
             assert r["ratio"] == pytest.approx(expected)
+            assert 1 < r["ratio"] < stored["layers_ratio"]  # most of this model is excluded
             sizes = r["layers"]
             assert all(m["out_err"] >= 0 for m in sizes.values())
             assert all(0 <= m["owner_changed"] <= 1 for m in sizes.values())
@@ -194,6 +203,98 @@ def test_records_of_other_weights_are_not_mixed(
     path.write_bytes(whole.read_bytes().replace(trained.weights_hash.encode(), b"0" * 64))
     with pytest.raises(ValueError, match="another data"):
         run(study, trained, path)
+
+
+@pytest.mark.parametrize(
+    ("held", "now", "says"),
+    [
+        ('"norms":"reestimate"', '"norms":"keep"', "another policies"),
+        ('"zeros":"free"', '"zeros":"keep"', "another policies"),
+        (f'"jax":"{jax.__version__}"', '"jax":"0.4.1"', "another version of jax"),
+        ('"on_grid":"refit"', '"on_grid":"snap"', "another settings of its methods"),
+        ('"device":"cpu', '"device":"tpu', "another device"),
+    ],
+)
+def test_records_that_anything_else_decided_are_not_mixed(
+    study: Study, trained: Trained, whole: Path, tmp_path: Path, held: str, now: str, says: str
+) -> None:
+    """Settings too: the identity is a hash of them, whatever the cell is called."""
+    text = whole.read_text()
+    assert held in text
+    changed = text.replace(held, now)
+    if "settings" in says:  # what another default of the same name would have left
+        records = [json.loads(line) for line in text.splitlines()]
+        records[-1]["identity"] = "0" * 16
+        changed = "".join(json.dumps(r) + "\n" for r in records)
+    path = tmp_path / "records.jsonl"
+    path.write_text(changed)
+    with pytest.raises(ValueError, match=says):
+        run(study, trained, path)
+    assert path.read_text() == changed
+
+
+def test_quantizers_that_differ_in_their_grid_are_both_run(
+    trained: Trained, tmp_path: Path
+) -> None:
+    grids = (GridSpec(), GridSpec(symmetric=False), GridSpec(clip="mse"), GridSpec(True, "row"))
+    templates = tuple(partial(RTN, grid=g) for g in grids[:3])
+    study = Study("g", "", ("tiny-resnet",), (Magnitude,), (0.5,), templates, (3,), exclude=EXCLUDE)
+    records = run(study, trained, tmp_path / "records.jsonl")
+    assert len(records) == study.cells_per_run == 1 + 1 + 3 + 6
+    alone = [r for r in records.values() if r["order"] == "Q"]
+    assert len({r["metrics"]["nll"] for r in alone}) == 3
+    assert [r["quantizer"]["grid"]["symmetric"] for r in alone] == [True, False, True]
+    with pytest.raises(ValueError, match="same method"):
+        Study(
+            "g",
+            "",
+            ("tiny-resnet",),
+            (Magnitude,),
+            (0.5,),
+            (RTN, partial(RTN, grid=grids[3])),
+            (3,),
+        )
+
+
+def test_a_layer_that_is_not_finite_fails_its_cell_by_name(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runner.apply_family
+
+    def broken(methods, *args, **kwargs):
+        done = real(methods, *args, **kwargs)
+        if methods[0].name == "rtn":
+            name = next(iter(done))
+            layer = done[name].layer
+            weight = layer.weight.at[..., 0, 0].set(jnp.nan)
+            done[name] = done[name]._replace(layer=layer._replace(weight=weight))
+        return done
+
+    monkeypatch.setattr(runner, "apply_family", broken)
+    study = Study("n", "", ("tiny-resnet",), (Magnitude,), (0.5,), (RTN,), (4,), exclude=EXCLUDE)
+    records = run(study, trained, tmp_path / "records.jsonl")
+    failed = {c.split("/")[-1]: r["error"] for c, r in records.items() if r["status"] == "error"}
+    assert set(failed) == {"rtn-4", "magnitude-0.5>rtn-4", "rtn-4>magnitude-0.5"}
+    assert all("layer conv1: " in e and "not finite" in e for e in failed.values())
+
+
+def test_norms_are_reestimated_unless_kept(trained: Trained, tmp_path: Path) -> None:
+    from perturb import compress
+
+    data = trained.dataset
+    found = {}
+    for norms in ("reestimate", "keep"):
+        study = Study("b", "", ("tiny-resnet",), (Magnitude,), (0.7,), (RTN,), (8,), norms=norms)
+        records = run(study, trained, tmp_path / f"{norms}.jsonl")
+        record = next(r for r in records.values() if r["order"] == "P")
+        inputs = np.asarray(data.calibration.inputs)
+        batches = [inputs[i : i + 64] for i in range(0, len(inputs), 64)]
+        c = compress(trained.model, Magnitude(0.7), batches, norms=norms)
+        right = np.argmax(np.asarray(c.model(data.test.inputs)), -1) == data.test.targets
+        assert record["metrics"]["accuracy"] == pytest.approx(float(np.mean(right)), abs=1e-3)
+        assert record["policies"]["norms"] == norms
+        found[norms] = record["metrics"]["nll"]
+    assert found["keep"] != found["reestimate"]
 
 
 def test_sequential_calibration_runs_through_the_runner(trained: Trained, tmp_path: Path) -> None:
@@ -258,11 +359,6 @@ def test_killed_twenty_times_it_ends_with_the_same_records(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ends_well()
-
-
-def test_labels_tell_variants_apart() -> None:
-    assert label(SparseGPT(0.5)) == "sparsegpt"
-    assert label(SparseGPT(0.5, on_grid="release")) == "sparsegpt[on_grid=release]"
 
 
 @pytest.mark.parametrize(
