@@ -86,10 +86,11 @@ def tell(note: Note, *values: Array) -> None:
 
 
 def replay(closed: core.ClosedJaxpr, values: Sequence[Any], hear: Hear) -> list[Any]:
-    """The outputs of a jaxpr at these inputs; ``hear(note, values, nested)`` is called at each mark.
+    """The outputs of a jaxpr at these inputs, with ``hear(note, values, nested)`` at each mark.
 
     nested: whether it is called inside of a loop or a branch, from where values get out by a
-    ``jax.Ref`` only (see :func:`nested`). Raises :class:`Unheard` for marks inside a transform that cannot be replayed.
+    ``jax.Ref`` only (see :func:`nested`). Raises :class:`Unheard` for marks inside a transform
+    that cannot be replayed.
     """
     return _run(closed.jaxpr, closed.consts, values, hear, False)
 

@@ -74,7 +74,9 @@ class LayerStats(NamedTuple):
         count = self.count + other.count
         if self.mean is None and other.mean is None:
             return LayerStats(self.scatter + other.scatter, count)
-        a, b = (jnp.zeros(s.scatter.shape[:-1]) if s.mean is None else s.mean for s in (self, other))
+        a, b = (
+            jnp.zeros(s.scatter.shape[:-1]) if s.mean is None else s.mean for s in (self, other)
+        )
         share = other.count / jnp.where(count > 0, count, 1)
         step = b - a
         between = (self.count * share)[..., None, None] * step[..., :, None] * step[..., None, :]
