@@ -88,7 +88,7 @@ class LayerSpec:
 
 
 def _explicit(x: Array) -> bool:
-    """Whether x lies on a mesh with explicit axes, on which jax asks how each result is laid out."""
+    """Whether x lies on a mesh with explicit axes, where jax asks how each result is laid out."""
     mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
     return mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
 
@@ -185,8 +185,8 @@ def _check_model(model: Any) -> None:
             "forward=lambda model, batch: ..."
         )
     else:
-        what = "is no flax.nnx.Module: build the model of Flax NNX layers"
-    raise Refused(f"the model of type {kind} {what}" if what[:2] != "is" else f"{kind} {what}")
+        what = "has no compressible layer: it is no flax.nnx.Module; build it of Flax NNX layers"
+    raise Refused(f"{kind} {what}")
 
 
 def find_layers(
@@ -232,6 +232,8 @@ def find_layers(
                 skipped[n] = f"its kernel is also that of {other}, which reads it along other axes"
     if not found:
         why = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none found"
+        if any(isinstance(m, nnx.bridge.ToNNX) for _, m in nnx.iter_modules(model)):
+            why += "; what nnx.bridge.ToNNX wraps stays Linen: build the model of Flax NNX layers"
         raise Refused(
             f"{type(model).__name__} has no compressible layer (nnx.Linear, nnx.LinearGeneral, "
             f"nnx.Conv, nnx.Einsum): {why}"
@@ -490,6 +492,22 @@ def check_runs(
     return list(order)
 
 
+def _bound(model: nnx.Module) -> list[str]:
+    """Attributes that hold a method of the model itself, which a copy shares with the original."""
+    modules = [(_name(path, m), m) for path, m in nnx.iter_modules(model)]
+    own = {id(m) for _, m in modules}
+    lines = []
+    for name, module in modules:
+        for key, value in vars(module).items():
+            method = getattr(value, "__wrapped__", getattr(value, "func", value))
+            if id(getattr(method, "__self__", None)) in own and callable(value):
+                lines.append(
+                    f"{name}.{key} is bound to this very model, whose weights a copy would call: "
+                    "decorate the method itself, @nnx.jit"
+                )
+    return lines
+
+
 def _check_called(model: Any, specs: Mapping[str, LayerSpec], heard: Iterable[str]) -> None:
     missing = [n for n in specs if n not in set(heard)]
     if not missing:
@@ -503,9 +521,10 @@ def _check_called(model: Any, specs: Mapping[str, LayerSpec], heard: Iterable[st
             f"super().__call__(...), or the model does not call it ({len(missing)} such); "
             "exclude it"
         )
+    bound = "".join(f" ({line})" for line in _bound(model))
     raise Refused(
         f"layer {missing[0]}: the model does not call it on the calibration data "
-        f"({len(missing)} such); exclude it"
+        f"({len(missing)} such){bound}; exclude it"
     )
 
 
@@ -922,6 +941,7 @@ def notes(
         lines.append(
             f"the model is in train mode: {_some(training)}; call model.eval() before compressing"
         )
+    lines += _bound(model)
     own = {name for spec in specs.values() for name in spec.names}
     modules = dict(_compressible(model))
     kernels = {id(modules[n].kernel): n for n in specs}

@@ -135,12 +135,12 @@ def _nested(jaxpr: Any) -> Iterator[str]:
 
 
 def check(closed: core.ClosedJaxpr, told: Sequence[Note]) -> None:
-    """Raise :class:`Unheard` for a mark that a transform dropped (jax does so in the derivative
-    of a scan). A body that jax traced twice leaves one mark of the two: names and shapes count."""
+    """Raise :class:`Unheard` for a mark that is not in the program: jax drops them in the
+    derivative of a scan. A body that jax traced twice leaves one of two: names and shapes count."""
     kept = {(n.name, n.shapes) for n in _notes(closed.jaxpr)}
     for note in told:
         if (note.name, note.shapes) not in kept:
-            raise Unheard(note, "the derivative of a loop")
+            raise Unheard(note, "the derivative of a loop, or a trace that is never run")
 
 
 def _note(eqn: Any) -> Note | None:

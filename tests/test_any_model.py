@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,7 @@ from perturb.types import LayerStats
 from .conftest import numpy_init
 
 Array = jax.Array
+ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(4, 5, 3)), jnp.float32)  # [batch, seq, features]
 
@@ -113,6 +115,18 @@ def energy_gradient(layer: Any, x: Array) -> Any:
     return jax.grad(lambda x: jnp.sum(jnp.tanh(layer(x))))(x)
 
 
+def custom_jvp(layer: Any, x: Array) -> Any:
+    f = jax.custom_jvp(lambda x: layer(x))
+    f.defjvps(lambda t, y, x: t)
+    return jax.grad(lambda x: f(x).sum())(x)
+
+
+def custom_vjp(layer: Any, x: Array) -> Any:
+    f = jax.custom_vjp(lambda x: layer(x))
+    f.defvjp(lambda x: (layer(x), None), lambda _, t: (t,))
+    return f(x), jax.eval_shape(lambda x: x, x)
+
+
 ONCE: dict[str, Callable[[Any, Array], Any]] = {
     "nnx.jit": lambda layer, x: nnx.jit(lambda f, x: f(x))(layer, x),
     "jax.jit": lambda layer, x: jax.jit(lambda f, x: f(x))(layer, x),
@@ -134,6 +148,8 @@ ONCE: dict[str, Callable[[Any, Array], Any]] = {
         x[0, 0, 0] < 9, lambda f, x: f(x), lambda f, x: x, layer, x
     ),
     "grad": energy_gradient,
+    "custom_jvp": custom_jvp,
+    "custom_vjp": custom_vjp,
     "jit-of-scan-of-jit": lambda layer, x: jax.jit(
         lambda x: jax.lax.scan(lambda c, t: (c, jax.jit(lambda t: layer(t))(t)), 0, x)[1]
     )(x),
@@ -239,6 +255,15 @@ UNHEARD: dict[str, tuple[Callable[[Any, Array], Any], str]] = {
     "test": (
         lambda f, x: jax.lax.while_loop(lambda h: f(h).sum() > 9, lambda h: 0 * h, x),
         "the condition of a while_loop",
+    ),
+    "shard_map": (
+        lambda f, x: jax.shard_map(
+            lambda x: f(x),
+            mesh=jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,)),
+            in_specs=jax.P("d"),
+            out_specs=jax.P("d"),
+        )(x),
+        "shard_map",
     ),
     "remat": (
         lambda f, x: jax.grad(jax.checkpoint(lambda x: f(x).sum()))(x),
@@ -535,13 +560,41 @@ def linen_module() -> Any:
         (lambda: np.ones(3), "is an array, not a model"),
         (lambda: Mixed, r"^Mixed is a class: give an instance, Mixed\(\.\.\.\)"),
         (lambda: not_a_model, "^not_a_model is a function.*forward="),
-        (lambda: fake("keras"), "^Net is no flax.nnx.Module"),
+        (lambda: fake("keras"), "^Net has no compressible layer: it is no flax.nnx.Module"),
     ],
 )
 def test_what_is_no_model_is_told_what_to_give(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         compress(model(), RTN(4), X)
     assert "\n" not in str(error.value)
+
+
+def test_a_wrapped_linen_module_stays_linen() -> None:
+    model = nnx.bridge.ToNNX(linen_module(), rngs=nnx.Rngs(0)).lazy_init(X)
+    with pytest.raises(ValueError, match=r"no compressible layer .* wraps stays Linen"):
+        find_layers(model)
+
+
+class Bound(nnx.Module):
+    def __init__(self) -> None:
+        self.layer = linear(9, 9)
+        self.fast = jax.jit(self.inner)
+
+    def inner(self, x: Array) -> Array:
+        return self.layer(x)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fast(x)
+
+
+def test_a_model_that_holds_a_method_of_itself_is_told() -> None:
+    """A copy would run the original's weights."""
+    message = "Bound.fast is bound to this very model"
+    model = Bound()
+    (line,) = notes(model, *find_layers(model))
+    assert line.startswith(message)
+    with pytest.raises(ValueError, match=f"layer layer: the model does not call it .*{message}"):
+        told(model, jnp.ones((2, 9)))
 
 
 def test_model_and_calibration_swapped() -> None:
@@ -909,7 +962,9 @@ def test_a_mesh_with_explicit_axes() -> None:
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
     }
-    done = subprocess.run([sys.executable, "-c", EXPLICIT], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", EXPLICIT], env=env, capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
