@@ -189,8 +189,11 @@ def _control(eqn: Any, note: Note, inputs: list[Any], hear: Hear, nested: bool) 
         branches = [lambda *x, b=b: tuple(run(b, x)) for b in p["branches"]]
         return jax.lax.switch(index, branches, *operands)
     if name == "scan":
-        consts, rest = inputs[: p["num_consts"]], inputs[p["num_consts"] :]
-        carry, xs = tuple(rest[: p["num_carry"]]), tuple(rest[p["num_carry"] :])
+        # [constants, carry, sliced] -> [carry, stacked], told by ranks: parameters differ with jax
+        inner = p["jaxpr"].jaxpr
+        n = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True))
+        m = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+        consts, carry, xs = inputs[: m - n], tuple(inputs[m - n : m]), tuple(inputs[m:])
 
         def step(carry: Any, xs: Any) -> Any:
             out = run(p["jaxpr"], [*consts, *carry, *xs])
