@@ -87,12 +87,17 @@ class LayerSpec:
         return jnp.transpose(matrix.reshape([self.kernel_shape[a] for a in order]), inverse)
 
 
-def _replicated(x: Array) -> Array:
-    """The same on every device: under explicit axes jax would ask how each product is laid out."""
+def _explicit(x: Array) -> bool:
+    """Whether x lies on a mesh with explicit axes, where jax asks how each result is laid out."""
     mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
-    if mesh is None or mesh.empty or jax.sharding.AxisType.Explicit not in mesh.axis_types:
-        return x
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
+    return mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
+
+
+def _replicated(x: Array) -> Array:
+    """x with all of it on every device of an explicit mesh, so that nothing has to be asked."""
+    return (
+        jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim)) if _explicit(x) else x
+    )
 
 
 def _read(name: str, module: Any) -> LayerSpec | str:
@@ -180,8 +185,8 @@ def _check_model(model: Any) -> None:
             "forward=lambda model, batch: ..."
         )
     else:
-        what = "is no flax.nnx.Module: build the model of Flax NNX layers"
-    raise Refused(f"the model of type {kind} {what}" if what[:2] != "is" else f"{kind} {what}")
+        what = "has no compressible layer: it is no flax.nnx.Module; build it of Flax NNX layers"
+    raise Refused(f"{kind} {what}")
 
 
 def find_layers(
@@ -227,6 +232,8 @@ def find_layers(
                 skipped[n] = f"its kernel is also that of {other}, which reads it along other axes"
     if not found:
         why = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none found"
+        if any(isinstance(m, nnx.bridge.ToNNX) for _, m in nnx.iter_modules(model)):
+            why += "; what nnx.bridge.ToNNX wraps stays Linen: build the model of Flax NNX layers"
         raise Refused(
             f"{type(model).__name__} has no compressible layer (nnx.Linear, nnx.LinearGeneral, "
             f"nnx.Conv, nnx.Einsum): {why}"
@@ -238,6 +245,11 @@ def _natural(name: str) -> list[tuple[bool, int | str]]:
     return [(not p.isdigit(), int(p) if p.isdigit() else p) for p in name.split(".")]
 
 
+def _wide(dtype: Any) -> Any:
+    """float32 at least; 8-bit floats have no promotion of their own."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
 def get_weights(model: nnx.Module, specs: Mapping[str, LayerSpec]) -> dict[str, Array]:
     """The matrices [out, in] of the named layers, float32 at least.
 
@@ -247,7 +259,7 @@ def get_weights(model: nnx.Module, specs: Mapping[str, LayerSpec]) -> dict[str, 
     weights = {}
     for name, spec in specs.items():
         w = spec.to_matrix(modules[name].kernel[...])
-        weights[name] = w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+        weights[name] = w = w.astype(_wide(w.dtype))
         if not isinstance(w, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(w))):
             bad = int(jnp.sum(~jnp.isfinite(w)))
             raise Refused(f"layer {name}: {bad} of its {w.size} weights are not finite")
@@ -274,10 +286,10 @@ def set_weights(
                     f"beyond the range of its {kernel.dtype}: exclude it, or give the model a "
                     "wider param_dtype"
                 )
-        sharding = jax.typeof(kernel[...]).sharding
-        if jax.typeof(cast).sharding != sharding and not sharding.mesh.empty:
-            cast = jax.sharding.reshard(cast, sharding)
-        kernel[...] = cast
+        if _explicit(kernel[...]):  # an assignment would be a scatter of a layout to be told
+            kernel.set_value(jax.sharding.reshard(cast, jax.typeof(kernel[...]).sharding))
+        else:
+            kernel[...] = cast
 
 
 def with_weights(model: Any, specs: Mapping[str, LayerSpec], weights: Mapping[str, Array]) -> Any:
@@ -480,6 +492,22 @@ def check_runs(
     return list(order)
 
 
+def _bound(model: nnx.Module) -> list[str]:
+    """Attributes that hold a method of the model itself, which a copy shares with the original."""
+    modules = [(_name(path, m), m) for path, m in nnx.iter_modules(model)]
+    own = {id(m) for _, m in modules}
+    lines = []
+    for name, module in modules:
+        for key, value in vars(module).items():
+            method = getattr(value, "__wrapped__", getattr(value, "func", value))
+            if id(getattr(method, "__self__", None)) in own and callable(value):
+                lines.append(
+                    f"{name}.{key} is bound to this very model, whose weights a copy would call: "
+                    "decorate the method itself, @nnx.jit"
+                )
+    return lines
+
+
 def _check_called(model: Any, specs: Mapping[str, LayerSpec], heard: Iterable[str]) -> None:
     missing = [n for n in specs if n not in set(heard)]
     if not missing:
@@ -493,9 +521,10 @@ def _check_called(model: Any, specs: Mapping[str, LayerSpec], heard: Iterable[st
             f"super().__call__(...), or the model does not call it ({len(missing)} such); "
             "exclude it"
         )
+    bound = "".join(f" ({line})" for line in _bound(model))
     raise Refused(
         f"layer {missing[0]}: the model does not call it on the calibration data "
-        f"({len(missing)} such); exclude it"
+        f"({len(missing)} such){bound}; exclude it"
     )
 
 
@@ -550,7 +579,7 @@ def _moments(
 
         def listen(spec: LayerSpec, module: Any, x: Array) -> None:
             x = _features(module, spec, _replicated(x))
-            dtype = jnp.promote_types(x.dtype, jnp.float32)
+            dtype = _wide(x.dtype)
             dtypes[spec.name] = jnp.promote_types(dtypes.get(spec.name, dtype), dtype)
             told.append(Note(spec.name))
             tell(told[-1], x)
@@ -818,7 +847,7 @@ class Coverage:
         return self.covered / self.parameters
 
     def describe(self, most: int = 5) -> str:
-        """``98.4 % of the parameters are in compressed layers; left dense: embed ...`` in a line."""
+        """``98.4 % of the parameters are in compressed layers; left dense: ...``, in one line."""
         line = f"{100 * self.share:.1f} % of the parameters are in compressed layers"
         told = [f"{n} ({r}) {100 * k / self.parameters:.2g} %" for n, k, r in self.left[:most] if k]
         if rest := sum(k for _, k, _ in self.left[most:]):
@@ -912,6 +941,7 @@ def notes(
         lines.append(
             f"the model is in train mode: {_some(training)}; call model.eval() before compressing"
         )
+    lines += _bound(model)
     own = {name for spec in specs.values() for name in spec.names}
     modules = dict(_compressible(model))
     kernels = {id(modules[n].kernel): n for n in specs}
@@ -1014,7 +1044,7 @@ def _mixed(a: Any, b: Any, step: Any, share: Any) -> Any:
 def _norm_inputs(norm: Any, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     """Tokens, mean and variance [features] of a norm's inputs."""
     x = _replicated(jnp.asarray(x))
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(_wide(x.dtype))
     feature = {a % x.ndim for a in np.atleast_1d(norm.axis).tolist()}
     axes = tuple(i for i in range(x.ndim) if i not in feature)
     where = None if mask is None else jnp.broadcast_to(mask, x.shape)

@@ -86,10 +86,11 @@ def tell(note: Note, *values: Array) -> None:
 
 
 def replay(closed: core.ClosedJaxpr, values: Sequence[Any], hear: Hear) -> list[Any]:
-    """The outputs of a jaxpr at these inputs; ``hear(note, values, nested)`` is called at each mark.
+    """The outputs of a jaxpr at these inputs, with ``hear(note, values, nested)`` at each mark.
 
     nested: whether it is called inside of a loop or a branch, from where values get out by a
-    ``jax.Ref`` only (see :func:`nested`). Raises :class:`Unheard` for marks inside a transform that cannot be replayed.
+    ``jax.Ref`` only (see :func:`nested`). Raises :class:`Unheard` for marks inside a transform
+    that cannot be replayed.
     """
     return _run(closed.jaxpr, closed.consts, values, hear, False)
 
@@ -134,12 +135,12 @@ def _nested(jaxpr: Any) -> Iterator[str]:
 
 
 def check(closed: core.ClosedJaxpr, told: Sequence[Note]) -> None:
-    """Raise :class:`Unheard` for a mark that a transform dropped (jax does so in the derivative
-    of a scan). A body that jax traced twice leaves one mark of the two: names and shapes count."""
+    """Raise :class:`Unheard` for a mark that is not in the program: jax drops them in the
+    derivative of a scan. A body that jax traced twice leaves one of two: names and shapes count."""
     kept = {(n.name, n.shapes) for n in _notes(closed.jaxpr)}
     for note in told:
         if (note.name, note.shapes) not in kept:
-            raise Unheard(note, "the derivative of a loop")
+            raise Unheard(note, "the derivative of a loop, or a trace that is never run")
 
 
 def _note(eqn: Any) -> Note | None:
@@ -188,8 +189,11 @@ def _control(eqn: Any, note: Note, inputs: list[Any], hear: Hear, nested: bool) 
         branches = [lambda *x, b=b: tuple(run(b, x)) for b in p["branches"]]
         return jax.lax.switch(index, branches, *operands)
     if name == "scan":
-        consts, rest = inputs[: p["num_consts"]], inputs[p["num_consts"] :]
-        carry, xs = tuple(rest[: p["num_carry"]]), tuple(rest[p["num_carry"] :])
+        # [constants, carry, sliced] -> [carry, stacked], told by ranks: parameters differ with jax
+        inner = p["jaxpr"].jaxpr
+        n = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True))
+        m = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+        consts, carry, xs = inputs[: m - n], tuple(inputs[m - n : m]), tuple(inputs[m:])
 
         def step(carry: Any, xs: Any) -> Any:
             out = run(p["jaxpr"], [*consts, *carry, *xs])
