@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -607,6 +608,9 @@ def test_bad_input_is_one_line(name, argv, says, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+FOLDER_CHECKS = [partial(cli.check_folder, "--out"), figures.__main__._check_folder]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
 @pytest.mark.parametrize("below", ["", "sub"])
 def test_a_folder_without_permission_is_refused(tmp_path, below):
@@ -618,6 +622,20 @@ def test_a_folder_without_permission_is_refused(tmp_path, below):
         figures.__main__._check_folder(closed / below)
     with pytest.raises(cli.BadInput, match="cannot write there"):
         cli.check_file("--out", closed / "file")
+
+
+@pytest.mark.parametrize("check", FOLDER_CHECKS)
+def test_a_folder_is_tried_not_asked(tmp_path, monkeypatch, check):
+    """As a read-only file system shows itself, to root too."""
+
+    def refuse(**_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises((cli.BadInput, figures.__main__.BadInput), match="Read-only file system"):
+        check(tmp_path / "new")
+    with pytest.raises(cli.BadInput, match="Read-only file system"):
+        cli.check_file("--out", tmp_path / "new")
 
 
 def test_checking_a_path_leaves_nothing_behind(tmp_path):
