@@ -6,6 +6,9 @@ that ``f`` is applied first. Orientation, everywhere in this project::
     A(Q->P) = M(Q first, then P) - M(P first, then Q)        > 0: quantize first wins
     gap     = C*_P - C_Q                                     > 0: pruning is the stronger
 
+with C a compression ratio, dense bits / stored bits of the whole model, C_Q that of a quantizer
+and C*_P the one at which quantization alone performs as the pruner does.
+
 The Progressive Intensity Hypothesis (PIH: the stronger method goes last) says that A(Q->P)
 grows with the gap (trend) and has its sign (sign). Source: Kim et al., ICLR 2026, arXiv
 2603.18426; isotonic fit, censoring and intervals are ours. numpy float64, no jax.
