@@ -10,13 +10,17 @@ serves the estimate and its interval, and the quantization curve, C* and the ran
 are recomputed in every replicate. The intervals say how sure one is of THESE trained models on
 other test examples; the spread over training seeds is kept beside it (``advantage_by_seed``).
 With several seeds a cell is the mean over its seeds, and so are its bounds.
+
+A model that is at chance before it is compressed cannot tell which order is better: its cells
+are shown and in no total (:func:`_at_chance`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,7 @@ _GRID_KEYS = {"name", "sparsity", "bits", "ratio"}  # axes of the grid, not part
 
 def summarize(
     records: Iterable[Record],
+    cells: Collection[str] | None = None,
     *,
     replicates: int = 1000,
     level: float = 0.95,
@@ -42,19 +47,28 @@ def summarize(
 ) -> Summary:
     """Analyse the records of one study; the same records give the same summary, bit for bit.
 
-    Missing and failed cells are left out and named in ``problems``. Raises ValueError when
-    there is no record, or records of several studies.
+    cells: ids of the cells to cover; the others count nowhere (default: all). Missing and failed
+    cells are left out and named in ``problems``. Raises ValueError when there is no record,
+    records of several studies, or records of one model that no mean may pool: with other
+    policies, or of one seed with other data.
     """
-    held = list(latest(records).values())
+    every = latest(records)
+    held = [record for cell, record in every.items() if cells is None or cell in cells]
     studies = sorted({record["study"] for record in held})
     if len(studies) != 1:
         raise ValueError(f"need the records of exactly one study, got {studies or 'none'}")
+    _refuse_mixtures(held)
     problems: list[str] = []
+    absent = sorted(set(cells or ()) - every.keys())
+    if absent:
+        problems.append(f"{len(absent)} of {len(set(cells or ()))} cells not run yet: {absent[0]}")
     failed = [record for record in held if record["status"] == "error"]
     problems += [f"{record['cell']}: failed: {_short(record.get('error'))}" for record in failed]
     usable = _same_examples([r for r in held if r["status"] == "ok"], problems)
     rows = _measure_rows(usable, replicates, bootstrap_seed)
     runs = _runs(usable, rows, problems)
+    at_chance = {model: told for model, seeds in runs.items() if (told := _at_chance(seeds, level))}
+    problems[:0] = [f"{model}, {line}" for model, told in at_chance.items() for line in told]
 
     compared: list[Compared] = []
     for model, seeds in runs.items():
@@ -76,13 +90,60 @@ def summarize(
         replicates=replicates,
         level=level,
         comparisons=tuple(result.comparison for result in compared),
-        totals=tuple(_totals(compared, level)),
+        totals=tuple(_totals(compared, at_chance, level)),
         problems=tuple(dict.fromkeys(problems)),
+        at_chance=tuple(at_chance),
     )
 
 
 def _short(error: object) -> str:
-    return (str(error or "no message").strip().splitlines() or ["no message"])[-1][:160]
+    return (str(error or "").strip().splitlines() or ["no message"])[0][:160]
+
+
+def _refuse_mixtures(records: list[Record]) -> None:
+    """One model has one set of policies, and one seed of it one set of data and weights."""
+    for part, same in (("policies", ("model",)), ("data", ("model", "seed"))):
+        first: dict[tuple[Any, ...], Record] = {}
+        for record in records:
+            held = first.setdefault(tuple(record[key] for key in same), record)
+            one, other = held.get(part) or {}, record.get(part) or {}
+            differs = [k for k in sorted({*one, *other}) if _text(one, k) != _text(other, k)]
+            if differs:
+                told = ", ".join(f"{k} {_text(one, k)} and {_text(other, k)}" for k in differs)
+                raise ValueError(
+                    f"{held['cell']} and {record['cell']} differ in {part} ({told}): "
+                    "summarise them apart"
+                )
+
+
+def _text(config: dict[str, Any], key: str) -> str:
+    return json.dumps(config[key], sort_keys=True) if key in config else "unset"
+
+
+def _at_chance(runs: list[Run], level: float) -> list[str]:
+    """A line for every seed whose dense model does no better than guessing.
+
+    Guessing has accuracy 1 / classes and, on text, NLL log(classes); to be better is to have the
+    whole bootstrap interval on the better side. Records that do not say how many classes there
+    are (``data["classes"]``) leave it open.
+    """
+    lines = []
+    for run in runs:
+        dense = run.variants.get(Key("dense", None, None, None, None))
+        classes = dense and (dense.record.get("data") or {}).get("classes")
+        if not dense or not classes:
+            continue
+        name = "accuracy" if "accuracy" in dense.rows else "neg_nll"
+        rows, chance = dense.rows[name], 1 / classes if name == "accuracy" else -math.log(classes)
+        low, high = intensity.percentile_interval(rows[1:], level)
+        if low <= chance:
+            ends = sorted(abs(float(x)) for x in (low, high))
+            lines.append(
+                f"seed {run.seed}: the dense model is at chance ({name.removeprefix('neg_')} "
+                f"{abs(rows[0]):.4g} [{ends[0]:.4g}, {ends[1]:.4g}], guessing one of {classes} "
+                f"gives {abs(chance):.4g}): the model's cells count in no total"
+            )
+    return lines
 
 
 def _same_examples(records: list[Record], problems: list[str]) -> list[Record]:
@@ -138,7 +199,11 @@ def _measure_rows(records: list[Record], replicates: int, seed: int) -> dict[str
 
 
 def _labels(records: list[Record], part: str) -> dict[str, str]:
-    """A method's configuration -> its name; with what differs, where one name has several."""
+    """A method's configuration -> its name; with what differs, where one name has several.
+
+    A nested setting goes by its own name (``per``), by its path (``grid.per``) where that is
+    another's as well.
+    """
     configs: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for record in records:
         if record[part] is not None:
@@ -146,20 +211,24 @@ def _labels(records: list[Record], part: str) -> dict[str, str]:
     labels = {}
     for name, variants in configs.items():
         keys = sorted({key for config in variants.values() for key in config} - _GRID_KEYS)
-        varying = [
-            key for key in keys if len({json.dumps(c.get(key)) for c in variants.values()}) > 1
-        ]
+        leaves = Counter(key.rpartition(".")[2] for key in (*keys, *_GRID_KEYS))
+        varying = [key for key in keys if len({_text(c, key) for c in variants.values()}) > 1]
         for canonical, config in variants.items():
-            told = ", ".join(f"{key}={config.get(key)}" for key in varying)
-            labels[canonical] = f"{name} ({told})" if told else name
+            told = []
+            for key in varying:
+                leaf = key.rpartition(".")[2]
+                value = config[key] if isinstance(config.get(key), str) else _text(config, key)
+                told.append(f"{leaf if leaves[leaf] == 1 else key}={value}")
+            labels[canonical] = f"{name} ({', '.join(told)})" if told else name
     return labels
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings side by side: a label names the one that differs, not its whole group."""
+def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings by their path: a label names the one that differs, not its whole group."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value) if isinstance(value, dict) else {key: value}
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{path}{key}.") if nested else {path + key: value}
     return flat
 
 
@@ -192,12 +261,14 @@ def _runs(
     return {model: [by_seed[seed] for seed in sorted(by_seed)] for model, by_seed in runs.items()}
 
 
-def _totals(compared: list[Compared], level: float) -> Iterator[Total]:
-    """One line a model, then one over all models, on every scale."""
+def _totals(compared: list[Compared], at_chance: Collection[str], level: float) -> Iterator[Total]:
+    """One line a model, then one over all models, on every scale; without models at chance."""
+    several = len({c.comparison.model for c in compared}) > 1
+    compared = [c for c in compared if c.comparison.model not in at_chance]
     for scale in dict.fromkeys(measure.scale for measure in MEASURES.values()):
         here = [c for c in compared if MEASURES[c.comparison.measure].scale == scale]
         models = list(dict.fromkeys(c.comparison.model for c in here))
-        for model in [*models, None] if len(models) > 1 else models:
+        for model in [*models, None] if several and models else models:
             mine = [c for c in here if model in (None, c.comparison.model)]
 
             def mean_tau(name: str, mine: list[Compared] = mine) -> Any:

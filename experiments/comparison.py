@@ -13,6 +13,7 @@ import numpy as np
 from experiments.records import Record
 from experiments.summary import (
     EQUAL,
+    NO_INTERVAL,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
     UNDECIDED,
@@ -24,7 +25,7 @@ from experiments.summary import (
 )
 from perturb import intensity
 
-DENSE_BITS = 16
+DENSE_BITS = 16  # for C_Q of records that hold no ratio
 RESOLUTION = 1e-6  # nats: below it, two evaluations differ by float32 rounding only
 
 Rows = np.ndarray  # [1 + B, ...] float64
@@ -66,7 +67,7 @@ class _CellRows(NamedTuple):
     gap_high: Rows
     performance_gap: Rows
     scale: Rows  # the larger |M| of the two orders
-    quantizer_ratio: np.ndarray  # [cells]
+    quantizer_ratio: np.ndarray  # [cells], nan without the quantizer alone
     status: list[str]  # [cells]
 
 
@@ -112,6 +113,7 @@ def compare(
     sign = intensity.significant_sign(advantage[0], *ends, resolution[0])
     gap_sign = intensity.gap_signs(low[0], high[0])
     always_equal = (advantage == 0).all(0)
+    known = np.isfinite(ends[0])
     value, performance_gap, c_q = (
         mean("gap")[0],
         mean("performance_gap")[0],
@@ -121,7 +123,8 @@ def compare(
     for i, (sparsity, width) in enumerate(grid):
         with_both = np.flatnonzero(measured[:, i])
         statuses = {per_run[s].status[kept[i]] for s in with_both}
-        gap = _number(value[i])
+        gap, ratio = _number(value[i]), _number(c_q[i])
+        told = bool(known[i])
         cells.append(
             Cell(
                 sparsity=sparsity,
@@ -129,15 +132,15 @@ def compare(
                 advantage=float(advantage[0, i]),
                 low=_number(ends[0][i]),
                 high=_number(ends[1][i]),
-                winner=_winner(int(sign[i]), bool(always_equal[i])),
+                winner=_winner(int(sign[i]), bool(always_equal[i])) if told else NO_INTERVAL,
                 performance_gap=_number(performance_gap[i]),
-                pruner_ratio=None if gap is None else gap + float(c_q[i]),
-                quantizer_ratio=float(c_q[i]),
+                pruner_ratio=None if gap is None or ratio is None else gap + ratio,
+                quantizer_ratio=ratio,
                 gap=gap,
                 gap_low=float(low[0, i]),
                 gap_high=float(high[0, i]),
                 status=statuses.pop() if len(statuses) == 1 else "mixed",
-                pih=_verdict(int(sign[i]), int(gap_sign[i])),
+                pih=_verdict(int(sign[i]), int(gap_sign[i])) if told else NO_INTERVAL,
                 seeds=seeds[i],
                 advantage_by_seed=tuple(float(per_run[s].advantage[0, kept[i]]) for s in with_both),
             )
@@ -178,12 +181,23 @@ def _cell_rows(
         return found
 
     def ratio(width: int) -> float:
-        alone = run.variants.get(Key("Q", None, None, quantizer, width))
-        return float((alone.record.get("ratio") if alone else None) or DENSE_BITS / width)
+        """C_Q, as the record of Q alone has it."""
+        variant = run.variants.get(Key("Q", None, None, quantizer, width))
+        if variant is None:
+            return np.nan
+        return float(variant.record.get("ratio") or DENSE_BITS / width)
 
     dense = rows("dense", None, None, None, None)
-    alone = {w: rows("Q", None, None, quantizer, w) for w in sorted({w for _, w in grid})}
-    points = {ratio(w): found for w, found in alone.items() if found is not None}
+    alone = {
+        w: rows("Q", None, None, quantizer, w) for w in sorted({w for _, w in grid}, reverse=True)
+    }
+    points: dict[float, Rows] = {}
+    for width, found in alone.items():
+        if found is not None and points.setdefault(ratio(width), found) is not found:
+            problems.append(
+                f"{quantizer}, seed {run.seed}: {width} bits store as much as another width, "
+                "left out of the quantization curve"
+            )
     if dense is not None:  # the curve's first point: without it C* below 8 bits is censored
         points.setdefault(1.0, dense)
     ratios = np.array(sorted(points))
@@ -211,7 +225,7 @@ def _cell_rows(
         p, q = pruned[sparsity], alone[width]
         if p is not None and q is not None:
             g[:, i] = intensity.performance_gap(p, q)
-        if sparsity in bounds:
+        if sparsity in bounds and np.isfinite(c_q[i]):
             known = bounds[sparsity]
             gap[:, i] = known.value[:, 0] - c_q[i]
             low[:, i], high[:, i] = known.low[:, 0] - c_q[i], known.high[:, 0] - c_q[i]
@@ -275,6 +289,8 @@ def _verdict(sign: int, gap_sign: int) -> str:
         return "not significant"
     if gap_sign == 2:
         return "undecided"
+    if gap_sign == 0:
+        return "no gap"
     return "right" if sign == gap_sign else "wrong"
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from experiments.summary import (
     EQUAL,
     MEASURES,
+    NO_INTERVAL,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
     UNDECIDED,
@@ -31,6 +32,7 @@ TITLES = {
     "log": "in the log measure (M = −NLL)",
     "kl": "in −KL to the dense model (no intervals)",
 }
+WINS = {"P wins": PRUNE_FIRST, "Q wins": QUANTIZE_FIRST, "open": UNDECIDED, "equal": EQUAL}
 ROOMY, WIDE = 110, 142  # columns of console from which more is shown
 WORST = 8  # rows of 'where PIH fails'
 PROBLEMS = 10
@@ -54,8 +56,14 @@ def render(
         f"{summary.failed} failed{several}. A(Q→P) = M(quantize first) − M(prune first): "
         "positive means quantize first. An order wins a cell where A's paired bootstrap "
         f"{summary.level:.0%} interval excludes 0; else the cell is open, or equal where the "
-        "orders never differ. PIH: the stronger method (larger C*) goes last."
+        "orders never differ. PIH: the stronger method (larger C*) goes last; C = dense bits / "
+        "stored bits."
     )
+    for model in summary.at_chance:
+        console.print(
+            f"[bold yellow]{escape(model)} is at chance before it is compressed[/]: which order "
+            "is better cannot be seen on it; it counts in no total."
+        )
     for scale in scales:
         if any(total.scale == scale for total in summary.totals):
             console.print()
@@ -65,8 +73,8 @@ def render(
             "[dim]P wins: prune first is better. tau: Kendall's tau-b of A against C*_P − C_Q (the "
             "trend); its interval leans to 0, because resampling adds noise. PIH right, P "
             "1st, Q 1st: the share of won cells whose winner is foretold by the hypothesis, by "
-            "'always prune first' and by 'always quantize first'; won cells whose gap is too "
-            "uncertain to have a sign count for none of them.[/]"
+            "'always prune first' and by 'always quantize first'; won cells whose gap is exactly "
+            "0, or too uncertain to have a sign, count for none of them.[/]"
         )
     for scale in scales:
         _failures(summary, scale, console)
@@ -88,7 +96,13 @@ def _table(summary: Summary, scale: str, width: int) -> Table:
         pad_edge=False,
         padding=(0, 2 if roomy else 1, 0, 0),
     )
-    names = ["P wins", "Q wins", "open", "equal"]
+    words = WINS
+    present = {who for one in summary.comparisons_on(scale) for who in one.wins}
+    if NO_INTERVAL in present:
+        words = {
+            name: who for name, who in (WINS | {NO_INTERVAL: NO_INTERVAL}).items() if who in present
+        }
+    names = list(words)
     names += ["median A", "largest A (at)"] if wide else []
     names += [r"tau \[interval]" if roomy else "tau", "PIH right", "P 1st", "Q 1st"]
     table.add_column("pruner × quantizer", no_wrap=True, overflow="ellipsis")
@@ -97,7 +111,7 @@ def _table(summary: Summary, scale: str, width: int) -> Table:
 
     def add(name: str, source: Comparison | Total, cells: int, style: str = "") -> None:
         row = [str(cells)] if roomy else []
-        wins = [source.wins.get(who, 0) for who in (PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL)]
+        wins = [source.wins.get(who, 0) for who in words.values()]
         row += [str(count) if count else "·" for count in wins]
         if wide:
             row += _sizes(source) if isinstance(source, Comparison) else ["", ""]
@@ -111,7 +125,10 @@ def _table(summary: Summary, scale: str, width: int) -> Table:
             table.add_row(f"[bold]{escape(model)}[/] [dim]A in {unit}[/]")
             for one in chosen:
                 add(f"  {escape(pair_name(one))}", one, len(one.cells))
-            add("  all", totals[model], totals[model].cells, "bold")
+            if model in totals:
+                add("  all", totals[model], totals[model].cells, "bold")
+            else:
+                table.add_row("  at chance: in no total", style="bold")
             table.add_row("")
     if None in totals:
         add("all models", totals[None], totals[None].cells, "bold")
@@ -147,8 +164,8 @@ def _tau(estimate: Estimate, interval: bool) -> str:
 def _failures(summary: Summary, scale: str, console: Console) -> None:
     wrong = [
         (comparison, cell)
-        for comparison in summary.comparisons
-        if MEASURES[comparison.measure].scale == scale
+        for comparison in summary.comparisons_on(scale)
+        if comparison.model not in summary.at_chance
         for cell in comparison.failures
     ]
     totals = [total for total in summary.totals if total.scale == scale]

@@ -2,8 +2,9 @@
 
 Orientation as in :mod:`perturb.intensity`: A(Q->P) = M(Q then P) - M(P then Q), so A < 0 means
 that pruning first wins; gap = C*_P - C_Q, so gap > 0 means that pruning is the stronger method
-and the hypothesis (PIH) expects A > 0. Numbers are in the unit of the measure; ``None`` is
-"could not be computed", infinities in a gap are a censored side.
+and the hypothesis (PIH) expects A > 0. A ratio C is dense bits / stored bits of the whole model.
+Numbers are in the unit of the measure; ``None`` is "could not be computed", infinities in a gap
+are a censored side.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from statistics import median
 from typing import Any
 
 PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL = "prune first", "quantize first", "open", "equal"
+NO_INTERVAL = "no interval"  # a measure without per-example sums: no winner can be told
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Score:
-    """Sign predictions over the significant cells whose gap has a decided sign."""
+    """Sign predictions over the significant cells whose gap has a decided sign, + or -."""
 
     counted: int
     pih: int
     prune_first: int
     quantize_first: int
     undecided: int  # significant, but the gap's bounds allow both signs: in no denominator
+    no_gap: int = 0  # significant, but the gap is exactly 0, of which PIH says nothing: nor these
 
     def __add__(self, other: Score) -> Score:
-        return Score(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
-
-
-def _values(score: Score) -> tuple[int, ...]:
-    return (
-        score.counted,
-        score.pih,
-        score.prune_first,
-        score.quantize_first,
-        score.undecided,
-    )
+        return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,17 @@ class Cell:
     advantage: float  # A(Q->P)
     low: float | None  # its interval; None for a measure without per-example sums
     high: float | None
-    winner: str  # PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED or EQUAL (A is exactly 0)
+    winner: str  # PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL (A is exactly 0) or NO_INTERVAL
     performance_gap: float | None  # G(P, Q) = M(P alone) - M(Q alone)
     pruner_ratio: float | None  # C*_P; the bound where censored
-    quantizer_ratio: float  # C_Q
+    quantizer_ratio: float | None  # C_Q; None where some seed lacks the quantizer alone
     gap: float | None  # C*_P - C_Q
     gap_low: float
     gap_high: float
     status: str  # "ok", "below", "above", "tie", "mixed" over seeds, "unknown"
-    pih: str  # "right", "wrong", "undecided" for significant cells, else "not significant"
+    # of significant cells "right", "wrong", "undecided" or "no gap", else "not significant", or
+    # NO_INTERVAL
+    pih: str
     seeds: tuple[int, ...]
     advantage_by_seed: tuple[float, ...]
 
@@ -135,7 +130,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Total:
-    """Comparisons pooled: of one model, or (``model`` None) of all models on one scale."""
+    """Comparisons pooled: of one model, or (``model`` None) of all models on one scale.
+
+    Models of ``Summary.at_chance`` have no total and are in none.
+    """
 
     model: str | None
     scale: str
@@ -150,7 +148,11 @@ class Total:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything a study found. ``problems`` says what is missing, failed or was left out."""
+    """Everything a study found. ``problems`` says what is missing, failed or was left out.
+
+    ``at_chance``: models of which a seed's dense model does no better than guessing, so that what
+    an order does to them is noise; ``problems`` gives the numbers.
+    """
 
     study: str
     records: int
@@ -162,16 +164,19 @@ class Summary:
     comparisons: tuple[Comparison, ...]
     totals: tuple[Total, ...]
     problems: tuple[str, ...] = field(default=())
+    at_chance: tuple[str, ...] = field(default=())
 
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(comparison.model for comparison in self.comparisons))
 
+    def comparisons_on(self, scale: str) -> tuple[Comparison, ...]:
+        """The comparisons of all models on one scale ('natural', 'log', 'kl')."""
+        return tuple(c for c in self.comparisons if MEASURES[c.measure].scale == scale)
+
     def select(self, model: str, scale: str) -> tuple[Comparison, ...]:
         """The comparisons of one model on one scale ('natural', 'log', 'kl')."""
-        return tuple(
-            c for c in self.comparisons if c.model == model and MEASURES[c.measure].scale == scale
-        )
+        return tuple(c for c in self.comparisons_on(scale) if c.model == model)
 
     def to_json(self) -> str:
         """Strict JSON, stable from run to run; infinite and undefined numbers are null."""

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.summary import MEASURES, Cell, Comparison, Measure, Summary
+from experiments.summary import MEASURES, NO_INTERVAL, Cell, Comparison, Measure, Summary
 from figures import style
 
 SYMLOG_FROM = 25.0  # largest |A| over its median: beyond, a linear axis hides most cells
@@ -28,7 +28,7 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
     colours = dict(zip(sparsities, style.ramp(len(sparsities)), strict=True))
     every = [cell for c in comparisons for cell in c.cells]
     limit, threshold = _range(every, measure)
-    title = f"{model}: {takeaway(comparisons)}"
+    title = f"{style.name(summary, model)}: {takeaway(comparisons)}"
     subtitle = _subtitle(summary, measure, threshold)
     with style.look():
         figure, placed = style.panels(comparisons, 4.4, 2.6, title, subtitle, share=True)
@@ -55,9 +55,12 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
 
 def takeaway(comparisons: Iterable[Comparison]) -> str:
     """One line from the data: how often the gap's sign is right, against the better baseline."""
+    comparisons = list(comparisons)
     scores = [c.score for c in comparisons]
     counted = sum(s.counted for s in scores)
     if not counted:
+        if all(cell.winner == NO_INTERVAL for c in comparisons for cell in c.cells):
+            return "no intervals in this measure, so no cell has a winner"
         return "no cell shows a significant order effect with a known gap"
     rules = {
         "pruning": sum(s.prune_first for s in scores) / counted,
@@ -76,7 +79,7 @@ def _subtitle(summary: Summary, measure: Measure, threshold: float | None) -> st
     axis = f"; vertical axis linear within ±{threshold:g}, logarithmic beyond" if threshold else ""
     return (
         f"A(Q→P) = M(quantize first) − M(prune first), M = {measure.label}; "
-        f"gap in intensity = C*$_P$ − C$_Q${axis}{seeds}"
+        f"gap in intensity = C*$_P$ − C$_Q$, C = dense bits / stored bits{axis}{seeds}"
     )
 
 

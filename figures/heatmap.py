@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from experiments.summary import (
     EQUAL,
     MEASURES,
+    NO_INTERVAL,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
     UNDECIDED,
@@ -26,7 +27,8 @@ from experiments.summary import (
 from figures import style
 
 ROBUST = 0.8  # quantile of |A| at which the colours saturate: 2-bit cells would own the scale
-LETTER = {PRUNE_FIRST: "P", QUANTIZE_FIRST: "Q", EQUAL: "=", UNDECIDED: ""}
+LETTER = {PRUNE_FIRST: "P", QUANTIZE_FIRST: "Q", EQUAL: "="}
+HATCH = {UNDECIDED: "////", NO_INTERVAL: "...."}  # a strong colour must not pass for a finding
 
 
 def draw(summary: Summary, model: str, scale: str) -> Figure:
@@ -40,7 +42,8 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
     limit = float(np.quantile(sizes, ROBUST)) or max(sizes) or 1.0
     norm = Normalize(-limit, limit)
     width, height = 0.62 * len(bits) + 1.0, 0.40 * len(sparsities) + 0.6
-    title, subtitle = f"{model}: {takeaway(comparisons)}", _subtitle(summary, measure)
+    title = f"{style.name(summary, model)}: {takeaway(comparisons)}"
+    subtitle = _subtitle(summary, measure)
     with style.look():
         figure, placed = style.panels(
             comparisons, max(width, 3.2), max(height, 1.6), title, subtitle
@@ -60,12 +63,16 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
         )
         bar.outline.set_visible(False)
         bar.set_label(f"A(Q→P), {style.unit(measure)}\n← prune first      quantize first →")
+        marks = (
+            f"P, Q: pruning / quantizing first wins (the {summary.level:.0%} interval of A "
+            "excludes 0). Hatched: open. =: both orders give the same answers."
+        )
+        if any(cell.winner == NO_INTERVAL for cell in cells):
+            marks = "Dotted: this measure has no intervals, so no winner can be told."
         style.foot(
             figure,
-            f"P, Q: pruning / quantizing first wins (the {summary.level:.0%} interval of A "
-            "excludes 0). Hatched: open. =: both orders give the same answers.\n"
-            f"Number: A in {style.unit(measure)}. Colours saturate at the {ROBUST:.0%} quantile "
-            "of |A|. Crossed: not measured.",
+            f"{marks}\nNumber: A in {style.unit(measure)}. Colours saturate at the {ROBUST:.0%} "
+            "quantile of |A|. Crossed: not measured.",
         )
     return figure
 
@@ -76,6 +83,8 @@ def takeaway(comparisons: Iterable[Comparison]) -> str:
     for comparison in comparisons:
         wins += comparison.wins
     total, p, q = sum(wins.values()), wins[PRUNE_FIRST], wins[QUANTIZE_FIRST]
+    if wins[NO_INTERVAL] == total:
+        return f"no intervals in this measure, so none of {total} cells has a winner"
     if not p and not q:
         return f"neither order wins any of {total} cells"
     rest = total - p - q
@@ -121,12 +130,12 @@ def _panel(
 
 def _mark(ax: Axes, cell: Cell, x: float, y: float, norm: Normalize, measure: Measure) -> None:
     value = cell.advantage * measure.factor
-    letter = LETTER[cell.winner]
+    letter = LETTER.get(cell.winner, "")
     depth = abs(value) / (norm.vmax or 1.0)
     colour = "white" if depth > 0.75 else style.INK
-    if cell.winner == UNDECIDED:  # a strong colour must not pass for a finding
-        box = Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", lw=0, ec="white")
-        ax.add_patch(box)
+    if cell.winner in HATCH:
+        hatch = HATCH[cell.winner]
+        ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch=hatch, lw=0, ec="white"))
     number = "" if cell.winner == EQUAL else _brief(value)
     if letter:
         own = {PRUNE_FIRST: style.PRUNE_FIRST, QUANTIZE_FIRST: style.QUANTIZE_FIRST}

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from experiments.summary import Comparison, Measure
+from experiments.summary import Comparison, Measure, Summary
 
 PRUNE_FIRST = "#D55E00"
 QUANTIZE_FIRST = "#0072B2"
@@ -118,6 +118,11 @@ def foot(figure: Figure, text: str) -> None:
     """How to read the marks, along the bottom edge."""
     tall = figure.get_figheight()
     figure.text(0.012, 0.10 / tall, text, size=8, color=MUTED, va="bottom", ha="left")
+
+
+def name(summary: Summary, model: str) -> str:
+    """A model as a title says it."""
+    return f"{model} (dense model at chance)" if model in summary.at_chance else model
 
 
 def unit(measure: Measure) -> str:

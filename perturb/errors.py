@@ -195,7 +195,13 @@ def raw_measures(dense: Array, weight: Array, stats: LayerStats) -> Raw:
     """All that :func:`finish` needs of weight [..., out, in] against dense [out, in]; for a jit."""
     dtype = _float(dense, weight, stats.scatter)
     dense, weight, x = dense.astype(dtype), weight.astype(dtype), _inputs(stats, dtype)
-    return Raw(_sizes(*_difference(weight, dense), x), _sizes(*_normal(dense), x))
+    (own, own_e), (change, e) = _normal(dense), _difference(weight, dense)
+    batch = change.shape[:-2]
+    every = jnp.concatenate([own[None], change.reshape(-1, *own.shape)])  # compiled once for both
+    sizes = _sizes(every, jnp.concatenate([own_e[None], e.reshape(-1, 1, 1)]), x)
+    return Raw(
+        jax.tree.map(lambda a: a[1:].reshape(batch), sizes), jax.tree.map(lambda a: a[0], sizes)
+    )
 
 
 _raw_measures = jax.jit(raw_measures)

@@ -6,6 +6,9 @@ that ``f`` is applied first. Orientation, everywhere in this project::
     A(Q->P) = M(Q first, then P) - M(P first, then Q)        > 0: quantize first wins
     gap     = C*_P - C_Q                                     > 0: pruning is the stronger
 
+with C a compression ratio, dense bits / stored bits of the whole model, C_Q that of a quantizer
+and C*_P the one at which quantization alone performs as the pruner does.
+
 The Progressive Intensity Hypothesis (PIH: the stronger method goes last) says that A(Q->P)
 grows with the gap (trend) and has its sign (sign). Source: Kim et al., ICLR 2026, arXiv
 2603.18426; isotonic fit, censoring and intervals are ours. numpy float64, no jax.
@@ -53,8 +56,9 @@ class RatioBounds(NamedTuple):
 class SignAccuracy(NamedTuple):
     """How many of ``counted`` significant cells each rule for the order's sign gets right.
 
-    ``undecided`` significant cells have a gap whose interval contains both signs; they are in
-    no denominator, so that the three rules are scored on the same cells.
+    ``undecided`` significant cells have a gap whose interval contains both signs, and of
+    ``no_gap`` ones the gap is exactly 0, of which PIH says nothing. Both are in no denominator,
+    so that the three rules are scored on the same cells.
     """
 
     counted: int
@@ -62,6 +66,7 @@ class SignAccuracy(NamedTuple):
     prune_first: int
     quantize_first: int
     undecided: int
+    no_gap: int
 
 
 def performance_gap(m_first: Floats | float, m_second: Floats | float) -> Floats:
@@ -289,15 +294,16 @@ def sign_accuracy(sign: np.ndarray, gap_sign: np.ndarray) -> SignAccuracy:
     """Score PIH and the two constant rules on the significant cells.
 
     ``sign [n]`` from :func:`significant_sign` (0 = not significant: not counted), ``gap_sign
-    [n]`` from :func:`gap_signs`. PIH predicts sign(A(Q->P)) = sign(gap), so a gap of exactly 0
-    with a significant A is a miss; 'always prune first' predicts -1, 'always quantize first' +1.
+    [n]`` from :func:`gap_signs`. PIH predicts sign(A(Q->P)) = sign(gap), which is nothing where
+    the gap is exactly 0; 'always prune first' predicts -1, 'always quantize first' +1.
     """
     sign, gap_sign = np.asarray(sign), np.asarray(gap_sign)
-    counted = (sign != 0) & (gap_sign != 2)
+    counted = (sign != 0) & (np.abs(gap_sign) == 1)
     return SignAccuracy(
         int(counted.sum()),
         int((counted & (sign == gap_sign)).sum()),
         int((counted & (sign < 0)).sum()),
         int((counted & (sign > 0)).sum()),
         int(((sign != 0) & (gap_sign == 2)).sum()),
+        int(((sign != 0) & (gap_sign == 0)).sum()),
     )

@@ -64,7 +64,7 @@ def make_record(
         "quantizer": {"name": quantizer} if has_q else None,
         "sparsity": sparsity if has_p else None,
         "bits": bits if has_q else None,
-        "ratio": (1 / (1 - (sparsity or 0)) if has_p else 1.0) * (16 / (bits or 16)),
+        "ratio": 16 / ((1 - (sparsity or 0)) * (bits or 16)),  # dense bits / stored bits
         "status": status,
         "error": None if status == "ok" else "ValueError: made to fail",
         "metrics": metrics,

@@ -12,7 +12,15 @@ from rich.console import Console
 
 from experiments.analysis import render, summarize
 from experiments.records import decode_examples
-from experiments.summary import EQUAL, PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, Estimate, Score
+from experiments.summary import (
+    EQUAL,
+    NO_INTERVAL,
+    PRUNE_FIRST,
+    QUANTIZE_FIRST,
+    UNDECIDED,
+    Estimate,
+    Score,
+)
 from perturb import intensity
 from tests.synthetic import make_record, make_study
 
@@ -133,7 +141,7 @@ def test_equal_orders_are_equal_and_never_significant():
     for comparison in summary.comparisons:
         if comparison.measure != "neg_kl":
             assert comparison.wins == {EQUAL: 30}
-            assert comparison.score == Score(0, 0, 0, 0, 0)
+            assert comparison.score == Score(0, 0, 0, 0, 0, 0)
             assert comparison.tau.value is None
 
 
@@ -161,7 +169,7 @@ def test_totals_add_up():
         for model in summary.models:
             chosen = summary.select(model, scale)
             assert totals[model].cells == sum(len(c.cells) for c in chosen) == 180
-            assert totals[model].score == sum((c.score for c in chosen), Score(0, 0, 0, 0, 0))
+            assert totals[model].score == sum((c.score for c in chosen), Score(0, 0, 0, 0, 0, 0))
             mean = np.mean([c.tau.value for c in chosen])
             assert totals[model].tau.value == pytest.approx(mean)
         assert totals[None].cells == 360
@@ -215,20 +223,21 @@ def test_any_part_of_a_study_can_be_summarised(seed):
     rng = random.Random(seed)
     records = [r for r in make_study(clusters=20) if rng.random() < 0.7]
     for record in rng.sample(records, 40):
-        record |= {"status": "error", "error": "Traceback\n  ...\nValueError: [no] layers"}
+        record |= {"status": "error", "error": "ValueError: [no] layers\n  ...\nat last"}
     records = [r for r in records if r["order"] != "dense" or seed % 2]
     summary = summarize(records, replicates=30)
     assert summary.failed == 40
-    assert any("failed: ValueError: [no] layers" in problem for problem in summary.problems)
+    assert any(problem.endswith("failed: ValueError: [no] layers") for problem in summary.problems)
     ok = {r["cell"] for r in records if r["status"] == "ok"}
     for c in summary.comparisons:
         for cell in c.cells:
             prune, quantize = f"{c.pruner}-{cell.sparsity:g}", f"{c.quantizer}-{cell.bits}"
             for chain in (f"{prune}>{quantize}", f"{quantize}>{prune}"):
                 assert f"{c.model}/s0/{chain}" in ok
-            if f"{c.model}/s0/{prune}" not in ok:
+            assert (cell.quantizer_ratio is None) == (f"{c.model}/s0/{quantize}" not in ok)
+            if not {f"{c.model}/s0/{prune}", f"{c.model}/s0/{quantize}"} <= ok:
                 assert (cell.status, cell.gap) == ("unknown", None)
-                assert cell.pih in ("undecided", "not significant")
+                assert cell.pih in ("undecided", "not significant", NO_INTERVAL)
     render(summary, Console(file=io.StringIO(), width=120))
 
 
@@ -257,6 +266,185 @@ def test_configurations_of_one_name_are_told_apart_by_what_differs():
     assert {c.quantizer for c in summary.comparisons} == {"gptq (per=64)", "gptq (per=row)"}
     assert {c.pruner for c in summary.comparisons} == {"wanda"}
     assert summary.problems == ()
+
+
+def test_a_label_names_every_difference_and_nothing_collides():
+    """A nested setting called as the method's own one, and one that is null against one unset."""
+    settings = [
+        {"name": "gptq", "per": "row", "grid": {"per": "row", "bits": 4}},
+        {"name": "gptq", "per": "row", "grid": {"per": 64, "bits": 4}},
+        {"name": "gptq", "per": 64, "grid": {"per": "row", "bits": 4}},
+        {"name": "gptq", "per": 64, "grid": {"per": "row", "bits": 8}},
+        {"name": "gptq", "per": 64, "grid": {"per": "row", "bits": 8}, "target": None},
+    ]
+    records = []
+    for i, config in enumerate(settings):
+        for r in HAND_MADE:
+            if r["quantizer"]:
+                r = r | {"quantizer": config | {"bits": r["bits"]}, "cell": f"{r['cell']}/{i}"}
+            records.append(r)
+    summary = summarize(records, replicates=9)
+    assert {c.quantizer for c in summary.comparisons} == {
+        f"gptq (grid.bits={bits}, grid.per={inner}, per={own}, target={target})"
+        for bits, inner, own, target in (
+            (4, "row", "row", "unset"),
+            (4, 64, "row", "unset"),
+            (4, "row", 64, "unset"),
+            (8, "row", 64, "unset"),
+            (8, "row", 64, "null"),
+        )
+    }
+    assert {len(c.cells) for c in summary.comparisons} == {6}
+    assert summary.problems == ()
+
+
+def test_a_gap_of_exactly_zero_is_no_prediction():
+    changed = [flat("P", 1.375, sparsity=0.5)]  # as good as 4 bits: C* = 4
+    cells = {r["cell"] for r in changed}
+    found = only(summarize([r for r in HAND_MADE if r["cell"] not in cells] + changed))
+    cell = found.cells[1]
+    assert (cell.sparsity, cell.bits, cell.gap, cell.winner) == (0.5, 4, 0.0, QUANTIZE_FIRST)
+    assert cell.pih == "no gap"
+    assert cell not in found.failures
+    # 0.5/8 and 0.9/4 right, 0.9/8 wrong, 0.9/2 undecided
+    assert found.score == Score(3, 2, 1, 2, undecided=1, no_gap=1)
+    assert (found.score + found.score).no_gap == 2
+
+
+def test_a_measure_without_intervals_has_no_winner_and_is_not_open():
+    summary = summarize(make_study(clusters=20), replicates=20)
+    for comparison in summary.comparisons:
+        if comparison.measure == "neg_kl":
+            assert comparison.wins == {NO_INTERVAL: 30}
+            assert {cell.pih for cell in comparison.cells} == {NO_INTERVAL}
+        else:
+            assert NO_INTERVAL not in comparison.wins
+    out = io.StringIO()
+    render(summary, Console(file=out, width=120), scales=("kl",))
+    table = out.getvalue().split("Which order wins")[1]
+    header = table.splitlines()[1]
+    assert "no interval" in header
+    assert "open" not in header
+    row = next(line.split() for line in table.splitlines() if "wanda × gptq" in line)
+    assert row[3:5] == ["30", "30"]  # cells, no interval
+
+
+def with_data(records, **data):
+    return [r | {"data": r["data"] | data} for r in records]
+
+
+@pytest.mark.parametrize(
+    ("right", "classes", "lost"),
+    [
+        (3, 10, True),
+        (0, 10, True),
+        (9, 10, False),
+        (6, 4, True),
+        (6, 1000, False),
+        (3, None, False),
+    ],
+)
+def test_an_image_model_at_chance_counts_in_no_total(right, classes, lost):
+    """Intervals: 3 of 20 right, about [0, 0.3]; 6, [0.1, 0.5]; 9, [0.25, 0.65]."""
+    correct = np.arange(CLUSTERS) < right
+    images = [
+        make_record(
+            r["order"], sparsity=r["sparsity"], bits=r["bits"], nll=np.full(CLUSTERS, 2.0),
+            correct=correct.astype(int), model="resnet", kind="images",
+        )
+        for r in HAND_MADE
+    ]  # fmt: skip
+    records = [*HAND_MADE, *(with_data(images, classes=classes) if classes else images)]
+    summary = summarize(records, replicates=200)
+    assert summary.at_chance == (("resnet",) if lost else ())
+    assert summary.models == ("llama-docs", "resnet")  # shown all the same
+    totals = {t.model: t.cells for t in summary.totals if t.scale == "log"}
+    out = io.StringIO()
+    render(summary, Console(file=out, width=80))
+    text = " ".join(out.getvalue().split())
+    assert ("resnet is at chance before it is compressed" in text) == lost
+    assert ("at chance: in no total" in text) == lost
+    if lost:
+        assert totals == {"llama-docs": 6, None: 6}
+        assert summary.problems[0].startswith("resnet, seed 0: the dense model is at chance")
+        assert f"guessing one of {classes} gives {1 / classes}" in summary.problems[0]
+    else:
+        assert totals == {"llama-docs": 6, "resnet": 6, None: 12}
+        assert summary.problems == ()
+
+
+def test_a_text_model_at_chance_and_one_seed_of_several():
+    """The dense loss is 1 nat on every token: that of guessing one of e. 2 < e < 3."""
+    for classes, lost in ((2, True), (3, False)):
+        summary = summarize(with_data(HAND_MADE, classes=classes), replicates=20)
+        assert summary.at_chance == (("llama-docs",) if lost else ())
+        assert bool(summary.totals) != lost
+    other = [
+        make_record(r["order"], sparsity=r["sparsity"], bits=r["bits"], seed=1,
+                    nll=np.full(CLUSTERS, 4.0))
+        for r in HAND_MADE
+    ]  # fmt: skip
+    summary = summarize(with_data([*HAND_MADE, *other], classes=40), replicates=20)
+    assert summary.at_chance == ("llama-docs",)
+    (told,) = [p for p in summary.problems if "at chance" in p]
+    assert told.startswith("llama-docs, seed 1: the dense model is at chance (nll 4 [4, 4]")
+
+
+def test_a_wrong_cell_of_a_model_at_chance_is_no_failure_of_pih():
+    out = io.StringIO()
+    render(summarize(with_data(HAND_MADE, classes=2), replicates=20), Console(file=out, width=120))
+    assert "Where PIH fails" not in out.getvalue()
+
+
+def test_records_that_no_mean_may_pool_are_refused():
+    first, *rest = HAND_MADE
+    told = r"differ in policies \(calibrate \"dense\" and unset, norms true and unset\)"
+    with pytest.raises(ValueError, match=told) as caught:
+        summarize([first | {"policies": {"calibrate": "dense", "norms": True}}, *rest])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"differ in data \(hash \"a\" and \"b\"\)"):
+        summarize([*with_data([first], hash="a"), *with_data(rest, hash="b")])
+    other_seed = [r | {"seed": 1, "cell": r["cell"].replace("/s0/", "/s1/")} for r in HAND_MADE]
+    summarize([*with_data(HAND_MADE, weights="a"), *with_data(other_seed, weights="b")])
+    with pytest.raises(ValueError, match="differ in policies"):
+        summarize([*HAND_MADE, *(r | {"policies": {"norms": True}} for r in other_seed)])
+
+
+def test_a_summary_covers_the_cells_it_is_told_to():
+    two = [r | {"seed": 1, "cell": r["cell"].replace("/s0/", "/s1/")} for r in HAND_MADE]
+    other_study = [r | {"study": "other", "cell": f"x{r['cell']}"} for r in HAND_MADE]
+    cells = {r["cell"] for r in HAND_MADE if r["bits"] != 2}
+    covered = summarize([*HAND_MADE, *two, *other_study], cells, replicates=20)
+    alone = summarize([r for r in HAND_MADE if r["bits"] != 2], replicates=20)
+    assert covered == alone
+    assert covered.seeds == (0,)
+    assert len(only(covered).cells) == 4
+    (told,) = summarize(HAND_MADE, {*cells, "llama-docs/s9/dense"}, replicates=20).problems
+    assert told == f"1 of {len(cells) + 1} cells not run yet: llama-docs/s9/dense"
+    with pytest.raises(ValueError, match="got none"):
+        summarize(HAND_MADE, set())
+
+
+def test_ratios_are_those_of_the_records():
+    """Half of the model is not compressed: 8, 4 and 2 bits store 3/4, 5/8 and 9/16 of it."""
+    ratios = {8: 4 / 3, 4: 8 / 5, 2: 16 / 9}
+    honest = [
+        r | {"ratio": ratios[r["bits"]]} if r["order"] == "Q" else r | {"ratio": 7.0}
+        for r in HAND_MADE
+    ]
+    cells = only(summarize(honest, replicates=20)).cells
+    assert [c.quantizer_ratio for c in cells] == [ratios[c.bits] for c in cells]
+    half = (4 / 3 + 8 / 5) / 2  # pruning half is midway between 8 and 4 bits
+    assert [c.pruner_ratio for c in cells[:3]] == pytest.approx([half] * 3)
+    assert [c.gap for c in cells[:3]] == pytest.approx([half - ratios[b] for b in (8, 4, 2)])
+    bare = [{k: v for k, v in r.items() if k != "ratio"} for r in HAND_MADE]
+    assert [c.quantizer_ratio for c in only(summarize(bare, replicates=20)).cells[:3]] == [2, 4, 8]
+    same = [r | {"ratio": 2.0} if r["order"] == "Q" and r["bits"] != 2 else r for r in HAND_MADE]
+    told = "gptq, seed 0: 4 bits store as much as another width, left out of the quantization curve"
+    assert told in summarize(same, replicates=20).problems
+    absent = [r for r in HAND_MADE if not (r["order"] == "Q" and r["bits"] == 4)]
+    cell = only(summarize(absent, replicates=20)).cells[1]
+    assert (cell.quantizer_ratio, cell.pruner_ratio, cell.gap) == (None, None, None)
 
 
 def test_what_cannot_be_compared_is_refused_or_reported():

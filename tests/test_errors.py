@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import GPTQ, RTN, GridSpec, Magnitude, Wanda, chain
+from perturb import GPTQ, RTN, GridSpec, Magnitude, Wanda, chain, errors
 from perturb.errors import cosine, interference, measures, output_error, owned_error, ownership
 from perturb.lift import fresh
 from perturb.types import Layer, LayerStats
@@ -87,6 +87,158 @@ def test_cosine() -> None:
     expected = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
     assert float(cosine(a, b)) == pytest.approx(expected, rel=1e-14)
     np.testing.assert_allclose(cosine(jnp.stack([a, b]), b), [expected, 1], rtol=1e-14)
+
+
+# ------------------------------------------------------------------------- float32, at any scale
+
+
+def moments(x: np.ndarray) -> LayerStats:
+    """What a float32 run keeps of the inputs x [tokens, in]."""
+    mean = x.mean(0)
+    centred = x - mean
+    kept = (centred.T @ centred, np.float64(len(x)), mean)
+    return LayerStats(*(jnp.asarray(a, jnp.float32) for a in kept))
+
+
+def exact(w: np.ndarray, changed: np.ndarray, x: np.ndarray) -> dict[str, float]:
+    """The measures from the tokens themselves, in float64."""
+    w, changed = w.astype(np.float64), changed.astype(np.float64)
+    return reference.layer_measures(w, changed, x.T @ x, len(x))
+
+
+@pytest.mark.parametrize("across", [0.0, 1e-3])
+def test_output_error_does_not_cancel_where_the_inputs_have_a_large_mean(across: float) -> None:
+    rng = np.random.default_rng(0)
+    x = 1000 + rng.normal(size=(4096, 64))
+    mean = x.mean(0)
+    dw = rng.normal(size=(48, 64))
+    dw -= np.outer(dw @ mean, mean) / (mean @ mean)
+    dw = (dw + across * rng.normal(size=(48, 1)) / 8).astype(np.float32)
+    w = np.full(dw.shape, 0.25, np.float32) + dw  # so that w - dw is a float32, too
+    expected = np.mean(np.sum((x @ dw.astype(np.float64).T) ** 2, 1))
+    change = np.mean(np.sum((x @ (w.astype(np.float64) - 0.25).T) ** 2, 1))
+    with jax.enable_x64(False):
+        stats = moments(x)
+        got = float(jax.jit(output_error)(jnp.asarray(dw), stats))
+        measured = measures(jnp.full(dw.shape, 0.25), jnp.asarray(w), stats)
+    assert got == pytest.approx(expected, rel=1e-4)
+    assert measured["out_err"] == pytest.approx(change, rel=1e-4)
+
+
+def test_no_token_is_no_error() -> None:
+    with jax.enable_x64(False):
+        w = jnp.asarray(CASES["random_24x40"][0], jnp.float32)
+        for mean in (None, jnp.zeros(40), jnp.ones(40)):
+            stats = LayerStats(jnp.zeros((40, 40)), jnp.zeros(()), mean)
+            assert float(output_error(w, stats)) == 0
+            got = measures(w, 2 * w, stats)
+            assert got["out_err"] == got["out_rel"] == 0
+            assert got["fro_rel"] == 1
+
+
+@pytest.mark.parametrize("inputs", [1e-10, 1.0, 1e10])
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1.0, 1e20, 1e36])
+def test_every_measure_is_right_at_every_scale(size: float, inputs: float) -> None:
+    rng = np.random.default_rng(1)
+    w = (rng.normal(size=(24, 40)) * size).astype(np.float32)
+    p, q = (np.where(rng.random(w.shape) < 0.5, w, x * w).astype(np.float32) for x in (0, 1.03))
+    x = (rng.normal(size=(300, 40)) + rng.normal(size=40)) * inputs
+    mask = rng.random(w.shape) < 0.5
+    wide = [a.astype(np.float64) for a in (w, p, q)]
+    dp, dq = wide[1] - wide[0], wide[2] - wide[0]
+    owned = np.sum((x**2).mean(0) * np.where(mask, dq, wide[0]) ** 2)
+    with jax.enable_x64(False):
+        stats = moments(x)
+        dense, pruned, quantized = (jnp.asarray(a) for a in (w, p, q))
+        got = measures(dense, jnp.stack([pruned, quantized]), stats)
+        by_owner = errors.value(jax.jit(errors.raw_owned_error)(dense, mask, quantized, stats))
+        angle = float(cosine(*(jnp.asarray(a.astype(np.float32)) for a in (dp, dq))))
+    for i, changed in enumerate((p, q)):
+        for what, expected in exact(w, changed, x).items():
+            assert got[what].dtype == np.float64
+            assert got[what][i] == pytest.approx(expected, rel=3e-6, abs=0), what
+    assert by_owner == pytest.approx(owned, rel=3e-6, abs=0)
+    if size > 1e-38:  # there dp and dq themselves lose digits
+        flat = np.sum(dp * dq) / np.linalg.norm(dp) / np.linalg.norm(dq)
+        assert angle == pytest.approx(flat, rel=1e-5)
+
+
+def test_features_and_weights_of_very_different_size() -> None:
+    """What changes may be 1e-25 of what does not, in the weights and in the inputs."""
+    rng = np.random.default_rng(2)
+    size = np.where(np.arange(16) < 8, 1e10, 1e-10)
+    x = (rng.normal(size=(200, 16)) + 1) * size
+    w = rng.normal(size=(8, 16)).astype(np.float32)
+    w[:, 12:] *= np.float32(1e-25)
+    for cut in (slice(8, 16), slice(12, 16), slice(15, 16)):  # the large features stay
+        changed = w.copy()
+        changed[:, cut] = 0
+        with jax.enable_x64(False):
+            got = measures(jnp.asarray(w), jnp.asarray(changed), moments(x))
+        for what, expected in exact(w, changed, x).items():
+            assert got[what] == pytest.approx(expected, rel=3e-6, abs=0), what
+
+
+def test_one_jitted_call_and_one_host_call_are_the_measures() -> None:
+    w, gram, count = CASES["random_24x40"]
+    stats, weight = stats_of(gram, count), jnp.stack([jnp.asarray(w) * s for s in (0.5, 0.9)])
+    raw = jax.jit(errors.raw_measures)(jnp.asarray(w), weight, stats)
+    expected = measures(jnp.asarray(w), weight, stats)
+    for what, value in errors.finish(jax.device_get(raw)).items():
+        np.testing.assert_array_equal(value, expected[what])
+    sizes = errors.value(raw.dense)
+    assert sizes.fro == pytest.approx(np.linalg.norm(w), rel=1e-14)
+    assert sizes.spec == pytest.approx(np.linalg.norm(w, 2), rel=1e-9)
+    assert sizes.out == pytest.approx(reference.output_error(w, gram, count), rel=1e-12)
+
+
+def test_spectral_norm_keeps_its_bound_where_it_is_hardest() -> None:
+    """Nearly flat and two close values, in a basis that no column of the power prefers."""
+    n = 64
+    bound = math.log(n) / 2 ** (errors.SQUARINGS + 1)
+    basis = np.ones((1, 1))
+    while len(basis) < n:
+        basis = np.block([[basis, basis], [basis, -basis]])
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    with jax.enable_x64(False):
+        norm = jax.jit(errors.spectral_norm)
+        for gap in np.array([0, 0.2, 0.5, 0.8, 1.2, 3]) / 2**errors.SQUARINGS:
+            flat = np.where(np.arange(n) == 0, 1, 1 - gap)
+            two = np.where(np.arange(n) < 2, flat, rng.random(n) / 2)
+            for values in (flat, two):
+                w = ((basis * values) @ basis.T / n).astype(np.float32)
+                short = 1 - float(norm(jnp.asarray(w))) / np.linalg.norm(w.astype(np.float64), 2)
+                assert -1e-6 < short < bound + 1e-6
+                worst = max(worst, short)
+    assert worst > bound / 6  # these are hard: the bound is not an idle one
+
+
+@pytest.mark.parametrize("size", [3e-39, 1e-38, 1e-20, 1e20, 1e37])
+def test_spectral_norm_of_small_and_large_matrices(size: float) -> None:
+    w = (np.random.default_rng(0).normal(size=(20, 12)) * size).astype(np.float32)
+    expected = np.linalg.norm(w.astype(np.float64), 2)
+    with jax.enable_x64(False):
+        assert float(errors.spectral_norm(jnp.asarray(w))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_not_finite_is_named() -> None:
+    w, gram, count = CASES["random_24x40"]
+    stats, dense = stats_of(gram, count), jnp.asarray(w)
+    assert errors.not_finite(measures(dense, dense, stats)) == []  # an infinite SNR is one
+    assert errors.not_finite(measures(jnp.zeros_like(dense), dense, stats)) == [
+        "fro_rel", "spec_rel", "out_rel",
+    ]  # fmt: skip
+    for broken in (np.nan, np.inf, -np.inf):
+        weight = jnp.stack([dense, dense.at[3, 5].set(broken)])
+        named = errors.not_finite(measures(dense, weight, stats))
+        assert {"fro", "fro_rel", "spec", "spec_rel", "out_err", "out_rel"} <= set(named)
+    assert errors.not_finite({"snr_db": -np.inf, "energy": np.inf, "norm": 1.0, "x": None}) == [
+        "energy"
+    ]
+    assert errors.not_finite({"snr_db": np.nan, "cosine": np.array([0.0, np.nan])}) == [
+        "snr_db", "cosine",
+    ]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------- ownership

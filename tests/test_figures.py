@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 import figures
 from experiments.analysis import summarize
 from experiments.records import RecordLog
-from experiments.summary import EQUAL, PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED
+from experiments.summary import EQUAL, NO_INTERVAL, PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED
 from figures import advantage, heatmap, style
 from figures.__main__ import main
 from figures.manifest import DRAWINGS, jobs
@@ -98,8 +98,11 @@ def test_heatmap_marks_every_cell_with_its_winner(model, scale):
         assert marks.count("P") == wins[PRUNE_FIRST]
         assert marks.count("Q") == wins[QUANTIZE_FIRST]
         assert marks.count("=") == wins[EQUAL]
-        hatched = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_hatch()]
-        assert len(hatched) == wins[UNDECIDED]
+        hatches = [p.get_hatch() for p in ax.patches if isinstance(p, Rectangle)]
+        assert hatches.count("////") == wins[UNDECIDED]
+        assert hatches.count("....") == wins[NO_INTERVAL] == (30 if scale == "kl" else 0)
+        told = " ".join(text.get_text() for text in figure.texts)
+        assert ("no intervals" in told) == (scale == "kl")
         norm = ax.collections[0].norm
         assert norm.vmin == -norm.vmax  # centred: white is zero
 
@@ -152,8 +155,19 @@ def test_titles_come_from_the_data():
     leader = "pruning" if p > q else "quantizing"
     assert heatmap.takeaway(chosen).startswith(f"{leader} first wins {max(p, q)} of 120 cells")
     nothing = SUMMARY.select(TEXT, "kl")  # no intervals, so no winners
-    assert heatmap.takeaway(nothing) == "neither order wins any of 120 cells"
-    assert advantage.takeaway(nothing).startswith("no cell shows")
+    none = "no intervals in this measure, so"
+    assert heatmap.takeaway(nothing) == f"{none} none of 120 cells has a winner"
+    assert advantage.takeaway(nothing) == f"{none} no cell has a winner"
+
+
+def test_figures_say_what_a_ratio_is_and_which_model_is_at_chance():
+    told = [t.get_text() for t in advantage.draw(SUMMARY, TEXT, "log").texts]
+    assert any("C = dense bits / stored bits" in text for text in told)
+    lost = dataclasses.replace(SUMMARY, at_chance=(TEXT,))
+    for drawing in DRAWINGS.values():
+        for summary, chance in ((SUMMARY, False), (lost, True)):
+            titles = [t.get_text() for t in drawing.draw(summary, TEXT, "log").texts]
+            assert any("dense model at chance" in " ".join(t.split()) for t in titles) == chance
 
 
 def test_missing_cells_and_unknown_gaps_are_drawn_as_such():
