@@ -18,7 +18,7 @@ from perturb.quantize.joint import Joint
 from perturb.quantize.rtn import RTN
 from perturb.score import Scores, score
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 turn_off_broken_fusion()
 

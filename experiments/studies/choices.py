@@ -1,9 +1,9 @@
 """How much do the choices decide that a comparison of orders usually leaves unsaid?
 
-Tie rules of magnitude pruning after quantization (by index, random, by the dense weight),
-reference-aware selection, and what SparseGPT does to a grid it is handed: every survivor rounded
-to it ("snap"), or off it ("release", whose Q->P result is no longer quantized: compare it
-knowing that). The study "protocols" has "refit" too, on more models and more bits.
+Tie rules of magnitude pruning after quantization (random, by index, by the dense weight),
+reference-aware selection, and what SparseGPT does to a grid it is handed: round again, by the
+quantizer that laid it ("refit"), round every survivor to it ("snap"), or leave it ("release",
+whose Q->P result is no longer quantized: compare it knowing that).
 
 Run:      python -m experiments run choices
 Takes:    a few minutes on 2 CPU cores with the models cached
@@ -20,9 +20,10 @@ STUDY = Study(
     models=("resnet-digits", "llama-docs"),
     pruners=(
         Magnitude,
-        partial(Magnitude, tie="random"),
+        partial(Magnitude, tie="index"),
         partial(Magnitude, tie="dense"),
         partial(Magnitude, target="dense"),
+        SparseGPT,
         partial(SparseGPT, on_grid="snap"),
         partial(SparseGPT, on_grid="release"),
     ),

@@ -1,8 +1,10 @@
 """What pruning a quantized model means decides which order wins: three protocols for SparseGPT.
 
-After a quantizer the survivors' compensation leaves the grid. "refit": a new grid is fitted to
-them and they are rounded to it; "snap": they are rounded to the grid they came with; "release":
-they stay off it, as published, and the Q->P result is no longer quantized.
+After a quantizer, compensation moves the survivors off their grid. "refit": they are rounded again
+by the quantizer that laid it, onto a new grid where they have outgrown the old; "snap": they are
+rounded to the grid they came with, and clipped where it ends; "release": they stay off it, as
+published, and the Q->P result is no longer quantized. 12 bits are the control: rounding hardly
+changes a weight there, so what is left of A is the protocol's.
 
 Run:      python -m experiments run protocols
 Takes:    some minutes on 2 CPU cores with the models cached
@@ -15,7 +17,7 @@ from perturb import GPTQ, RTN, SparseGPT
 
 STUDY = Study(
     name="protocols",
-    description="SparseGPT after a quantizer: on a new grid, on the grid it got, or off it",
+    description="SparseGPT after a quantizer: rounded again, on the grid it came with, or off it",
     models=("resnet-digits", "vit-digits", "llama-docs"),
     pruners=tuple(partial(SparseGPT, on_grid=rule) for rule in ("refit", "snap", "release")),
     sparsities=(0.3, 0.5, 0.7),
