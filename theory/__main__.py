@@ -261,7 +261,8 @@ def run(argv: list[str]) -> int:
     out: Path = arguments.out
     written, folders = COMMANDS[arguments.command]
     if written:
-        for folder in (out, *(out / name for name in folders)):
+        drawn = () if arguments.no_figures else folders
+        for folder in (out, *(out / name for name in drawn)):
             cli.check_folder("--out", folder)
         for name in written if out.is_dir() else ():
             cli.check_file("--out", out / name)
