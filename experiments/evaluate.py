@@ -48,7 +48,7 @@ class Parameters(NamedTuple):
     """What of a model differs between its compressed versions."""
 
     weights: Mapping[str, Array]  # matrices [out, in], by layer
-    norms: Mapping[str, Any]  # running mean and variance by BatchNorm; none: the dense model's
+    norms: dict[str, Any]  # running mean and variance by BatchNorm; none: the dense model's
 
 
 def _merged(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> Any:

@@ -22,7 +22,7 @@ from experiments import studies
 from experiments.models.presets import PRESETS
 from perturb import sources
 from perturb.cli import MAX_SEED
-from perturb.lift import CALIBRATE, Calibrate
+from perturb.lift import CALIBRATE, Calibrate, Norms, Zeros
 from perturb.masks import NofM
 from perturb.registry import LEAVES, NORMS, ZEROS, known_number
 
@@ -54,8 +54,8 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     calibrate: Calibrate = "recalibrate"
     exclude: tuple[str, ...] = ()
-    norms: str = "reestimate"
-    zeros: str = "free"
+    norms: Norms = "reestimate"
+    zeros: Zeros = "free"
 
     def __post_init__(self) -> None:
         name = self.name

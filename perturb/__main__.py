@@ -234,10 +234,14 @@ def _model_table(scores: Scores) -> Table:
     table = _grid("whole model", *heads, gap=2)
     for title, field in (("KL to the dense, nats", "kl"), ("logit MSE", "logit_mse")):
         values = {v: getattr(scores.outputs[v], field) for v in shown}
+        if any(map(math.isnan, values.values())):
+            continue  # a single output has no distribution
         row = [f"{x:.3g}" for x in values.values()]
         if both:
             row += [f"{values['PQ'] - values['QP']:+.2g}", ARROWS[_smaller(values)]]
         table.add_row(title, *row)
+    ratios = [f"{scores.storage[v].ratio:.3g}" for v in shown]
+    table.add_row("dense / stored bits", *ratios, *([""] * 2 if both else []))
     return table
 
 
@@ -247,24 +251,36 @@ def _smaller(values: dict[str, float]) -> str:
     return "PQ" if values["PQ"] < values["QP"] else "QP"
 
 
+def _distances(scores: Scores) -> tuple[str, str, dict[str, float]]:
+    """How far each variant's outputs are from the dense model's: what, in which unit, numbers."""
+    kl = {v: x.kl for v, x in scores.outputs.items()}
+    if any(map(math.isnan, kl.values())):
+        return (
+            "mean squared error of the output",
+            "",
+            {v: x.logit_mse for v, x in scores.outputs.items()},
+        )
+    return "KL to the dense one", " nats", kl
+
+
 def words(scores: Scores) -> tuple[str, str]:
     """What the numbers say, in two sentences made from them: about layers, about the model."""
-    total, outputs = scores.total, scores.outputs
-    kl = {v: x.kl for v, x in outputs.items()}
-    stronger = "pruning" if kl["P"] > kl["Q"] else "quantizing"
+    total = scores.total
+    what, unit, d = _distances(scores)
+    stronger = "pruning" if d["P"] > d["Q"] else "quantizing" if d["P"] < d["Q"] else "neither"
     if total.order is None:
-        v = next(v for v in kl if len(v) == 2)
+        v = next(v for v in d if len(v) == 2)
         summed = total["P"].out_rel + total["Q"].out_rel
         return (
             f"Layers: {ARROWS[v]} leaves an error of {_percent(total[v].out_rel)} % of the layers' "
             f"output energy; the errors of P and Q alone add up to {_percent(summed)} %.",
-            f"Model: KL to the dense one is {kl[v]:.3g} nats after {ARROWS[v]}, {kl['P']:.3g} "
-            f"after P and {kl['Q']:.3g} after Q alone: {stronger} perturbs it more.",
+            f"Model: {what} is {d[v]:.3g}{unit} after {ARROWS[v]}, {d['P']:.3g} "
+            f"after P and {d['Q']:.3g} after Q alone: {stronger} perturbs it more.",
         )
     effect, count = total.order, len(scores.layers)
     wins = [x.order.prefers for x in scores.layers if x.order is not None]
     sides = {"PQ": "prune first", "QP": "quantize first", "equal": "neither order"}
-    by_total, by_model = effect.prefers, _smaller(kl)
+    by_total, by_model = effect.prefers, _smaller(d)
     energy = total.energy or 1.0
     layers = (
         f"Layers: {wins.count('PQ')} of {count} prefer to prune first, {wins.count('QP')} to "
@@ -281,11 +297,17 @@ def words(scores: Scores) -> tuple[str, str]:
     verdict = {expected: "as it is here", "equal": "and here they tie"}.get(
         by_model, "but here it is the other way round"
     )
+    if stronger == "neither":
+        alone = "Alone, both perturb it equally: the intensity hypothesis expects nothing."
+    else:
+        alone = (
+            f"Alone, {stronger} perturbs it more ({max(d['P'], d['Q']):.3g} against "
+            f"{min(d['P'], d['Q']):.3g}), so the intensity hypothesis expects "
+            f"{ARROWS[expected]}, {verdict}."
+        )
     model = (
-        f"Model: KL to the dense one is {kl['PQ']:.3g} nats after P→Q, {kl['QP']:.3g} after Q→P: "
-        f"{sides[by_model]} is better, which {agrees}. Alone, {stronger} perturbs it more "
-        f"({max(kl['P'], kl['Q']):.3g} against {min(kl['P'], kl['Q']):.3g}), so the intensity "
-        f"hypothesis expects {ARROWS[expected]}, {verdict}. One pair, no error bar: "
+        f"Model: {what} is {d['PQ']:.3g}{unit} after P→Q, {d['QP']:.3g} after Q→P: "
+        f"{sides[by_model]} is better, which {agrees}. {alone} One pair, no error bar: "
         "python -m experiments compares many."
     )
     return layers, model
@@ -301,12 +323,13 @@ def render(scores: Scores, title: str, console: Console) -> None:
     del pruned["Q"]
     same = len(set(pruned.values())) == 1
     sparsity = pruned["P"] if same else ", ".join(f"{p} {v}" for v, p in pruned.items())
-    alone = f", {len(scores.skipped)} left alone" if scores.skipped else ""
+    policies = {"calibrate": scores.calibrate, "norms": scores.norms, "zeros": scores.zeros}
     say(title, "bold")
     say(
-        f"{scores.total.size:,} weights in {len(scores.layers)} layers{alone}; "
-        f"{sparsity} pruned; calibrate={scores.calibrate}\n"
+        f"{scores.total.size:,} weights in {len(scores.layers)} layers, {sparsity} pruned; "
+        + ", ".join(f"{k}={v}" for k, v in policies.items())
     )
+    say(f"{scores.coverage.describe()}\n")
     console.print(_layer_table(scores, console.width))
     legend = (
         "\nerr: E|dW x|² / E|W x|²; SNR: |W|² / |dW|² in dB; cos: between dW of P and of Q alone"
@@ -362,16 +385,6 @@ def run(argv: list[str]) -> None:
     model, calibration, forward, token_weights = sources.load(
         arguments.model, loader, arguments.seed, arguments.exclude
     )
-    # what is not asked for is left to the defaults of score
-    asked: dict[str, Any] = {
-        name: value
-        for name, value, usual in (
-            ("norms", arguments.norms, NORMS[0]),
-            ("zeros", arguments.zeros, ZEROS[0]),
-            ("token_weights", token_weights, None),
-        )
-        if value != usual
-    }
     title = f"{arguments.model}: P = {arguments.prune}, Q = {arguments.quantize}"
     console = Console(stderr=True, emoji=False)
     with console.status(Text(f"measuring {title}")), sources.printing_to_stderr():
@@ -386,7 +399,9 @@ def run(argv: list[str]) -> None:
                 key=arguments.seed,
                 exclude=arguments.exclude,
                 forward=forward,
-                **asked,
+                norms=arguments.norms,
+                zeros=arguments.zeros,
+                token_weights=token_weights,
             )
         except ValueError as error:
             raise BadInput(f"MODEL {arguments.model}: {error}") from error

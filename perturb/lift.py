@@ -300,7 +300,7 @@ def compress(
     reestimates = norms == "reestimate" and batches is not None and bool(modules.norms_of(model))
     if reestimates:
         modules.set_norms(current, modules.reestimate(current, batches, forward=forward))
-    listen = {"forward": forward, "token_weights": token_weights}
+    listen: dict[str, Any] = {"forward": forward, "token_weights": token_weights}
     dense_stats = None
     if calibrate == "dense" and method.needs_stats:
         dense_stats = modules.capture(current, specs, batches, **listen)

@@ -268,7 +268,7 @@ def _sweep(
 
 
 def _fit_groups(spec: SweepSpec, w: Array, start: Array, lattice: Lattice) -> Lattice:
-    """The lattice with the groups fitted that start in the block at ``start``; w [reach, V, out]."""
+    """The lattice, groups that start in the block at ``start`` fitted to w [reach, V, out]."""
     assert spec.fit_groups is not None
     assert isinstance(spec.fit_groups.per, int)
     per, groups = spec.fit_groups.per, lattice.scale.shape[0]

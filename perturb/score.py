@@ -223,7 +223,8 @@ def score(
     """Measure P alone, Q alone, P -> Q and Q -> P on one model.
 
     The variants are those of :func:`perturb.compress`, of which ``calibrate``, ``norms``,
-    ``zeros``, ``key``, ``exclude``, ``forward`` and ``token_weights`` are arguments; P and Q alone are computed once and continued.
+    ``zeros``, ``key``, ``exclude``, ``forward`` and ``token_weights`` are arguments; P and Q alone
+    are computed once and continued.
     calibration: a batch of model inputs or a list of them, on which inputs are measured and
     outputs ``forward(model, batch)`` (logits [..., classes]) compared.
     order: "both", or the one order to run. performance: M of a model, higher is better, and
@@ -304,8 +305,8 @@ def score(
             modules.set_norms(compressed, statistics)
             tried[v] = performance(compressed)
         whole = _intensity(tried, storage["Q"].ratio, curve)
-    told = tuple(dict.fromkeys(notes))
-    for note in told:
+    notes = list(dict.fromkeys(notes))
+    for note in notes:
         warnings.warn(note, stacklevel=2)
     return Scores(
         model=type(model).__name__,
@@ -322,7 +323,7 @@ def score(
         skipped=skipped,
         storage=storage,
         coverage=coverage,
-        notes=told,
+        notes=tuple(notes),
     )
 
 
@@ -330,8 +331,8 @@ def _refuse_not_finite(layers: Sequence[LayerScore]) -> None:
     """A measure that is not finite decides nothing, least of all which order is better."""
     for layer in layers:
         own = {"norm": layer.norm, "spectral": layer.spectral, "energy": layer.energy}
-        for variant, measured in (("dense", own), *layer.variants.items()):
-            values = measured if isinstance(measured, dict) else asdict(measured)
+        told = {v: asdict(x) for v, x in layer.variants.items()}
+        for variant, values in ({"dense": own} | told).items():
             wrong = errors.not_finite(values)
             if wrong:
                 where = "the total" if layer.name == "total" else f"layer {layer.name}"
@@ -352,8 +353,11 @@ def _check_roles(pruner: Any, quantizer: Any) -> None:
             raise ValueError(f"{name} is no {role}: a {role} has {mine} and no {other}")
 
 
-def _runner(model: Any, specs: Any, forward: modules.Forward) -> Callable[[Any, Any], Any]:
-    """The model's outputs as a compiled function of its matrices and a batch."""
+Run = Callable[[Any, Any, Any], Any]
+
+
+def _runner(model: Any, specs: Any, forward: modules.Forward) -> Run:
+    """The model's outputs as a compiled function of its matrices, norm statistics and a batch."""
 
     @jax.jit
     def run(weights: Any, norms: Any, batch: Any) -> Any:
@@ -484,7 +488,7 @@ def _distance(dense: Array, other: Array) -> tuple[Array, Array]:
 
 
 def _compare_outputs(
-    run: Callable[[Any, Any], Any], dense: Any, models: Mapping[str, Any], batches: Sequence[Any]
+    run: Run, dense: Any, models: Mapping[str, tuple[Any, Any]], batches: Sequence[Any]
 ) -> dict[str, Outputs]:
     sums = {v: np.zeros(2) for v in models}
     entries = predictions = classes = 0
@@ -493,8 +497,8 @@ def _compare_outputs(
         classes = logits.shape[-1]
         entries += logits.size
         predictions += logits.size // classes
-        for v, parameters in models.items():
-            sums[v] += np.asarray(_distance(logits, run(*parameters, batch)), np.float64)
+        for v, (weights, norms) in models.items():
+            sums[v] += np.asarray(_distance(logits, run(weights, norms, batch)), np.float64)
     return {
         v: Outputs(float(mse / entries), float(kl / predictions) if classes > 1 else math.nan)
         for v, (mse, kl) in sums.items()

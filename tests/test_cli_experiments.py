@@ -251,7 +251,7 @@ PRUNERS = st.one_of(
         SparseGPT,
         tie=_ties,
         target=_targets,
-        on_grid=st.sampled_from(("snap", "release")),
+        on_grid=st.sampled_from(("refit", "snap", "release")),
         damp=_damps,
         block=_blocks,
     ),

@@ -375,7 +375,11 @@ def test_policies_and_token_weights_reach_the_score(capsys, monkeypatch):
     assert (asked[0]["norms"], asked[0]["zeros"]) == ("keep", "keep")
     assert asked[0]["token_weights"](np.zeros((3, 2))).shape == (3,)
     # the defaults are score's own
-    assert not {"norms", "zeros", "token_weights"} & asked[1].keys()
+    assert [asked[1][k] for k in ("norms", "zeros", "token_weights")] == [
+        "reestimate",
+        "free",
+        None,
+    ]
     signature = inspect.signature(score).parameters
     assert signature["norms"].default == NORMS[0] if "norms" in signature else True
     assert signature["zeros"].default == ZEROS[0] if "zeros" in signature else True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from perturb.grid import GridSpec, fit_grid, relaid
@@ -53,7 +55,7 @@ class Joint:
         assert stats is not None
         assert self.sparsity is not None
         w = jnp.where(layer.mask, layer.weight, 0)
-        selection = {
+        selection: dict[str, Any] = {
             "select": self.scope,
             "sparsity": self.sparsity,
             "tie": tie_key(self.tie, layer, key),

@@ -19,7 +19,8 @@ class RTN:
     bits: 2..16; grid: how the scale is fitted (:class:`perturb.grid.GridSpec`).
     scale_source: fit the scale to the "current" weights (after pruning: to the survivors) or to
     the "dense" ones; ``on_grid`` says what happens where the current weights lie beyond the dense
-    range: "refit" lays those groups anew, "snap" clips. mask: "enforce" keeps pruned weights at 0; "free" lets the grid decide
+    range: "refit" lays those groups anew, "snap" clips.
+    mask: "enforce" keeps pruned weights at 0; "free" lets the grid decide
     (rounding 0 gives 0, so for RTN the two differ only with target="dense").
     target="dense" rounds the dense weights instead of the current ones.
     """
