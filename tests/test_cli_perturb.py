@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
 import os
@@ -34,7 +33,6 @@ from perturb import (
 )
 from perturb import __main__ as door
 from perturb.__main__ import main, words
-from perturb.registry import NORMS, ZEROS
 from perturb.score import score
 from perturb.sources import GROUP
 
@@ -153,7 +151,8 @@ CSV, JSON = ("--format", "csv"), ("--format", "json")
 def out(capsys, *argv: str) -> str:
     assert main([*argv]) == 0
     captured = capsys.readouterr()
-    assert not captured.err
+    # of a small model, biases and an excluded layer are more than a tenth: that is told
+    assert all(line.startswith("warning: only ") for line in captured.err.splitlines())
     return captured.out
 
 
@@ -251,7 +250,7 @@ BAD = {
     ),
     "setting": (("mine.py:load", *methods("wanda:0.5,tye=index")), "no setting"),
     "N:M": (("mine.py:load", *methods("wanda:4:2")), "0 < N < M"),
-    "group": (("mine.py:load", *methods(quantize="rtn:4,per=5")), "does not divide its 16"),
+    "group": (("mine.py:load", *methods(quantize="rtn:4,per=5")), "group size 5 does not divide their inputs: first (16)"),
     "order": (("mine.py:load", *METHODS, "--order", "qpq"), "invalid choice: 'qpq'"),
     "format": (("mine.py:load", *METHODS, "--format", "xml"), "invalid choice: 'xml'"),
     "calibrate": (("mine.py:load", *METHODS, "--calibrate", "no"), "invalid choice: 'no'"),
@@ -301,7 +300,7 @@ BAD = {
     "needs": (("mine.py:needs", *METHODS), "missing 1 required positional argument: 'x'\n"),
     "exits": (("mine.py:leaves", *METHODS), "SystemExit: no data (mine.py, line"),
     "exits with a code": (("mine.py:leaves_with_code", *METHODS), "SystemExit: 3 (mine.py, line"),
-    "later shape": (("mine.py:later_shape", *METHODS), "calibration batch 1, of shape (4, 5)"),
+    "later shape": (("mine.py:later_shape", *METHODS), "calibration batch 1: the model cannot be run on a calibration batch of shape (4, 5)"),
     "no batches": (("mine.py:no_batches", *METHODS), "must be a list of model inputs, got int"),
     "generator": (("mine.py:bad_generator", *METHODS), "OSError: disk gone (mine.py, line"),
     "forward": (("mine.py:no_forward", *METHODS), "its forward must be a function"),
@@ -366,8 +365,7 @@ def test_policies_and_token_weights_reach_the_score(capsys, monkeypatch):
 
     def recorded(*args, **kwargs):
         asked.append(kwargs)
-        new = ("norms", "zeros", "token_weights")
-        return score(*args, **{k: v for k, v in kwargs.items() if k not in new})
+        return score(*args, **kwargs)
 
     monkeypatch.setattr(door, "score", recorded)
     out(capsys, "mine.py:weighted", *METHODS, "--norms", "keep", "--zeros", "keep", *CSV)
@@ -380,9 +378,6 @@ def test_policies_and_token_weights_reach_the_score(capsys, monkeypatch):
         "free",
         None,
     ]
-    signature = inspect.signature(score).parameters
-    assert signature["norms"].default == NORMS[0] if "norms" in signature else True
-    assert signature["zeros"].default == ZEROS[0] if "zeros" in signature else True
 
 
 @pytest.mark.parametrize(
