@@ -236,6 +236,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 console.print(_quality(trained))
                 progress.update(bar, description=f"{model} s{seed}")
                 run = Run(study, trained, log, done, clock, partial(progress.advance, bar))
+                console.print(run.coverage.describe(), markup=False)
                 run_model(run, partial(_alone, console, path, study, model, seed))
     records = _of(path, mine)
     _report(records, folder, console)

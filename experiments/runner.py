@@ -110,7 +110,7 @@ class Run:
         ]
         self.dense = {n: fresh(w, self.study.zeros) for n, w in weights.items()}
         self.weights = weights
-        self.parameters = modules.coverage(self.model, self.specs, self.skipped).parameters
+        self.coverage = modules.coverage(self.model, self.specs, self.skipped)
         self.key = jax.random.key(self.trained.seed)
         with self.clock.phase("evaluate"):
             self.evaluator = Evaluator(
@@ -360,7 +360,7 @@ class Run:
         weights = sum(w.size for w in self.weights.values())
         kept = {n: int(m["kept"]) for n, m in layers.items()}
         bits = sum(kept[n] * int(m["bits"]) for n, m in layers.items())
-        return Storage(self.parameters, weights, sum(kept.values()), float(bits))
+        return Storage(self.coverage.parameters, weights, sum(kept.values()), float(bits))
 
     def _total(self, layers: Mapping[str, Mapping[str, Any]], what: str) -> float:
         sizes = {n: self.weights[n].size for n in layers}
