@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from experiments.analysis import summarize
 from experiments.records import Record, latest, load
@@ -31,7 +32,10 @@ ROOT = Path(__file__).parents[1]
 TITLES = {"natural": "accuracy / −perplexity", "log": "−NLL"}
 README = ROOT / "README.md"
 THEORY, MODELS = (ROOT / "figures" / "records" / f"theory{x}.json.gz" for x in ("", "-models"))
-RECORDS = ROOT / "figures" / "records" / "embedded.jsonl.gz"
+STORED = ROOT / "figures" / "records"
+RECORDS = STORED / "embedded.jsonl.gz"
+BEFORE = STORED / "embedded-0.1.0.json"  # wins and scores of the embedded study by version 0.1.0
+SHOWN_SPARSITY = 0.7  # of the table of protocols: where they differ most
 
 
 def _share(part: int, whole: int) -> str:
@@ -61,7 +65,12 @@ def _models(records: list[Record]) -> list[str]:
         m = r["metrics"]
         images = "accuracy" in m
         good = f"accuracy {m['accuracy']:.1%}" if images else f"perplexity {m['perplexity']:.3f}"
-        lines.append(f"{r['model']} (dense: {good} on {r['data']['test_examples']} test examples)")
+        stored = r["storage"]
+        share = stored["weights"] / stored["parameters"]
+        lines.append(
+            f"{r['model']} (dense: {good} on {r['data']['test_examples']} test examples; "
+            f"{share:.1%} of its parameters are compressed)"
+        )
     return lines
 
 
@@ -86,7 +95,8 @@ def findings() -> str:
     lines = [
         f"{summary.ok} compressed models measured, {summary.failed} failed, seeds "
         f"{', '.join(map(str, summary.seeds))}, calibration "
-        f"`{records[0]['policies']['calibrate']}`, on {records[0]['device']}, jax "
+        f"`{records[0]['policies']['calibrate']}`, BatchNorms "
+        f"`{records[0]['policies']['norms']}`, on {records[0]['device']}, jax "
         f"{records[0]['versions']['jax']}: " + "; ".join(_models(records)) + ".",
         "",
     ]
@@ -126,6 +136,109 @@ def findings() -> str:
     return "\n".join(lines)
 
 
+def _study(name: str) -> list[Record]:
+    return list(latest(load(STORED / f"{name}.jsonl.gz")).values())
+
+
+def protocols() -> str:
+    """What the choices behind a comparison do to its verdicts, as Markdown."""
+    embedded, snap = summarize(_study("embedded")), summarize(_study("snap"))
+    before = json.loads(BEFORE.read_text())
+    lines = [*_protocol_table(), "", *_verdict_table(embedded, snap, before), ""]
+    return "\n".join([*lines, *_norms_table()])
+
+
+def _protocol_table() -> list[str]:
+    """A of SparseGPT by protocol, at one sparsity."""
+    summary = summarize(_study("protocols"))
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    columns = [f"{q}, {rule}" for q in ("rtn", "gptq") for rule in ("refit", "snap", "release")]
+    largest = dict.fromkeys(("refit", "snap", "release"), 0.0)
+    for c in summary.comparisons:
+        if MEASURES[c.measure].scale != "log":
+            continue
+        rule = next(r for r in largest if f"on_grid={r}" in c.pruner)
+        for cell in c.cells:
+            if cell.bits == 12:
+                largest[rule] = max(largest[rule], abs(cell.advantage))
+            if cell.sparsity == SHOWN_SPARSITY:
+                significant = cell.winner in (PRUNE_FIRST, QUANTIZE_FIRST)
+                text = f"{cell.advantage:+.3f}"
+                row = found.setdefault((c.model, cell.bits), {})
+                row[f"{c.quantizer}, {rule}"] = f"**{text}**" if significant else text
+    lines = [
+        f"A(Q→P) in nats of SparseGPT at {SHOWN_SPARSITY:.0%} by protocol (bold: its interval "
+        "excludes 0). 12 bits are the control: there rounding changes next to nothing, and so must "
+        "the order. The largest |A| of any model, sparsity and quantizer at 12 bits is "
+        + ", ".join(f"{largest[r]:.3f} under `{r}`" for r in largest)
+        + ".",
+        "",
+        f"| model | bits | {' | '.join(columns)} |",
+        f"|---|--:|{'--:|' * len(columns)}",
+    ]
+    for (model, bits), row in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
+        lines.append(f"| {model} | {bits} | {' | '.join(row[c] for c in columns)} |")
+    return lines
+
+
+def _verdict_table(embedded: Summary, snap: Summary, before: dict[str, Any]) -> list[str]:
+    """Wins of each order over SparseGPT's cells, by what was run."""
+    sources: list[tuple[str, list[tuple[str, str, dict[str, int]]]]] = [
+        (
+            "version 0.1.0: `snap`, old norms",
+            [
+                (c["model"], c["pruner"], c["wins"])
+                for c in before["comparisons"]
+                if c["measure"] == "neg_nll"
+            ],
+        )
+    ]
+    sources += [
+        (name, [(c.model, c.pruner, dict(c.wins)) for c in s.comparisons if _is_log(c.measure)])
+        for name, s in (("`snap`, norms re-estimated", snap), ("`refit` (default)", embedded))
+    ]
+    lines = [
+        "Cells of the embedded study that SparseGPT is in (M = −NLL; RTN and GPTQ, all sparsities "
+        "and bits), prune first wins / quantize first wins / open or equal:",
+        "",
+        "| model | " + " | ".join(name for name, _ in sources) + " |",
+        "|---|" + "--:|" * len(sources),
+    ]
+    for model in embedded.models:
+        row = []
+        for _, comparisons in sources:
+            mine = [w for m, pruner, w in comparisons if m == model and "sparsegpt" in pruner]
+            total = [sum(w.get(k, 0) for w in mine) for k in (PRUNE_FIRST, QUANTIZE_FIRST)]
+            rest = sum(sum(w.values()) for w in mine) - sum(total)
+            row.append(f"{total[0]} / {total[1]} / {rest}")
+        lines.append(f"| {model} | {' | '.join(row)} |")
+    return lines
+
+
+def _is_log(measure: str) -> bool:
+    return MEASURES[measure].scale == "log"
+
+
+def _norms_table() -> list[str]:
+    """Accuracy of the same cells with the dense model's norm statistics and with their own."""
+    kept = {r["cell"]: r for r in _study("norms")}
+    again = {r["cell"]: r for r in _study("embedded")}
+    model = next(iter(kept.values()))["model"]
+    lines = [
+        f"Accuracy of {model} with BatchNorms as trained (`keep`) and re-estimated on the "
+        "calibration images after each stage (`reestimate`, the default):",
+        "",
+        "| cell | keep | reestimate |",
+        "|---|--:|--:|",
+    ]
+    for cell, record in kept.items():
+        if record["order"] != "Q":
+            name = cell.split("/")[-1].replace(">", " → ")
+            both = [r["metrics"]["accuracy"] for r in (record, again[cell])]
+            lines.append(f"| {name} | {both[0]:.1%} | {both[1]:.1%} |")
+    return lines
+
+
 def theory() -> str:
     """What the stored verification of the statements found, as Markdown."""
     record = json.loads(gzip.decompress(THEORY.read_bytes()))
@@ -140,7 +253,7 @@ def models() -> str:
     return "\n".join(report.models_table(record))
 
 
-BLOCKS = {"findings": findings, "theory": theory, "models": models}
+BLOCKS = {"findings": findings, "protocols": protocols, "theory": theory, "models": models}
 
 
 def rendered(text: str) -> str:
