@@ -241,28 +241,7 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def measures(dense: Array, weight: Array, stats: LayerStats) -> dict[str, Any]:
     """All measures, float64, of weight [..., out, in] against dense [out, in]; on the host."""
-    raw = _raw_measures(dense, weight, stats)
-    if isinstance(raw.dense.fro.mantissa, jax.core.Tracer):
-        return _traced(raw)
-    return finish(raw)
-
-
-def _traced(raw: Raw) -> dict[str, Array]:
-    """:func:`finish` for callers inside a jit, within the range of the dtype only."""
-    change, dense = jax.tree.map(_plain, raw, is_leaf=lambda x: isinstance(x, Scaled))
-
-    def ratio(a: Array, b: Array) -> Array:
-        return jnp.where(a == 0, 0, a / b)
-
-    return {
-        "fro": change.fro,
-        "fro_rel": ratio(change.fro, dense.fro),
-        "spec": change.spec,
-        "spec_rel": ratio(change.spec, dense.spec),
-        "out_err": change.out,
-        "out_rel": ratio(change.out, dense.out),
-        "snr_db": 20 * jnp.log10(jnp.where(change.fro == 0, jnp.inf, dense.fro / change.fro)),
-    }
+    return finish(_raw_measures(dense, weight, stats))
 
 
 def not_finite(measures: Mapping[str, Any]) -> list[str]:
