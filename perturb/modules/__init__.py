@@ -1,0 +1,59 @@
+"""Where matrices meet modules: the only package of perturb that knows Flax.
+
+Any ``nnx.Module`` is walked for ``nnx.Linear``, ``nnx.LinearGeneral``, ``nnx.Conv`` and
+``nnx.Einsum`` (and subclasses). Each becomes a matrix ``W [out, in]`` acting on feature vectors
+x [in]: the inputs of a Linear, the patches of a Conv, the contracted axes of an Einsum.
+"""
+
+from perturb.modules.batches import Forward, TokenWeights, batches_of, call
+from perturb.modules.capture import capture, moments, starved
+from perturb.modules.coverage import COVERED, NORMS, Coverage, coverage, notes
+from perturb.modules.hear import blocks_of, call_order, check_runs
+from perturb.modules.layers import (
+    KINDS,
+    LayerSpec,
+    find_layers,
+    get_weights,
+    set_weights,
+    with_weights,
+)
+from perturb.modules.norms import (
+    Moments,
+    combine_norms,
+    norm_moments,
+    norms_of,
+    reestimate,
+    set_norms,
+)
+from perturb.modules.refused import Refused
+
+__all__ = [
+    "COVERED",
+    "KINDS",
+    "NORMS",
+    "Coverage",
+    "Forward",
+    "LayerSpec",
+    "Moments",
+    "Refused",
+    "TokenWeights",
+    "batches_of",
+    "blocks_of",
+    "call",
+    "call_order",
+    "capture",
+    "check_runs",
+    "combine_norms",
+    "coverage",
+    "find_layers",
+    "get_weights",
+    "moments",
+    "norm_moments",
+    "norms_of",
+    "notes",
+    "reestimate",
+    "set_norms",
+    "set_weights",
+    "starved",
+    "with_weights",
+]

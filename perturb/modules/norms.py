@@ -1,0 +1,168 @@
+"""BatchNorm's running statistics: heard anew on calibration batches, and put back."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from perturb.modules.batches import Forward, batches_of, call, compiled
+from perturb.modules.hear import EAR, Ear, placed, tapped
+from perturb.modules.layers import name_of, replicated, wide
+from perturb.modules.refused import explained
+from perturb.modules.replay import Note, check, replay, tell
+from perturb.types import Array
+
+Moments = dict[str, tuple[Array, Array]]  # of norms: name -> mean, variance
+
+
+def norms_of(model: nnx.Module) -> list[str]:
+    """Names of the nnx.BatchNorm modules (and subclasses)."""
+    return [name_of(p, m) for p, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm)]
+
+
+def norm_moments(graphdef: Any, state: Any, batch: Any, forward: Forward = call) -> Moments:
+    """Mean and variance [features] of each BatchNorm's inputs over one batch: pure, for jit.
+
+    Every norm normalises by those of this batch, so that the next one sees what it will see once
+    they are its running statistics; all else of the model is as it is, its mode too. Norms that
+    the model never calls are left out; one in a branch not taken keeps what it has. Raises
+    ValueError for a norm inside vmap (without an axis_name), or where it cannot be heard.
+    """
+    inputs, tree = jax.tree.flatten((state, batch))
+    rebuild = partial(jax.tree.unflatten, tree)
+    kept = {n: (m.mean[...], m.var[...]) for n, m in _norms(nnx.merge(graphdef, state))}
+
+    def trace(names: Iterable[str]) -> tuple[Any, dict[str, None]]:
+        told: list[Note] = []
+
+        def ear(name: str) -> Ear:
+            def around(original: Callable[..., Any], norm: Any, given: dict[str, Any]) -> Any:
+                count, mean, var = _norm_inputs(norm, given["x"], given.get("mask"))
+                told.append(Note(name, batched=False))
+                tell(told[-1], count, mean, var)
+                now = object.__new__(type(norm))
+                vars(now).update(vars(norm))
+                vars(now).pop(EAR, None)
+                object.__setattr__(now, "mean", nnx.BatchStat(mean))
+                object.__setattr__(now, "var", nnx.BatchStat(var))
+                return original(now, given["x"], use_running_average=True)
+
+            return Ear(around)
+
+        def run(*inputs: Any) -> None:
+            state, batch = rebuild(inputs)
+            model = nnx.merge(graphdef, state)
+            with tapped(model, {n: ear(n) for n in names}, (nnx.BatchNorm,)):
+                forward(model, batch)
+
+        closed = jax.make_jaxpr(run)(*inputs)
+        check(closed, told)
+        return closed, {n.name: None for n in told}
+
+    remedy = "give it an axis_name, or run the model without that, forward=lambda model, batch: ..."
+    with placed("norm", remedy, trace, list(kept)):
+        closed, called = trace(kept)
+        refs = {
+            n: [jax.new_ref(a) for a in (jnp.zeros(()), *(jnp.zeros_like(v) for v in kept[n]))]
+            for n in called
+        }
+
+        def hear(note: Note, values: Sequence[Array], _: bool) -> None:
+            ref = refs[note.name]
+            (n, m, v), (k, mean, var) = (r[...] for r in ref), values
+            share = k / jnp.maximum(n + k, 1)  # the law of total variance
+            total = (n + k, m + share * (mean - m), _mixed(v, var, mean - m, share))
+            for r, a in zip(ref, total, strict=True):
+                r[...] = a.astype(r.dtype)
+
+        replay(closed, inputs, hear)
+    found = {n: [r[...] for r in rs] for n, rs in refs.items()}
+    return {
+        n: (jnp.where(count > 0, mean, kept[n][0]), jnp.where(count > 0, var, kept[n][1]))
+        for n, (count, mean, var) in found.items()
+    }
+
+
+def _norms(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            yield name_of(path, module), module
+
+
+def _mixed(a: Any, b: Any, step: Any, share: Any) -> Any:
+    """Variance of a mixture: ``share`` of it has variance b, and a mean that differs by step."""
+    return (1 - share) * a + share * b + share * (1 - share) * step**2
+
+
+def _norm_inputs(norm: Any, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+    """Tokens, mean and variance [features] of a norm's inputs."""
+    x = replicated(jnp.asarray(x))
+    x = x.astype(wide(x.dtype))
+    feature = {a % x.ndim for a in np.atleast_1d(norm.axis).tolist()}
+    axes = tuple(i for i in range(x.ndim) if i not in feature)
+    where = None if mask is None else jnp.broadcast_to(mask, x.shape)
+    everywhere = norm.axis_name is not None
+
+    def average(a: Array) -> Array:
+        a = jnp.mean(a, axes, where=where)
+        if everywhere:
+            a = jax.lax.pmean(a, norm.axis_name, axis_index_groups=norm.axis_index_groups)
+        return a
+
+    mean = average(x)
+    var = average((x - jnp.expand_dims(mean, axes)) ** 2)
+    size = math.prod(x.shape[a] for a in axes)
+    count = jnp.float32(size) if where is None else jnp.sum(where) * size / x.size
+    return jnp.asarray(count, jnp.float32), mean, var
+
+
+_jitted_norms = jax.jit(norm_moments, static_argnames=("graphdef", "forward"))
+
+
+def reestimate(model: nnx.Module, batches: Any, *, forward: Forward = call) -> Moments:
+    """Mean and variance of each BatchNorm's inputs over all batches, see :func:`norm_moments`.
+
+    Batches count by their examples (the length of the first array). {} without a BatchNorm.
+    """
+    graphdef, state = nnx.split(model)
+    if not norms_of(model):
+        return {}
+    run = compiled(_jitted_norms, norm_moments, graphdef, forward)
+    parts, sizes = [], []
+    for batch in batches_of(batches):
+        sizes.append(next((len(a) for a in jax.tree.leaves(batch) if getattr(a, "ndim", 0)), 1))
+        with explained(batch):
+            parts.append(jax.device_get(run(state, batch)))
+    return combine_norms(parts, sizes)
+
+
+def combine_norms(parts: Sequence[Moments], sizes: Sequence[int]) -> Moments:
+    """Mean and variance over batches of so many examples, from those of each batch."""
+    total: dict[str, tuple[Any, Any]] = {}
+    examples: Counter[str] = Counter()
+    for part, size in zip(parts, sizes, strict=True):
+        for name, (mean, var) in part.items():
+            examples[name] += size
+            m, v = total.get(name, (0.0, 0.0))
+            share, step = size / examples[name], np.asarray(mean, np.float64) - m
+            total[name] = (m + share * step, _mixed(v, np.asarray(var, np.float64), step, share))
+    return {
+        n: tuple(jnp.asarray(a, jnp.float32) for a in pair)  # type: ignore[misc]
+        for n, pair in total.items()
+    }
+
+
+def set_norms(model: nnx.Module, stats: Moments) -> None:
+    """Make these the running statistics, in place (works on a merged model inside jit)."""
+    norms = dict(_norms(model))
+    for name, (mean, var) in stats.items():
+        norms[name].mean[...] = jnp.asarray(mean, norms[name].mean.dtype)
+        norms[name].var[...] = jnp.asarray(var, norms[name].var.dtype)
