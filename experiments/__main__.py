@@ -238,7 +238,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 run = Run(study, trained, log, done, clock, partial(progress.advance, bar))
                 console.print(run.coverage.describe(), markup=False)
                 run_model(run, partial(_alone, console, path, study, model, seed))
-            # Another model has other shapes. Programs kept for good would sooner or later exceed the
+            # Another model has other shapes. Programs kept for good sooner or later exceed the
             # memory maps that Linux allows a process (65530), and LLVM dies of that.
             jax.clear_caches()
     records = _of(path, mine)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -108,6 +108,11 @@ def _stats(
     return modules.moments(graphdef, state, batch, tuple(s for _, s in specs))
 
 
+@jax.jit
+def _merged_stats(a: dict[str, LayerStats], b: dict[str, LayerStats]) -> dict[str, LayerStats]:
+    return {n: a[n] + b[n] for n in a}
+
+
 @partial(jax.jit, static_argnames=("graphdef", "specs"))
 def _norms(graphdef: Any, state: Any, weights: Any, batch: Any, specs: Any) -> Any:
     graphdef, state = nnx.split(_merged(graphdef, state, Parameters(weights, {}), specs))
@@ -156,10 +161,7 @@ class Evaluator:
             _stats(self.graphdef, self.state, parameters, batch, self.specs)
             for batch in calibration
         ]
-        total = parts[0]
-        for part in parts[1:]:
-            total = {n: total[n] + s for n, s in part.items()}
-        return total
+        return reduce(_merged_stats, parts)
 
     def norms(self, weights: Mapping[str, Array], calibration: Sequence[Any]) -> dict[str, Any]:
         """Running statistics of the BatchNorms in the model with these matrices, re-estimated."""
