@@ -238,9 +238,6 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 run = Run(study, trained, log, done, clock, partial(progress.advance, bar))
                 console.print(run.coverage.describe(), markup=False)
                 run_model(run, partial(_alone, console, path, study, model, seed))
-            # Another model has other shapes. Programs kept for good sooner or later exceed the
-            # memory maps that Linux allows a process (65530), and LLVM dies of that.
-            jax.clear_caches()
     records = _of(path, mine)
     _report(records, folder, console)
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in clock.spent.items())

@@ -219,6 +219,7 @@ class Run:
     def _stage(
         self, methods: Sequence[Any], layers: Layers, stats: Any, place: str
     ) -> dict[str, StageResult]:
+        drop_programs_if_many()
         key = jax.random.fold_in(self.key, zlib.crc32(place.encode()))
         needs = methods[0].needs_stats
         with self.clock.phase("compress"):
@@ -377,6 +378,17 @@ class Run:
 
 def _drop_dense(result: StageResult) -> StageResult:
     return result._replace(layer=result.layer._replace(dense=None))  # type: ignore[arg-type]
+
+
+def drop_programs_if_many(limit: int = 40_000, maps: Path = Path("/proc/self/maps")) -> bool:
+    """Forget the compiled programs if they take more than ``limit`` memory maps; whether so.
+
+    A program for a CPU takes dozens. Linux allows a process 65530, and LLVM dies of the next one.
+    """
+    if not maps.exists() or maps.read_bytes().count(b"\n") <= limit:
+        return False
+    jax.clear_caches()
+    return True
 
 
 def _matches(model: Any, pattern: str) -> bool:

@@ -297,6 +297,19 @@ def test_norms_are_reestimated_unless_kept(trained: Trained, tmp_path: Path) -> 
     assert found["keep"] != found["reestimate"]
 
 
+def test_programs_are_dropped_before_they_exhaust_the_memory_maps(tmp_path: Path) -> None:
+    """A study that compiled for long enough died in LLVM with 'Cannot allocate memory'."""
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    maps = tmp_path / "maps"
+    assert not runner.drop_programs_if_many(3, maps)  # no such file: not on Linux
+    maps.write_text("a\nb\nc\n")
+    assert not runner.drop_programs_if_many(3, maps)
+    assert double._cache_size() == 1
+    assert runner.drop_programs_if_many(2, maps)
+    assert double._cache_size() == 0
+
+
 def test_sequential_calibration_runs_through_the_runner(trained: Trained, tmp_path: Path) -> None:
     study = Study(
         "s",
