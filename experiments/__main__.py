@@ -32,6 +32,7 @@ from perturb import cli
 from perturb.cli import BadInput
 
 MANY_SEEDS, SHOWN = 1000, 10
+CELLS = "cells.txt"  # of a study's folder: the ids that its last run was about
 EPILOG = """\
 examples:
   python -m experiments list
@@ -169,7 +170,7 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
     folder = arguments.out / study.name
     cli.check_folder("--out", folder)
     if folder.is_dir():
-        for name in ("records.jsonl", "summary.json", "report.txt"):
+        for name in ("records.jsonl", CELLS, "summary.json", "report.txt"):
             cli.check_file("--out", folder / name)
         if not arguments.no_figures:
             cli.check_folder("--out", folder / "figures")
@@ -192,6 +193,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     from experiments.runner import Clock, Run, finished, run_model
     from experiments.study import cell_names, find
     from experiments.train import cache_dir, load_or_train
+    from perturb.files import write_atomic
 
     seeds = arguments.seeds
     if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
@@ -221,6 +223,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         log = RecordLog(path)
     except RecordLogLocked as error:
         raise BadInput(str(error)) from error
+    write_atomic(folder / CELLS, "\n".join(sorted(mine)))
     with log, _progress(console) as progress:
         done = finished(path)
         if done & mine:
@@ -344,12 +347,14 @@ def _failed(records: Sequence[dict[str, Any]], console: Console) -> int:
 
 
 def _report_again(records: Path, console: Console) -> int:
-    """The findings of all that a file holds; the exit code."""
+    """The findings of all that a file holds, of a folder those of its last run; the exit code."""
     from experiments.analysis import render, summarize
     from experiments.records import load
 
-    path = records
+    path, cells = records, None
     if records.is_dir():
+        if (records / CELLS).is_file():
+            cells = set((records / CELLS).read_text(encoding="utf-8").split("\n"))
         names = ("records.jsonl", "records.jsonl.gz")
         path = next((records / n for n in names if (records / n).is_file()), records)
     if not path.is_file():
@@ -358,6 +363,14 @@ def _report_again(records: Path, console: Console) -> int:
         held = load(path)
     except zlib.error as error:
         raise BadInput(f"{path}: damaged gzip file ({error}); copy it again") from error
+    if cells is not None:
+        mine = [record for record in held if record["cell"] in cells]
+        if len(mine) < len(held):
+            console.print(
+                f"{len(held) - len(mine)} records of other cells or seeds are left out; "
+                f"{path} alone shows them too"
+            )
+        held = mine
     render(summarize(held), console)
     return 1 if _failed(held, console) else 0
 

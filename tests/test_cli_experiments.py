@@ -145,7 +145,7 @@ WRONG = {  # what of STUDY becomes what, and what is said of it
     "block": ("(Magnitude,)", "(partial(SparseGPT, block=0),)", "block must be a whole number"),
     "same pruner": (
         "(Magnitude,)",
-        "(Magnitude, partial(Magnitude, tie='index'))",
+        "(Magnitude, partial(Magnitude, tie='random'))",
         "is the same method as pruners[0]",
     ),
     "nan": ("(0.3, 0.5)", "(float('nan'),)", "sparsities[0] is nan; it must be a number from 0"),
@@ -371,7 +371,8 @@ def made_up(monkeypatch):
             run.log.append(record | {"error": failed})
 
     def made(study, trained, log, done, clock, tick):
-        return SimpleNamespace(study=study, log=log, done=done, **vars(trained))
+        coverage = SimpleNamespace(describe=lambda: "all of the parameters")
+        return SimpleNamespace(study=study, log=log, done=done, coverage=coverage, **vars(trained))
 
     monkeypatch.setattr("experiments.runner.run_model", run_model)
     monkeypatch.setattr("experiments.runner.Run", made)
@@ -419,6 +420,12 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
     assert [c["sparsity"] for c in comparison["cells"]] == [0.5, 0.7]
     assert set(drawn[1]) == cell_names(find("study.py"))
     assert len(load(Path("out/mine/records.jsonl"))) == 16 + 3  # nothing is thrown away
+    assert door.main(["report", "out/mine"]) == 0
+    said = capsys.readouterr().out
+    assert "mine: 8 variants measured" in said
+    assert "11 records of other cells or seeds are left out" in said
+    assert door.main(["report", "out/mine/records.jsonl"]) == 0
+    assert "mine: 19 variants measured" in capsys.readouterr().out
 
 
 def test_what_each_method_does_alone_is_of_this_study(made_up, tmp_path, capsys):
