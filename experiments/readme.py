@@ -185,7 +185,7 @@ def _verdict_table(embedded: Summary, snap: Summary, before: dict[str, Any]) -> 
     """Wins of each order over SparseGPT's cells, by what was run."""
     sources: list[tuple[str, list[tuple[str, str, dict[str, int]]]]] = [
         (
-            "version 0.1.0: `snap`, old norms",
+            "version 0.1.0, another training: `snap`, old norms",
             [
                 (c["model"], c["pruner"], c["wins"])
                 for c in before["comparisons"]
