@@ -198,7 +198,10 @@ def raw_measures(dense: Array, weight: Array, stats: LayerStats) -> Raw:
     (own, own_e), (change, e) = _normal(dense), _difference(weight, dense)
     batch = change.shape[:-2]
     every = jnp.concatenate([own[None], change.reshape(-1, *own.shape)])  # compiled once for both
-    sizes = _sizes(every, jnp.concatenate([own_e[None], e.reshape(-1, 1, 1)]), x)
+    exponents = jnp.concatenate([own_e[None], e.reshape(-1, 1, 1)])
+    # One after the other: equal variants must have equal measures to the last bit, and a batched
+    # product rounds by the place in the batch.
+    sizes = jax.lax.map(lambda one: _sizes(*one, x), (every, exponents))
     return Raw(
         jax.tree.map(lambda a: a[1:].reshape(batch), sizes), jax.tree.map(lambda a: a[0], sizes)
     )
