@@ -179,6 +179,8 @@ def test_sparsegpt_after_a_quantizer(name: str) -> None:
         assert layer.grid is None
         assert layer.quantizer is None
 
+        if name not in {*EVERY_SETTING, "odd_17x131", "heavy_tailed"}:
+            continue
         layer = run(SparseGPT(0.5, "block", "index"), quantized, stats).layer
         scale, zero = reference.relaid(released, *grid, 4)
         if isinstance(quantizer, RTN):
@@ -263,7 +265,6 @@ def test_a_family_shares_one_hessian_and_changes_nothing() -> None:
         [GPTQ(b, GridSpec(per=20)) for b in (2, 3, 4)],
         [SparseGPT(s) for s in (0.1, 0.5, 0.73)],
         [Joint(s, b) for s, b in ((0.2, 3), (0.6, 5))],
-        [SparseGPT(s, on_grid="snap") for s in (0.1, 0.5, 0.73)],
     ):
         stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *methods)
         family = jax.vmap(run, (0, None, None))(stacked, layer, stats)
