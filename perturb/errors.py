@@ -201,7 +201,7 @@ def raw_measures(dense: Array, weight: Array, stats: LayerStats) -> Raw:
     exponents = jnp.concatenate([own_e[None], e.reshape(-1, 1, 1)])
     # One after the other: equal variants must have equal measures to the last bit, and a batched
     # product rounds by the place in the batch.
-    sizes = jax.lax.map(lambda one: _sizes(*one, x), (every, exponents))
+    sizes = jax.lax.map(lambda one: _sizes(one[0], one[1], x), (every, exponents))
     return Raw(
         jax.tree.map(lambda a: a[1:].reshape(batch), sizes), jax.tree.map(lambda a: a[0], sizes)
     )

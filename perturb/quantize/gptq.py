@@ -23,7 +23,8 @@ class GPTQ:
     Source: Frantar et al., ICLR 2023 (arXiv 2210.17323). Differences from its code: columns whose
     inputs were always 0 are rounded like any other (there they are set to 0, after the scales
     were fitted to them: the weights would be lost to inputs that calibration did not show);
-    damping is relative to the mean over the other columns; rows of one sign have the symmetric
+    damping is relative to the mean over the other columns, so that nothing depends on the scale of
+    H (2/n X X^T with n counting tokens here, sequences there); rows of one sign have the symmetric
     grid of their absmax (there they lose half of it); a group of zeros has scale 1 (there 2 over
     the number of steps); a convolution's columns are in the order of its kernel in JAX,
     [*window, channels] (there [channels, *window]), which decides who compensates whom.
