@@ -112,7 +112,8 @@ class Outputs:
     """Distance of a variant's outputs from the dense model's, over the calibration batches.
 
     logit_mse: mean of (z' - z)^2 over examples and classes; kl: mean over predictions of
-    KL(softmax z || softmax z'), in nats; nan where the model has a single output.
+    KL(softmax z || softmax z'), in nats; nan where the model has a single output. Token weights
+    weigh the predictions, too, where each is a token's.
     """
 
     logit_mse: float
@@ -317,7 +318,7 @@ def score(
         zeros=zeros,
         layers=layers,
         total=total,
-        outputs=_compare_outputs(run, weights, models, batches),
+        outputs=_compare_outputs(run, weights, models, batches, token_weights),
         intensity=whole,
         solver={v: told for v, results in done.items() if (told := _reports(results))},
         skipped=skipped,
@@ -480,27 +481,53 @@ def _total(layers: Sequence[LayerScore]) -> LayerScore:
 
 
 @jax.jit
-def _distance(dense: Array, other: Array) -> tuple[Array, Array]:
-    """Sums of squared logit differences, and of KL(dense || other) in nats; [..., classes]."""
+def _distance(dense: Array, other: Array, weights: Array) -> tuple[Array, Array]:
+    """Sums of squared logit differences, and of KL(dense || other) in nats; [..., classes].
+
+    weights [...]: of the predictions; what has weight 0 may hold anything.
+    """
     z, y = dense.astype(jnp.float32), other.astype(jnp.float32)
     log_p, log_q = jax.nn.log_softmax(z), jax.nn.log_softmax(y)
-    return jnp.sum((y - z) ** 2), jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+    square = jnp.sum((y - z) ** 2, -1)
+    kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+    return tuple(jnp.sum(jnp.where(weights > 0, weights * x, 0)) for x in (square, kl))  # type: ignore[return-value]
+
+
+def _prediction_weights(
+    token_weights: modules.TokenWeights | None, batch: Any, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Weights [...] of the predictions of logits [..., classes]: their tokens', or 1 each where
+    the predictions are no tokens (as :func:`perturb.modules.capture` counts a layer's inputs)."""
+    if token_weights is not None:
+        weights = np.asarray(token_weights(batch), np.float32)
+        if shape[: weights.ndim] == weights.shape:
+            extra = (1,) * (len(shape) - weights.ndim)
+            return np.broadcast_to(weights.reshape(weights.shape + extra), shape)
+    return np.ones(shape, np.float32)
 
 
 def _compare_outputs(
-    run: Run, dense: Any, models: Mapping[str, tuple[Any, Any]], batches: Sequence[Any]
+    run: Run,
+    dense: Any,
+    models: Mapping[str, tuple[Any, Any]],
+    batches: Sequence[Any],
+    token_weights: modules.TokenWeights | None,
 ) -> dict[str, Outputs]:
     sums = {v: np.zeros(2) for v in models}
-    entries = predictions = classes = 0
+    predictions, classes = 0.0, 0
     for batch in batches:  # one batch of logits at a time: a vocabulary is large
         logits = run(dense, {}, batch)
         classes = logits.shape[-1]
-        entries += logits.size
-        predictions += logits.size // classes
+        counted = _prediction_weights(token_weights, batch, logits.shape[:-1])
+        predictions += float(counted.sum(dtype=np.float64))
         for v, (weights, norms) in models.items():
-            sums[v] += np.asarray(_distance(logits, run(weights, norms, batch)), np.float64)
+            moved = _distance(logits, run(weights, norms, batch), counted)
+            sums[v] += np.asarray(moved, np.float64)
     return {
-        v: Outputs(float(mse / entries), float(kl / predictions) if classes > 1 else math.nan)
+        v: Outputs(
+            float(mse / (predictions * classes)),
+            float(kl / predictions) if classes > 1 else math.nan,
+        )
         for v, (mse, kl) in sums.items()
     }
 

@@ -30,9 +30,8 @@ from perturb.cli import BadInput as BadInput
 
 GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> (model, batches)
 
-TokenWeights = Callable[[Any], Any]  # of a batch: a weight a token, 0 for padding
 # model, calibration batches, forward(model, batch), token weights if the loader has any
-Loaded = tuple[Any, list[Any], modules.Forward, TokenWeights | None]
+Loaded = tuple[Any, list[Any], modules.Forward, modules.TokenWeights | None]
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -178,15 +177,13 @@ def load(text: str, make: Callable[[int], Any], seed: int, exclude: Sequence[str
                 f"{what}: its {name} must be a function (or None), got {type(function).__name__}"
             )
     forward = modules.call if forward is None else forward
-    if isinstance(calibration, Mapping):
-        calibration = [calibration]  # one batch of several arrays
-    elif isinstance(calibration, str) or not isinstance(calibration, Iterable):
+    if isinstance(calibration, str) or not isinstance(calibration, Iterable):
         raise BadInput(
             f"{what}: its calibration batches must be a list of model inputs, "
             f"got {type(calibration).__name__}"
         )
-    elif not hasattr(calibration, "shape"):
-        calibration = user_code(what, lambda: list(calibration))
+    if not (isinstance(calibration, (Mapping, list, tuple)) or hasattr(calibration, "shape")):
+        calibration = user_code(what, lambda: list(calibration))  # a generator is theirs to run
     try:
         specs, _ = modules.find_layers(model, exclude=exclude)
         batches = modules.batches_of(calibration)

@@ -12,6 +12,7 @@ import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,11 @@ def methods(prune: str = "wanda:0.5", quantize: str = "gptq:4") -> tuple[str, ..
 
 METHODS = methods()
 CSV, JSON = ("--format", "csv"), ("--format", "json")
+
+
+class NamedBatch(NamedTuple):
+    inputs: np.ndarray
+    labels: np.ndarray
 
 
 def out(capsys, *argv: str) -> str:
@@ -337,6 +343,16 @@ def test_what_a_loader_and_its_model_print_is_not_in_the_results(capsys):
     assert captured.out == expected
     assert captured.err.startswith("loading, please wait\n")
     assert "running" in captured.err
+
+
+def test_a_named_tuple_is_one_batch_and_not_its_fields():
+    """As for compress: the loader's door lists iterators only."""
+    batch = NamedBatch(np.zeros((4, 16)), np.ones(4))
+    model, _ = sources.loader("mine.py:load")(0)
+    made = (model, batch, lambda model, batch: model(batch.inputs))
+    loaded = sources.load("mine.py:load", lambda seed: made, 0)
+    assert len(loaded[1]) == 1
+    assert loaded[1][0] is batch
 
 
 def test_a_generator_of_batches_is_listed_once(capsys):

@@ -95,6 +95,30 @@ def test_a_score_tells_ratio_and_coverage_of_every_variant() -> None:
     assert scores.coverage.share == pytest.approx(WEIGHTS / ALL)
 
 
+def test_padding_counts_neither_in_the_layers_nor_in_the_outputs() -> None:
+    """Padded batches with their mask are the batches without padding, whatever the padding is."""
+
+    class Tagger(nnx.Module):
+        def __init__(self) -> None:
+            self.first, self.second = nnx.Linear(8, 12, **R), nnx.Linear(12, 4, **R)
+
+        def __call__(self, x: Array) -> Array:
+            return self.second(nnx.relu(self.first(x)))
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5, 8)), jnp.float32)
+    padded = jnp.concatenate([x, jnp.full((6, 3, 8), 50.0)], 1)
+    mask = np.repeat([[1] * 5 + [0] * 3], 6, 0)
+    model = Tagger()
+    plain = score(model, Wanda(0.5), RTN(3), x)
+    weighed = score(model, Wanda(0.5), RTN(3), padded, token_weights=lambda batch: mask)
+    counted = score(model, Wanda(0.5), RTN(3), padded)
+    for v in plain.outputs:
+        assert weighed.outputs[v].kl == pytest.approx(plain.outputs[v].kl, rel=1e-4)
+        assert weighed.outputs[v].logit_mse == pytest.approx(plain.outputs[v].logit_mse, rel=1e-4)
+        assert counted.outputs[v].logit_mse > 2 * plain.outputs[v].logit_mse
+        assert weighed.total[v].out_err == pytest.approx(plain.total[v].out_err, rel=1e-4)
+
+
 # ------------------------------------------------------------------------------- norm statistics
 
 
