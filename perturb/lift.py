@@ -195,8 +195,7 @@ def check(
         ("norms", norms, registry.NORMS),
         ("zeros", zeros, registry.ZEROS),
     ):
-        if value not in choices:
-            raise ValueError(f"{what} must be one of {', '.join(choices)}; got {value!r}")
+        registry.check_choice(what, value, choices)
     for stage in stages_of(method):
         registry.check_layers(stage, {n: s.shape for n, s in specs.items()})
         if stage.needs_stats and calibration is None:

@@ -280,15 +280,17 @@ def _fit_groups(spec: SweepSpec, w: Array, start: Array, lattice: Lattice) -> La
     by_group = w[jnp.clip(columns, 0, w.shape[0] - 1)]  # [number, per, V, out]
     by_group = jnp.moveaxis(by_group, 1, -1)
     scale, zero = fit_ranges(by_group, lattice.bits[None], spec.fit_groups)
-    at = jnp.clip(index, 0, groups - 1)
-    held_scale, held_zero = lattice.scale[at], lattice.zero[at]
-    new = jnp.broadcast_to(mine[:, None, None], scale.shape)
     if spec.refit:
-        new &= excess(by_group, held_scale, held_zero, lattice.top[None]) > OUTGROWN * held_scale
+        at = jnp.clip(index, 0, groups - 1)
+        held_scale, held_zero = lattice.scale[at], lattice.zero[at]
+        beyond = excess(by_group, held_scale, held_zero, lattice.top[None])
+        outgrown = beyond > OUTGROWN * held_scale
+        scale = jnp.where(outgrown, scale, held_scale)
+        zero = jnp.where(outgrown, zero, held_zero)
     place = jnp.where(mine, index, groups)  # out of range: dropped
     return lattice._replace(
-        scale=lattice.scale.at[place].set(jnp.where(new, scale, held_scale), mode="drop"),
-        zero=lattice.zero.at[place].set(jnp.where(new, zero, held_zero), mode="drop"),
+        scale=lattice.scale.at[place].set(scale, mode="drop"),
+        zero=lattice.zero.at[place].set(zero, mode="drop"),
     )
 
 
@@ -314,9 +316,8 @@ def sweep(
     def _(size, batched, w, u, cols, counts, lattice):
         args = (w, u, cols, counts, lattice)
         _, u_b, cols_b, _, _ = batched
-        if (
-            u_b or cols_b.real or cols_b.dead or cols_b.group
-        ):  # another Hessian: a batch like any other
+        # another Hessian: a batch like any other
+        if u_b or cols_b.real or cols_b.dead or cols_b.group:
             axes = jax.tree.map(lambda b: 0 if b else None, batched)
             out = jax.vmap(lambda *a: _sweep(spec, *a), axes)(*args)
             return out, jax.tree.map(lambda _: True, out)

@@ -251,8 +251,7 @@ def score(
     dense = {n: fresh(w, zeros) for n, w in weights.items()}
     has_norms = norms == "reestimate" and bool(modules.norms_of(model))
     start = modules.reestimate(model, batches, forward=forward) if has_norms else {}
-    reference = modules.with_weights(model, specs, {})
-    modules.set_norms(reference, start)
+    reference = _version(model, specs, {}, start)
     stats = modules.capture(reference, specs, batches, forward=forward, token_weights=token_weights)
     notes = [*modules.notes(model, specs, skipped), *zeros_note(dense, zeros)]
     notes += [*norms_note(model, batches, norms), *starved_note(stats)]
@@ -261,8 +260,8 @@ def score(
         method: Any, layers: Mapping[str, Layer], running: Any, position: int
     ) -> tuple[dict[str, StageResult], Any]:
         """What a stage leaves of a model with these layers and BatchNorm statistics."""
-        current = modules.with_weights(model, specs, {n: x.weight for n, x in layers.items()})
-        modules.set_norms(current, running)
+        matrices = {n: x.weight for n, x in layers.items()}
+        current = _version(model, specs, matrices, running)
         of_dense = calibrate == "dense" or (position == 0 and calibrate == "recalibrate")
         done = run_stage(
             current,
@@ -301,10 +300,8 @@ def score(
     whole = None
     if performance is not None:
         tried = {"dense": performance(model)}
-        for v, (matrices, statistics) in models.items():
-            compressed = modules.with_weights(model, specs, matrices)
-            modules.set_norms(compressed, statistics)
-            tried[v] = performance(compressed)
+        for v, parameters in models.items():
+            tried[v] = performance(_version(model, specs, *parameters))
         whole = _intensity(tried, storage["Q"].ratio, curve)
     notes = list(dict.fromkeys(notes))
     for note in notes:
@@ -354,6 +351,13 @@ def _check_roles(pruner: Any, quantizer: Any) -> None:
             raise ValueError(f"{name} is no {role}: a {role} has {mine} and no {other}")
 
 
+def _version(model: Any, specs: Any, weights: Any, norms: Any) -> Any:
+    """A copy of the model with other matrices and BatchNorm statistics."""
+    copy = modules.with_weights(model, specs, weights)
+    modules.set_norms(copy, norms)
+    return copy
+
+
 Run = Callable[[Any, Any, Any], Any]
 
 
@@ -362,9 +366,7 @@ def _runner(model: Any, specs: Any, forward: modules.Forward) -> Run:
 
     @jax.jit
     def run(weights: Any, norms: Any, batch: Any) -> Any:
-        current = modules.with_weights(model, specs, weights)
-        modules.set_norms(current, norms)
-        return forward(current, batch)
+        return forward(_version(model, specs, weights, norms), batch)
 
     return run
 

@@ -6,7 +6,6 @@ quantizer that laid it ("refit"), round every survivor to it ("snap"), or leave 
 whose Q->P result is no longer quantized: compare it knowing that).
 
 Run:      python -m experiments run choices
-Takes:    a few minutes on 2 CPU cores with the models cached
 """
 
 from functools import partial

@@ -1,8 +1,7 @@
 """The study of the README: three small models that are trained on the spot.
 
 Run:      python -m experiments run embedded
-Takes:    12 minutes on 2 CPU cores the first time, training included
-Result:   results/embedded/records.jsonl, summary.json, two figures a model
+Result:   results/embedded/records.jsonl, summary.json, report.txt, figures
 """
 
 from experiments.study import Study

@@ -7,7 +7,6 @@ published, and the Q->P result is no longer quantized. 12 bits are the control: 
 changes a weight there, so what is left of A is the protocol's.
 
 Run:      python -m experiments run protocols
-Takes:    some minutes on 2 CPU cores with the models cached
 """
 
 from functools import partial
