@@ -29,7 +29,7 @@ from experiments.comparison import Compared, Key, Rows, Run, Variant, compare, e
 from experiments.records import Record, decode, latest
 from experiments.report import render
 from experiments.summary import MEASURES, Score, Summary, Total
-from perturb import intensity
+from perturb.measure import intensity
 
 __all__ = ["Summary", "render", "summarize"]
 

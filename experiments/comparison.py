@@ -23,7 +23,7 @@ from experiments.summary import (
     Measure,
     Score,
 )
-from perturb import intensity
+from perturb.measure import intensity
 
 DENSE_BITS = 16  # for C_Q of records that hold no ratio
 RESOLUTION = 1e-6  # nats: below it, two evaluations differ by float32 rounding only

@@ -19,7 +19,7 @@ from flax import nnx
 
 from experiments.data.types import Split
 from experiments.records import encode_examples
-from perturb import modules
+from perturb import network
 from perturb.types import Array, LayerStats
 
 # Examples and predictions per forward pass. On a CPU activations should stay in the cache.
@@ -53,8 +53,8 @@ class Parameters(NamedTuple):
 
 def _merged(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> Any:
     model = nnx.merge(graphdef, state)
-    modules.set_weights(model, dict(specs), parameters.weights)
-    modules.set_norms(model, parameters.norms)
+    network.set_weights(model, dict(specs), parameters.weights)
+    network.set_norms(model, parameters.norms)
     return model
 
 
@@ -105,7 +105,7 @@ def _stats(
     graphdef: Any, state: Any, parameters: Any, batch: Any, specs: Any
 ) -> dict[str, LayerStats]:
     graphdef, state = nnx.split(_merged(graphdef, state, parameters, specs))
-    return modules.moments(graphdef, state, batch, tuple(s for _, s in specs))
+    return network.moments(graphdef, state, batch, tuple(s for _, s in specs))
 
 
 @jax.jit
@@ -116,7 +116,7 @@ def _merged_stats(a: dict[str, LayerStats], b: dict[str, LayerStats]) -> dict[st
 @partial(jax.jit, static_argnames=("graphdef", "specs"))
 def _norms(graphdef: Any, state: Any, weights: Any, batch: Any, specs: Any) -> Any:
     graphdef, state = nnx.split(_merged(graphdef, state, Parameters(weights, {}), specs))
-    return modules.norm_moments(graphdef, state, batch)
+    return network.norm_moments(graphdef, state, batch)
 
 
 class Evaluator:
@@ -129,7 +129,7 @@ class Evaluator:
     def __init__(
         self,
         model: nnx.Module,
-        specs: Mapping[str, modules.LayerSpec],
+        specs: Mapping[str, network.LayerSpec],
         test: Split,
         kind: str,
         *,
@@ -143,8 +143,8 @@ class Evaluator:
         per_example = int(np.prod(test.targets.shape[1:], dtype=int))
         limits = CPU_BATCH if jax.default_backend() == "cpu" else DEVICE_BATCH
         size = batch_size or max(1, limits[kind] // per_example)
-        dense = Parameters(modules.get_weights(model, specs), {})
-        self.has_norms = bool(modules.norms_of(model))
+        dense = Parameters(network.get_weights(model, specs), {})
+        self.has_norms = bool(network.norms_of(model))
         self.batches = []
         for i in range(0, len(test.inputs), size):
             inputs, targets = (jnp.asarray(a[i : i + size]) for a in (test.inputs, test.targets))
@@ -171,7 +171,7 @@ class Evaluator:
             _norms(self.graphdef, self.state, dict(weights), batch, self.specs)
             for batch in calibration
         ]
-        return modules.combine_norms(parts, [len(batch) for batch in calibration])
+        return network.combine_norms(parts, [len(batch) for batch in calibration])
 
     def __call__(self, variants: Sequence[Parameters]) -> list[Evaluation]:
         """Evaluate up to ``lanes`` variants in one pass (fewer are padded with the first)."""

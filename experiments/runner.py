@@ -34,8 +34,9 @@ from experiments.evaluate import Evaluation, Evaluator, Parameters
 from experiments.records import SCHEMA, Record, RecordLog, latest, load
 from experiments.study import Study, cell_name, cells
 from experiments.train import Trained
-from perturb import errors, modules
+from perturb import network
 from perturb.lift import apply_family, fresh, run_stage, take, versions
+from perturb.measure import errors
 from perturb.registry import check_layers, to_config
 from perturb.storage import BITS_DENSE, Storage
 from perturb.types import Array, Layer, LayerStats, StageResult
@@ -102,15 +103,15 @@ class Run:
         self.model = self.trained.model
         data = self.trained.dataset
         exclude = [p for p in self.study.exclude if _matches(self.model, p)]
-        self.specs, self.skipped = modules.find_layers(self.model, exclude=exclude)
-        weights = modules.get_weights(self.model, self.specs)
+        self.specs, self.skipped = network.find_layers(self.model, exclude=exclude)
+        weights = network.get_weights(self.model, self.specs)
         self.calibration = [
             jnp.asarray(data.calibration.inputs[i : i + CALIBRATION_BATCH])
             for i in range(0, len(data.calibration), CALIBRATION_BATCH)
         ]
         self.dense = {n: fresh(w, self.study.zeros) for n, w in weights.items()}
         self.weights = weights
-        self.coverage = modules.coverage(self.model, self.specs, self.skipped)
+        self.coverage = network.coverage(self.model, self.specs, self.skipped)
         self.key = jax.random.key(self.trained.seed)
         with self.clock.phase("evaluate"):
             self.evaluator = Evaluator(
@@ -252,8 +253,8 @@ class Run:
             norms = self.norms(start)
             row = []
             for method in methods:
-                model = modules.with_weights(self.model, self.specs, start)
-                modules.set_norms(model, norms)
+                model = network.with_weights(self.model, self.specs, start)
+                network.set_norms(model, norms)
                 done = run_stage(
                     model, method, self.specs, one, self.calibration, key, sequential=True
                 )
@@ -393,7 +394,7 @@ def drop_programs_if_many(limit: int = 40_000, maps: Path = Path("/proc/self/map
 
 def _matches(model: Any, pattern: str) -> bool:
     try:
-        modules.find_layers(model, exclude=[pattern])
+        network.find_layers(model, exclude=[pattern])
     except ValueError:
         return False
     return True
@@ -457,7 +458,7 @@ def _transpose(result: StageResult) -> Layer:
 def check_study(study: Study, model: Any) -> None:
     """Refuse, before any work, methods that do not fit a model's layers (may be abstract)."""
     exclude = [p for p in study.exclude if _matches(model, p)]
-    specs, _ = modules.find_layers(model, exclude=exclude)
+    specs, _ = network.find_layers(model, exclude=exclude)
     for template, amounts in (
         *((p, study.sparsities) for p in study.pruners),
         *((q, study.bits) for q in study.quantizers),

@@ -9,13 +9,13 @@ from perturb.chain import Chain, chain
 from perturb.grid import GridSpec
 from perturb.lift import Compression, compress
 from perturb.masks import NofM
-from perturb.prune.global_magnitude import GlobalMagnitude
-from perturb.prune.magnitude import Magnitude
-from perturb.prune.sparsegpt import SparseGPT
-from perturb.prune.wanda import Wanda
-from perturb.quantize.gptq import GPTQ
-from perturb.quantize.joint import Joint
-from perturb.quantize.rtn import RTN
+from perturb.methods.prune.global_magnitude import GlobalMagnitude
+from perturb.methods.prune.magnitude import Magnitude
+from perturb.methods.prune.sparsegpt import SparseGPT
+from perturb.methods.prune.wanda import Wanda
+from perturb.methods.quantize.gptq import GPTQ
+from perturb.methods.quantize.joint import Joint
+from perturb.methods.quantize.rtn import RTN
 from perturb.score import Scores, score
 
 __version__ = "0.2.0"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from perturb import modules, registry
+from perturb import network, registry
 from perturb.chain import stages_of
 from perturb.storage import Storage, storage_of
 from perturb.types import Array, Layer, LayerStats, ModelCompressor, SolveReport, StageResult
@@ -163,7 +163,7 @@ class Compression:
     reports: list[dict[str, SolveReport]]
     skipped: dict[str, str]
     storage: Storage
-    coverage: modules.Coverage
+    coverage: network.Coverage
     calibrate: str
     norms: str
     zeros: str
@@ -182,7 +182,7 @@ class Compression:
 
 def check(
     method: Any,
-    specs: Mapping[str, modules.LayerSpec],
+    specs: Mapping[str, network.LayerSpec],
     calibration: Any,
     *,
     calibrate: str = "sequential",
@@ -235,7 +235,7 @@ def zeros_note(layers: Mapping[str, Layer], zeros: Zeros) -> list[str]:
 
 def starved_note(stats: Mapping[str, LayerStats]) -> list[str]:
     """What is told of layers that calibration showed nothing."""
-    names = modules.starved(stats)
+    names = network.starved(stats)
     if not names:
         return []
     return [
@@ -246,7 +246,7 @@ def starved_note(stats: Mapping[str, LayerStats]) -> list[str]:
 
 def norms_note(model: Any, calibration: Any, norms: Norms) -> list[str]:
     """What is told of running statistics that stay those of the dense model."""
-    names = modules.norms_of(model)
+    names = network.norms_of(model)
     if not names or (norms == "reestimate" and calibration is not None):
         return []
     why = "norms='keep'" if norms == "keep" else "there is no calibration data"
@@ -266,8 +266,8 @@ def compress(
     zeros: Zeros = "free",
     key: Array | int = 0,
     exclude: Sequence[str] = (),
-    forward: modules.Forward = modules.call,
-    token_weights: modules.TokenWeights | None = None,
+    forward: network.Forward = network.call,
+    token_weights: network.TokenWeights | None = None,
 ) -> Compression:
     """Compress a copy of ``model`` by ``method`` (a chain applies its first stage first).
 
@@ -287,22 +287,22 @@ def compress(
     divide a layer, an empty calibration set, or a model without compressible layers; afterwards,
     naming the layer, for results that are not finite.
     """
-    specs, skipped = modules.find_layers(model, exclude=exclude)
-    weights = modules.get_weights(model, specs)
-    batches = None if calibration is None else modules.batches_of(calibration)
+    specs, skipped = network.find_layers(model, exclude=exclude)
+    weights = network.get_weights(model, specs)
+    batches = None if calibration is None else network.batches_of(calibration)
     check(method, specs, batches, calibrate=calibrate, norms=norms, zeros=zeros)
     key = jax.random.key(key) if isinstance(key, int) else key
     layers = {n: fresh(w, zeros) for n, w in weights.items()}
-    notes = [*modules.notes(model, specs, skipped), *zeros_note(layers, zeros)]
+    notes = [*network.notes(model, specs, skipped), *zeros_note(layers, zeros)]
     notes += norms_note(model, batches, norms)
-    current = modules.with_weights(model, specs, {})
-    reestimates = norms == "reestimate" and batches is not None and bool(modules.norms_of(model))
+    current = network.with_weights(model, specs, {})
+    reestimates = norms == "reestimate" and batches is not None and bool(network.norms_of(model))
     if reestimates:
-        modules.set_norms(current, modules.reestimate(current, batches, forward=forward))
+        network.set_norms(current, network.reestimate(current, batches, forward=forward))
     listen: dict[str, Any] = {"forward": forward, "token_weights": token_weights}
     dense_stats = None
     if calibrate == "dense" and method.needs_stats:
-        dense_stats = modules.capture(current, specs, batches, **listen)
+        dense_stats = network.capture(current, specs, batches, **listen)
         notes += starved_note(dense_stats)
     reports: list[dict[str, SolveReport]] = []
     for i, stage in enumerate(stages_of(method)):
@@ -318,10 +318,10 @@ def compress(
             **listen,
         )
         if reestimates:
-            modules.set_norms(current, modules.reestimate(current, batches, forward=forward))
+            network.set_norms(current, network.reestimate(current, batches, forward=forward))
         layers = {n: r.layer for n, r in done.items()}
         reports.append({n: r.report for n, r in done.items() if r.report is not None})
-    coverage = modules.coverage(model, specs, skipped)
+    coverage = network.coverage(model, specs, skipped)
     told = tuple(dict.fromkeys(notes))
     for note in told:
         warnings.warn(note, stacklevel=2)
@@ -342,14 +342,14 @@ def compress(
 def run_stage(
     model: Any,
     stage: Any,
-    specs: Mapping[str, modules.LayerSpec],
+    specs: Mapping[str, network.LayerSpec],
     layers: Mapping[str, Layer],
     inputs: Any,
     key: Array,
     *,
     sequential: bool,
-    forward: modules.Forward = modules.call,
-    token_weights: modules.TokenWeights | None = None,
+    forward: network.Forward = network.call,
+    token_weights: network.TokenWeights | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, StageResult]:
     """One stage on a model that holds ``layers``; the model receives the result, in place.
@@ -363,8 +363,8 @@ def run_stage(
     ready = isinstance(inputs, dict) and all(isinstance(s, LayerStats) for s in inputs.values())
     groups = [list(specs)]
     if sequential and stage.needs_stats and not ready and not isinstance(stage, ModelCompressor):
-        batch = modules.batches_of(inputs)[0]
-        groups = modules.blocks_of(modules.call_order(model, specs, batch, forward))
+        batch = network.batches_of(inputs)[0]
+        groups = network.blocks_of(network.call_order(model, specs, batch, forward))
     done: dict[str, StageResult] = {}
     for names in groups:
         chosen = {n: specs[n] for n in names}
@@ -372,11 +372,11 @@ def run_stage(
         if stage.needs_stats:
             stats = inputs
             if not ready:
-                stats = modules.capture(
+                stats = network.capture(
                     model, chosen, inputs, forward=forward, token_weights=token_weights
                 )
                 notes += starved_note(stats)
         done |= apply(stage, {n: layers[n] for n in names}, stats, key)
         check_finite(stage.name, {n: done[n].layer.weight for n in names})
-        modules.set_weights(model, chosen, {n: done[n].layer.weight for n in names})
+        network.set_weights(model, chosen, {n: done[n].layer.weight for n in names})
     return {n: done[n] for n in specs}

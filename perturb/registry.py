@@ -1,7 +1,7 @@
 """How a method becomes a value: the ``@method`` decorator, names, configurations and checks.
 
-A new method is one file in ``perturb/prune`` or ``perturb/quantize`` holding one decorated
-frozen dataclass; the file is found here and needs no mention anywhere else.
+A new method is one file in ``perturb/methods/prune`` or ``perturb/methods/quantize`` holding one
+decorated frozen dataclass; the file is found here and needs no mention anywhere else.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def method(name: str) -> Callable[[type[T]], type[T]]:
 
 def methods() -> Mapping[str, type]:
     """All methods, by name; imports the method packages once."""
-    for package in ("perturb.prune", "perturb.quantize"):
+    for package in ("perturb.methods.prune", "perturb.methods.quantize"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
     return METHODS

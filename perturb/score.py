@@ -5,7 +5,7 @@
 
 Pure measurement: the model is not changed, and nothing is decided. Variants are named by the
 order of application: ``P`` and ``Q`` alone, ``PQ`` = P -> Q (prune first), ``QP`` = Q -> P.
-Definitions: :mod:`perturb.errors` (measures), Kim et al., arXiv 2603.18426 (advantage,
+Definitions: :mod:`perturb.measure.errors` (measures), Kim et al., arXiv 2603.18426 (advantage,
 ownership). All layer measures use H = E[x x^T] of the DENSE model's inputs (where BatchNorms
 re-estimate their statistics, of the dense weights with those).
 """
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import errors, intensity, modules
+from perturb import network
 from perturb.lift import (
     Calibrate,
     Norms,
@@ -37,6 +37,7 @@ from perturb.lift import (
     starved_note,
     zeros_note,
 )
+from perturb.measure import errors, intensity
 from perturb.registry import to_config
 from perturb.storage import Storage, storage_of
 from perturb.types import Array, Layer, LayerStats, StageResult
@@ -49,7 +50,7 @@ RESOLUTION = 1e-5  # relative; float32 sums do not resolve a smaller difference 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What one variant did to a layer: :func:`perturb.errors.measures`, and
+    """What one variant did to a layer: :func:`perturb.measure.errors.measures`, and
 
     pruned: fraction of weights that the pruner owns, the achieved sparsity; zero: fraction that
     is exactly 0, whoever made it so (a quantizer rounds to 0, too).
@@ -73,7 +74,8 @@ class OrderEffect:
     owner_changed  fraction of weights whose owner differs between the two orders
     advantage      A(Q->P) = out_err(PQ) - out_err(QP); > 0: quantize first is better
     advantage_rel  the same over E||W x||^2
-    by_ownership   A(Q->P) from ownership alone (Theorem 1; :func:`perturb.errors.owned_error`)
+    by_ownership   A(Q->P) from ownership alone (Theorem 1;
+                   :func:`perturb.measure.errors.owned_error`)
     interference   advantage - by_ownership: what a method does to weights it does not own
     prefers        "PQ", "QP", or "equal" where the two errors agree to float32 rounding
     """
@@ -126,7 +128,7 @@ class Intensity:
 
     gap = G(Q,P) = M(Q) - M(P), > 0: P is the stronger. advantage = A(Q->P) = M(QP) - M(PQ).
     equivalent = C*_P on the caller's quantization curve, ratio_gap = (low, high) of C*_P - C_Q;
-    None without a curve. Source: Kim et al.; see :mod:`perturb.intensity`.
+    None without a curve. Source: Kim et al.; see :mod:`perturb.measure.intensity`.
     """
 
     performance: Mapping[str, float]
@@ -157,7 +159,7 @@ class Scores:
     solver: Mapping[str, Mapping[str, Mapping[str, float]]]
     skipped: Mapping[str, str]
     storage: Mapping[str, Storage]
-    coverage: modules.Coverage
+    coverage: network.Coverage
     notes: tuple[str, ...]
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -216,8 +218,8 @@ def score(
     zeros: Zeros = "free",
     key: Array | int = 0,
     exclude: Sequence[str] = (),
-    forward: modules.Forward = modules.call,
-    token_weights: modules.TokenWeights | None = None,
+    forward: network.Forward = network.call,
+    token_weights: network.TokenWeights | None = None,
     performance: Callable[[Any], float] | None = None,
     curve: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Scores:
@@ -240,20 +242,20 @@ def score(
         raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
     if curve is not None and performance is None:
         raise ValueError("a curve is compared with a performance: give performance as well")
-    specs, skipped = modules.find_layers(model, exclude=exclude)
-    weights = modules.get_weights(model, specs)
-    batches = modules.batches_of(calibration)
+    specs, skipped = network.find_layers(model, exclude=exclude)
+    weights = network.get_weights(model, specs)
+    batches = network.batches_of(calibration)
     for stage in (pruner, quantizer):
         check(stage, specs, batches, calibrate=calibrate, norms=norms, zeros=zeros)
     run = _runner(model, specs, forward)
     _check_outputs(jax.eval_shape(run, weights, {}, batches[0]))
     key = jax.random.key(key) if isinstance(key, int) else key
     dense = {n: fresh(w, zeros) for n, w in weights.items()}
-    has_norms = norms == "reestimate" and bool(modules.norms_of(model))
-    start = modules.reestimate(model, batches, forward=forward) if has_norms else {}
+    has_norms = norms == "reestimate" and bool(network.norms_of(model))
+    start = network.reestimate(model, batches, forward=forward) if has_norms else {}
     reference = _version(model, specs, {}, start)
-    stats = modules.capture(reference, specs, batches, forward=forward, token_weights=token_weights)
-    notes = [*modules.notes(model, specs, skipped), *zeros_note(dense, zeros)]
+    stats = network.capture(reference, specs, batches, forward=forward, token_weights=token_weights)
+    notes = [*network.notes(model, specs, skipped), *zeros_note(dense, zeros)]
     notes += [*norms_note(model, batches, norms), *starved_note(stats)]
 
     def stage_on(
@@ -275,7 +277,7 @@ def score(
             token_weights=token_weights,
             notes=notes,
         )
-        again = modules.reestimate(current, batches, forward=forward) if has_norms else {}
+        again = network.reestimate(current, batches, forward=forward) if has_norms else {}
         return done, again
 
     methods = {"P": pruner, "Q": quantizer}
@@ -295,7 +297,7 @@ def score(
     models = {
         v: ({n: x.weight for n, x in kept.items()}, running[v]) for v, kept in variants.items()
     }
-    coverage = modules.coverage(model, specs, skipped)
+    coverage = network.coverage(model, specs, skipped)
     storage = {v: storage_of(kept, coverage.parameters) for v, kept in variants.items()}
     whole = None
     if performance is not None:
@@ -353,15 +355,15 @@ def _check_roles(pruner: Any, quantizer: Any) -> None:
 
 def _version(model: Any, specs: Any, weights: Any, norms: Any) -> Any:
     """A copy of the model with other matrices and BatchNorm statistics."""
-    copy = modules.with_weights(model, specs, weights)
-    modules.set_norms(copy, norms)
+    copy = network.with_weights(model, specs, weights)
+    network.set_norms(copy, norms)
     return copy
 
 
 Run = Callable[[Any, Any, Any], Any]
 
 
-def _runner(model: Any, specs: Any, forward: modules.Forward) -> Run:
+def _runner(model: Any, specs: Any, forward: network.Forward) -> Run:
     """The model's outputs as a compiled function of its matrices, norm statistics and a batch."""
 
     @jax.jit
@@ -445,7 +447,7 @@ def _effect(
 
 
 def _ratio(a: float, b: float) -> float:
-    """0/0 is 0 and x/0 is inf, as in :mod:`perturb.errors`."""
+    """0/0 is 0 and x/0 is inf, as in :mod:`perturb.measure.errors`."""
     return 0.0 if a == 0 else (a / b if b else math.copysign(math.inf, a))
 
 
@@ -496,10 +498,10 @@ def _distance(dense: Array, other: Array, weights: Array) -> tuple[Array, Array]
 
 
 def _prediction_weights(
-    token_weights: modules.TokenWeights | None, batch: Any, shape: tuple[int, ...]
+    token_weights: network.TokenWeights | None, batch: Any, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Weights [...] of the predictions of logits [..., classes]: their tokens', or 1 each where
-    the predictions are no tokens (as :func:`perturb.modules.capture` counts a layer's inputs)."""
+    the predictions are no tokens (as :func:`perturb.network.capture` counts a layer's inputs)."""
     if token_weights is not None:
         weights = np.asarray(token_weights(batch), np.float32)
         if shape[: weights.ndim] == weights.shape:
@@ -513,7 +515,7 @@ def _compare_outputs(
     dense: Any,
     models: Mapping[str, tuple[Any, Any]],
     batches: Sequence[Any],
-    token_weights: modules.TokenWeights | None,
+    token_weights: network.TokenWeights | None,
 ) -> dict[str, Outputs]:
     sums = {v: np.zeros(2) for v in models}
     predictions, classes = 0.0, 0

@@ -25,13 +25,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturb import modules
+from perturb import network
 from perturb.cli import BadInput as BadInput
 
 GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> (model, batches)
 
 # model, calibration batches, forward(model, batch), token weights if the loader has any
-Loaded = tuple[Any, list[Any], modules.Forward, modules.TokenWeights | None]
+Loaded = tuple[Any, list[Any], network.Forward, network.TokenWeights | None]
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -176,7 +176,7 @@ def load(text: str, make: Callable[[int], Any], seed: int, exclude: Sequence[str
             raise BadInput(
                 f"{what}: its {name} must be a function (or None), got {type(function).__name__}"
             )
-    forward = modules.call if forward is None else forward
+    forward = network.call if forward is None else forward
     if isinstance(calibration, str) or not isinstance(calibration, Iterable):
         raise BadInput(
             f"{what}: its calibration batches must be a list of model inputs, "
@@ -185,8 +185,8 @@ def load(text: str, make: Callable[[int], Any], seed: int, exclude: Sequence[str
     if not (isinstance(calibration, (Mapping, list, tuple)) or hasattr(calibration, "shape")):
         calibration = user_code(what, lambda: list(calibration))  # a generator is theirs to run
     try:
-        specs, _ = modules.find_layers(model, exclude=exclude)
-        batches = modules.batches_of(calibration)
+        specs, _ = network.find_layers(model, exclude=exclude)
+        batches = network.batches_of(calibration)
     except ValueError as error:
         raise BadInput(f"{what}: {error}") from error
     seen = set()
@@ -200,12 +200,12 @@ def load(text: str, make: Callable[[int], Any], seed: int, exclude: Sequence[str
 
 
 def _check_runs(
-    what: str, model: Any, specs: Any, batch: Any, forward: modules.Forward, shapes: list[Any]
+    what: str, model: Any, specs: Any, batch: Any, forward: network.Forward, shapes: list[Any]
 ) -> None:
     """Trace the model once on a batch: nothing is computed."""
     try:
         with printing_to_stderr():
-            modules.call_order(model, specs, batch, forward)
+            network.call_order(model, specs, batch, forward)
     except ValueError as error:
         raise BadInput(f"{what}: {error}") from error
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """What a compression stage receives, and what it hands to the next one.
 
 Shapes: a layer is a matrix ``weight [out, in]`` applied as ``y = W x``; convolutions and
-einsums are brought to this form by :mod:`perturb.modules`. Everything here is a pytree of
+einsums are brought to this form by :mod:`perturb.network`. Everything here is a pytree of
 arrays, so every stage can be jitted, and vmapped over layers of one shape or over variants.
 """
 

@@ -21,7 +21,7 @@ from experiments.summary import (
     Estimate,
     Score,
 )
-from perturb import intensity
+from perturb.measure import intensity
 from tests.synthetic import make_record, make_study
 
 CLUSTERS = 20

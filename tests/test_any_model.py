@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perturb import RTN, Magnitude, Wanda, compress, modules
-from perturb.modules import (
+from perturb import RTN, Magnitude, Wanda, compress, network
+from perturb.network import (
     batches_of,
     call_order,
     capture,
@@ -933,20 +933,20 @@ EXPLICIT = """
 import perturb, jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from perturb import Wanda, compress, modules
+from perturb import Wanda, compress, network
 
 model = nnx.List([nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Conv(2, 4, (3,), rngs=nnx.Rngs(1))])
 forward = lambda m, x: m[0](jax.jit(lambda x: jnp.tanh(m[1](x)))(x))
 x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 2)), jnp.float32)
-specs, _ = modules.find_layers(model)
-want = modules.capture(model, specs, x, forward=forward)
+specs, _ = network.find_layers(model)
+want = network.capture(model, specs, x, forward=forward)
 mesh = jax.make_mesh((2, 1), ("d", "m"), axis_types=(AxisType.Explicit,) * 2)
 with jax.set_mesh(mesh):
     spread = jax.device_put(x, NamedSharding(mesh, P("d")))
     model[0].kernel.set_value(
         jax.device_put(model[0].kernel[...], NamedSharding(mesh, P(None, "m")))
     )
-    got = modules.capture(model, specs, spread, forward=forward)
+    got = network.capture(model, specs, spread, forward=forward)
     done = compress(model, Wanda(0.5), spread, forward=forward).model
     assert done[0].kernel[...].sharding.spec == P(None, "m"), done[0].kernel[...].sharding
 for name in specs:
@@ -969,4 +969,4 @@ def test_a_mesh_with_explicit_axes() -> None:
 
 
 def test_the_names_of_the_door() -> None:
-    assert modules.LayerSpec("a", "linear", (3, 2), (0,), (1,), ("b",)).names == ("a", "b")
+    assert network.LayerSpec("a", "linear", (3, 2), (0,), (1,), ("b",)).names == ("a", "b")

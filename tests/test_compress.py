@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda, chain, compress, score
-from perturb.modules import capture, find_layers
+from perturb.network import capture, find_layers
 from perturb.types import Layer, StageResult
 
 from .conftest import numpy_init

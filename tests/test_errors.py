@@ -11,9 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import GPTQ, RTN, GridSpec, Magnitude, Wanda, chain, errors
-from perturb.errors import cosine, interference, measures, output_error, owned_error, ownership
+from perturb import GPTQ, RTN, GridSpec, Magnitude, Wanda, chain
 from perturb.lift import fresh
+from perturb.measure import errors
+from perturb.measure.errors import (
+    cosine,
+    interference,
+    measures,
+    output_error,
+    owned_error,
+    ownership,
+)
 from perturb.types import Layer, LayerStats
 
 from . import reference

@@ -67,10 +67,10 @@ def test_figures_meet_records_and_findings_only():
     for part in ("records", "summary", "report", "comparison", "analysis"):
         for name in imports(folder.parent / "experiments" / f"{part}.py"):
             assert not name.startswith(("jax", "flax", "optax", "experiments.models"))
-            assert name.startswith(("perturb.intensity", "perturb.files")) or not name.startswith(
-                "perturb"
-            )
-    for part in ("intensity", "files"):
+            assert name.startswith(
+                ("perturb.measure.intensity", "perturb.files")
+            ) or not name.startswith("perturb")
+    for part in ("measure/intensity", "files"):
         for name in imports(folder.parent / "perturb" / f"{part}.py"):
             assert name.split(".")[0] in {"numpy", *sys.stdlib_module_names}
 

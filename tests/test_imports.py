@@ -61,7 +61,7 @@ def violations(path: Path, names: Iterator[str]) -> list[str]:
         if own == "theory" and top in FRAMEWORKS:
             allowed = False
         if own == "perturb" and top not in {"perturb", "jax", "numpy", *sys.stdlib_module_names}:
-            only = {"flax": "perturb/modules/*.py", "rich": "perturb/__main__.py"}
+            only = {"flax": "perturb/network/*.py", "rich": "perturb/__main__.py"}
             allowed = fnmatchcase(path.as_posix(), only.get(top, ""))
         if not allowed:
             wrong.append(name)
@@ -86,7 +86,7 @@ def test_flax_meets_perturb_in_one_package():
         for path in package("perturb")
         if any(name.partition(".")[0] == "flax" for name in imported(path))
     }
-    assert users == {"perturb/modules"}
+    assert users == {"perturb/network"}
 
 
 @pytest.mark.parametrize("module", sorted(FIGURES_READ))
@@ -110,11 +110,11 @@ def test_what_figures_read_brings_no_model_along(module):
     [
         ("perturb/a.py", "from experiments import train", ["experiments.train"]),
         ("perturb/a.py", "from flax import nnx", ["flax.nnx"]),
-        ("perturb/modules/a.py", "from flax import nnx", []),
-        ("perturb/modules.py", "from flax import nnx", ["flax.nnx"]),
+        ("perturb/network/a.py", "from flax import nnx", []),
+        ("perturb/network.py", "from flax import nnx", ["flax.nnx"]),
         ("perturb/a.py", "import rich.table", ["rich.table"]),
         ("perturb/a.py", "import scipy", ["scipy"]),
-        ("perturb/prune/a.py", "from ..lift import compress", []),
+        ("perturb/methods/prune/a.py", "from ..lift import compress", []),
         ("perturb/a.py", "import_module('experiments.train')", ["experiments.train"]),
         ("theory/a.py", "def f():\n    import experiments.train", ["experiments.train"]),
         ("theory/a.py", "import perturb, scipy", []),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.isotonic import IsotonicRegression
 
-from perturb import intensity
+from perturb.measure import intensity
 
 RATIOS = np.array([1.0, 2.0, 16 / 6, 3.2, 4.0, 16 / 3, 8.0])
 values = st.floats(-100, 100, allow_subnormal=False)

@@ -32,9 +32,9 @@ from perturb import (
     compress,
 )
 from perturb.chain import Chain, stages_of
-from perturb.errors import measures
 from perturb.grid import expand, fit_grid, round_to_grid
 from perturb.lift import apply_family, fresh, versions
+from perturb.measure.errors import measures
 from perturb.registry import methods
 from perturb.storage import storage_of
 from perturb.types import Grid, Layer, LayerCompressor, LayerStats, StageResult

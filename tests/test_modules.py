@@ -13,7 +13,7 @@ from flax import nnx
 
 from perturb import GPTQ, RTN, Magnitude, Wanda, chain, compress
 from perturb.lift import fresh, layer_key
-from perturb.modules import (
+from perturb.network import (
     LayerSpec,
     batches_of,
     blocks_of,
@@ -134,7 +134,7 @@ def test_the_matrix_and_the_gram_are_those_of_the_layer(name: str) -> None:
 
 def _patches_reproduce_the_output(layer: Any, x: Array, w: np.ndarray, y: np.ndarray) -> None:
     """y = patches W^T, token by token."""
-    from perturb.modules.features import _patches
+    from perturb.network.features import _patches
 
     patches = np.asarray(jax.jit(lambda x: _patches(layer, x))(x), np.float64).reshape(len(y), -1)
     np.testing.assert_allclose(patches @ w.T, y, atol=1e-5 * np.abs(y).max())

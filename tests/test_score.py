@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perturb import GPTQ, RTN, Joint, Magnitude, Wanda, chain, compress, modules, score
+from perturb import GPTQ, RTN, Joint, Magnitude, Wanda, chain, compress, network, score
 
 P, Q = Wanda(0.5), GPTQ(3)
 CHAINS = {"P": P, "Q": Q, "PQ": chain(P, Q), "QP": chain(Q, P)}
@@ -56,8 +56,8 @@ def compressed(model, batches):
 
 
 def test_layers_are_measured_on_what_compress_returns(model, batches, scores, compressed):
-    specs, _ = modules.find_layers(model)
-    stats = modules.capture(model, specs, batches)
+    specs, _ = network.find_layers(model)
+    stats = network.capture(model, specs, batches)
     assert [x.name for x in scores.layers] == list(specs)
     for layer in scores.layers:
         gram = np.asarray(stats[layer.name].gram, np.float64) / float(stats[layer.name].count)
@@ -91,8 +91,8 @@ def test_every_calibration_is_that_of_compress(model, batches, calibrate):
 
 
 def test_what_the_order_changes(model, batches, scores, compressed):
-    specs, _ = modules.find_layers(model)
-    stats = modules.capture(model, specs, batches)
+    specs, _ = network.find_layers(model)
+    stats = network.capture(model, specs, batches)
     for layer in scores.layers:
         effect = layer.order
         pq, qp = (compressed[v].layers[layer.name] for v in ("PQ", "QP"))

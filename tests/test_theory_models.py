@@ -13,7 +13,7 @@ from flax import nnx
 
 from perturb import sources
 from perturb.lift import fresh
-from perturb.quantize.rtn import RTN
+from perturb.methods.quantize.rtn import RTN
 from tests.conftest import numpy_init
 from theory import assumptions, noise, outputs, propagation, propagation_measure
 from theory.assumptions_findings import findings, fit

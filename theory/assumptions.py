@@ -7,7 +7,7 @@ symmetric, of zero mean, and independent of the weights. Here M = -KL(dense || c
 inputs. Layers are compressed one at a time and all together, by rounding to nearest (a scale a
 row) and by magnitude pruning (over the layer).
 
-Any model goes through :mod:`perturb.modules`; verdicts are in :mod:`theory.assumptions_findings`.
+Any model goes through :mod:`perturb.network`; verdicts are in :mod:`theory.assumptions_findings`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import errors, modules, sources
+from perturb import network, sources
 from perturb.grid import expand
 from perturb.lift import fresh
-from perturb.quantize.rtn import RTN
+from perturb.measure import errors
+from perturb.methods.quantize.rtn import RTN
 from theory import assumptions_findings, noise, outputs
 
 Array = jax.Array
@@ -63,7 +64,7 @@ def measure_named(name: str, seed: int = 0, progress: Progress = quiet) -> dict[
 def measure_model(
     model: Any,
     calibration: Any,
-    forward: modules.Forward = modules.call,
+    forward: network.Forward = network.call,
     *,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
@@ -74,11 +75,11 @@ def measure_model(
     logits [..., classes]. Lists "by setting" have the order of ``settings``; errors E are a
     token of the layer, KL are nats a prediction.
     """
-    specs, skipped = modules.find_layers(model)
-    weights = modules.get_weights(model, specs)
+    specs, skipped = network.find_layers(model)
+    weights = network.get_weights(model, specs)
     logits, compare = _programs(model, specs, forward)
-    batches = _cut(modules.batches_of(calibration), weights, logits)
-    stats = modules.capture(model, specs, batches, forward=forward)
+    batches = _cut(network.batches_of(calibration), weights, logits)
+    stats = network.capture(model, specs, batches, forward=forward)
     variants = jax.jit(lambda w: outputs.compressed(w, BITS, SPARSITIES))
     after = {n: variants(w) for n, w in weights.items()}
     measured = []
@@ -109,7 +110,7 @@ def measure_model(
     return tidy(result | assumptions_findings.fits(result))
 
 
-def _programs(model: Any, specs: Any, forward: modules.Forward) -> tuple[Any, Any]:
+def _programs(model: Any, specs: Any, forward: network.Forward) -> tuple[Any, Any]:
     """(logits(weights, batch), and a compiled comparison of two sets of matrices on a batch).
 
     One program serves every setting, and loops over the layers inside: nothing is compiled a
@@ -118,7 +119,7 @@ def _programs(model: Any, specs: Any, forward: modules.Forward) -> tuple[Any, An
     names = list(specs)
 
     def logits(weights: Any, batch: Any) -> Array:
-        out = forward(modules.with_weights(model, specs, weights), batch)
+        out = forward(network.with_weights(model, specs, weights), batch)
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
     def one(choice: Array, chosen: Any, others: Any) -> Any:

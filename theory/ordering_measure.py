@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import RTN, GridSpec, Magnitude, Wanda
-from perturb.errors import output_error
 from perturb.lift import fresh
+from perturb.measure.errors import output_error
 from perturb.types import Layer, LayerStats, StageResult
 from theory.ordering import Order, orders, premise
 from theory.statement import Finding

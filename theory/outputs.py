@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb.lift import fresh
-from perturb.prune.magnitude import Magnitude
-from perturb.quantize.rtn import RTN
+from perturb.methods.prune.magnitude import Magnitude
+from perturb.methods.quantize.rtn import RTN
 from theory.statement import Verdict
 
 Array = jax.Array

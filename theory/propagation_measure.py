@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb.errors import spectral_norm
+from perturb.measure.errors import spectral_norm
 from theory.chains import lipschitz_bound
 from theory.outputs import (
     SMALL,

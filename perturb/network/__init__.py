@@ -5,11 +5,11 @@ Any ``nnx.Module`` is walked for ``nnx.Linear``, ``nnx.LinearGeneral``, ``nnx.Co
 x [in]: the inputs of a Linear, the patches of a Conv, the contracted axes of an Einsum.
 """
 
-from perturb.modules.batches import Forward, TokenWeights, batches_of, call
-from perturb.modules.capture import capture, moments, starved
-from perturb.modules.coverage import COVERED, NORMS, Coverage, coverage, notes
-from perturb.modules.hear import blocks_of, call_order, check_runs
-from perturb.modules.layers import (
+from perturb.network.batches import Forward, TokenWeights, batches_of, call
+from perturb.network.capture import capture, moments, starved
+from perturb.network.coverage import COVERED, NORMS, Coverage, coverage, notes
+from perturb.network.hear import blocks_of, call_order, check_runs
+from perturb.network.layers import (
     KINDS,
     LayerSpec,
     find_layers,
@@ -17,7 +17,7 @@ from perturb.modules.layers import (
     set_weights,
     with_weights,
 )
-from perturb.modules.norms import (
+from perturb.network.norms import (
     Moments,
     combine_norms,
     norm_moments,
@@ -25,7 +25,7 @@ from perturb.modules.norms import (
     reestimate,
     set_norms,
 )
-from perturb.modules.refused import Refused
+from perturb.network.refused import Refused
 
 __all__ = [
     "COVERED",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
+from perturb.methods.prune.common import resolve_sparsity
 from perturb.obs import Solver
-from perturb.prune.common import resolve_sparsity
 from perturb.registry import check_choice, method
 from perturb.types import Array, Layer, LayerStats, StageResult
 

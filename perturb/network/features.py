@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturb.modules.layers import LayerSpec, einsum_dims
+from perturb.network.layers import LayerSpec, einsum_dims
 from perturb.types import Array
 
 

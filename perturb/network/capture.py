@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturb.modules.batches import Forward, TokenWeights, batches_of, call, compiled
-from perturb.modules.features import features
-from perturb.modules.hear import check_called, ears_of, placed, tapped
-from perturb.modules.layers import KINDS, LayerSpec, replicated, wide
-from perturb.modules.refused import Refused, explained, some
-from perturb.modules.replay import Note, check, nested, replay, tell
+from perturb.network.batches import Forward, TokenWeights, batches_of, call, compiled
+from perturb.network.features import features
+from perturb.network.hear import check_called, ears_of, placed, tapped
+from perturb.network.layers import KINDS, LayerSpec, replicated, wide
+from perturb.network.refused import Refused, explained, some
+from perturb.network.replay import Note, check, nested, replay, tell
 from perturb.types import Array, LayerStats
 
 

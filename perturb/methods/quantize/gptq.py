@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from perturb.grid import GridSpec, fit_grid, relaid
+from perturb.methods.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.obs import Solution, Solver
-from perturb.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.registry import method
 from perturb.types import Array, Grid, Layer, LayerStats, StageResult
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturb.modules.batches import Forward, batches_of, call, compiled
-from perturb.modules.hear import EAR, Ear, placed, tapped
-from perturb.modules.layers import name_of, replicated, wide
-from perturb.modules.refused import explained
-from perturb.modules.replay import Note, check, replay, tell
+from perturb.network.batches import Forward, batches_of, call, compiled
+from perturb.network.hear import EAR, Ear, placed, tapped
+from perturb.network.layers import name_of, replicated, wide
+from perturb.network.refused import explained
+from perturb.network.replay import Note, check, replay, tell
 from perturb.types import Array
 
 Moments = dict[str, tuple[Array, Array]]  # of norms: name -> mean, variance

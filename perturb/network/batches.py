@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from perturb.modules.refused import Refused
+from perturb.network.refused import Refused
 
 Forward = Callable[[Any, Any], Any]
 TokenWeights = Callable[[Any], Any]  # batch -> weights >= 0 of its tokens, such as a mask

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from perturb.modules.batches import Forward, call
-from perturb.modules.layers import KINDS, LayerSpec, compressible, name_of
-from perturb.modules.refused import Refused, explained
-from perturb.modules.replay import Unheard
+from perturb.network.batches import Forward, call
+from perturb.network.layers import KINDS, LayerSpec, compressible, name_of
+from perturb.network.refused import Refused, explained
+from perturb.network.replay import Unheard
 from perturb.types import Array
 
 EAR = "_perturb_ear"

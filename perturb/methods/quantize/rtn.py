@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from perturb.grid import GridSpec, fit_grid, relaid, round_to_grid
-from perturb.quantize.common import check_quantizer, lay_grid, signed, start_weight
+from perturb.methods.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.registry import method
 from perturb.types import Array, Grid, Layer, LayerStats, StageResult
 

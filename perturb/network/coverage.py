@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from perturb.modules.hear import bound_methods
-from perturb.modules.layers import KINDS, LayerSpec, compressible, name_of
-from perturb.modules.refused import some
+from perturb.network.hear import bound_methods
+from perturb.network.layers import KINDS, LayerSpec, compressible, name_of
+from perturb.network.refused import some
 
 NORMS = (
     nnx.BatchNorm,

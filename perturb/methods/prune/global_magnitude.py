@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from perturb.masks import TIE_RULES, TieRule, prune_count, smallest_k, tie_key
-from perturb.prune.common import resolve_sparsity
+from perturb.methods.prune.common import resolve_sparsity
 from perturb.registry import check_choice, method
 from perturb.types import Array, Layer, LayerStats, StageResult
 

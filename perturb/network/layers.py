@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturb.modules.refused import Refused
+from perturb.network.refused import Refused
 from perturb.types import Array
 
 KINDS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Einsum)

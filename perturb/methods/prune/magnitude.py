@@ -1,36 +1,39 @@
-"""Wanda: remove the weights whose magnitude times input norm is smallest, row by row."""
+"""Magnitude pruning: remove the weights of smallest absolute value, layer by layer."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
 from perturb.masks import TIE_RULES, NofM, TieRule, keep_mask, tie_key
-from perturb.prune.common import resolve_sparsity, selection_score
+from perturb.methods.prune.common import resolve_sparsity, selection_score
 from perturb.registry import check_choice, method
 from perturb.types import Array, Layer, LayerStats, StageResult
 
 
-@method("wanda")
-class Wanda:
-    """Objective: minimise ``E||dW x||^2`` over masks as if inputs were uncorrelated.
+@method("magnitude")
+class Magnitude:
+    """Objective: minimise ``||W - W'||_F`` over masks of the given size.
 
-    Score ``|w_ij| sqrt(E x_j^2)``, compared within each row (or N:M group, N kept); with
-    ``target="dense"`` the error to the dense weight that a removal adds, times ``E x_j^2``.
-    Exactly ``floor(s in)`` weights of every row go, ties by ``tie``.
-    Source: Sun et al., ICLR 2024 (arXiv 2306.11695).
+    Score ``|w|``; with ``target="dense"`` (reference-aware: the loss to the dense weight d that
+    removing the current weight w adds) score ``d^2 - (d - w)^2``.
+
+    sparsity: fraction removed, in [0, 1); scope: "layer", "row" or N:M (N kept);
+    tie: "index", "random" or "dense" (see :mod:`perturb.masks`).
+    Source: Han et al. 2015 (arXiv 1506.02626); per layer as in the Wanda repository's baseline,
+    with exact counts instead of a threshold.
     """
 
     sparsity: float | Array | None = None
-    scope: str | NofM = "row"
+    scope: str | NofM = "layer"
     tie: TieRule = "random"
     target: str = "current"
 
-    needs_stats = True
+    needs_stats = False
 
     def __post_init__(self) -> None:
         resolve_sparsity(self)
         if not isinstance(self.scope, NofM):
-            check_choice("scope", self.scope, ("row", "layer"))
+            check_choice("scope", self.scope, ("layer", "row"))
         check_choice("tie", self.tie, TIE_RULES)
         check_choice("target", self.target, ("current", "dense"))
 
@@ -39,11 +42,8 @@ class Wanda:
         return f"weight, mask per {self.scope}"
 
     def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
-        assert stats is not None
         assert self.sparsity is not None
-        # inputs that were all 0 say nothing: what is left of the score is the magnitude
-        energy = jnp.where(jnp.any(stats.energy > 0), stats.energy, 1)
-        score = selection_score(layer, self.target, energy.astype(layer.weight.dtype))
+        score = selection_score(layer, self.target, jnp.ones(layer.weight.shape[1]))
         tie = tie_key(self.tie, layer, key)
         mask = keep_mask(score, self.sparsity, self.scope, already=layer.mask, tie=tie)
         return StageResult(layer._replace(weight=jnp.where(mask, layer.weight, 0), mask=mask), None)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from perturb.grid import GridSpec, fit_grid, relaid
 from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
+from perturb.methods.prune.common import resolve_sparsity
+from perturb.methods.quantize.common import signed
+from perturb.methods.quantize.gptq import GPTQ
 from perturb.obs import Solver
-from perturb.prune.common import resolve_sparsity
-from perturb.quantize.common import signed
-from perturb.quantize.gptq import GPTQ
 from perturb.registry import check_bits, check_choice, method
 from perturb.types import Array, Layer, LayerStats, StageResult
 
