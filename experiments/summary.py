@@ -1,8 +1,8 @@
 """What a study found, as typed values: the result of :func:`experiments.analysis.summarize`.
 
 Orientation as in :mod:`perturb.measure.intensity`: A(Q->P) = M(Q then P) - M(P then Q), so A < 0
-means that pruning first wins; gap = C*_P - C_Q, so gap > 0 means that pruning is the stronger method
-and the hypothesis (PIH) expects A > 0. A ratio C is dense bits / stored bits of the whole model.
+means that pruning first wins; gap = C*_P - C_Q, so gap > 0 means that pruning is the stronger
+method and PIH expects A > 0. A ratio C is dense bits / stored bits of the whole model.
 Numbers are in the unit of the measure; ``None`` is "could not be computed", infinities in a gap
 are a censored side.
 """
