@@ -20,7 +20,7 @@ from flax import nnx
 from experiments.data.types import Split
 from experiments.records import encode_examples
 from perturb import network
-from perturb.types import Array, LayerStats
+from perturb.types import Array, Moments
 
 # Examples and predictions per forward pass. On a CPU activations should stay in the cache.
 CPU_BATCH = {"images": 256, "text": 2048}
@@ -103,13 +103,13 @@ def _per_example(
 @partial(jax.jit, static_argnames=("graphdef", "specs"))
 def _stats(
     graphdef: Any, state: Any, parameters: Any, batch: Any, specs: Any
-) -> dict[str, LayerStats]:
+) -> dict[str, Moments]:
     graphdef, state = nnx.split(_merged(graphdef, state, parameters, specs))
     return network.moments(graphdef, state, batch, tuple(s for _, s in specs))
 
 
 @jax.jit
-def _merged_stats(a: dict[str, LayerStats], b: dict[str, LayerStats]) -> dict[str, LayerStats]:
+def _merged_stats(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
     return {n: a[n] + b[n] for n in a}
 
 

@@ -39,9 +39,9 @@ from perturb.lift import apply_family, fresh, run_stage, take, versions
 from perturb.measure import errors
 from perturb.registry import check_layers, to_config
 from perturb.storage import BITS_DENSE, Storage
-from perturb.types import Array, Layer, LayerStats, StageResult
+from perturb.types import Array, Matrix, Moments, Solved
 
-Layers = dict[str, Layer]
+Layers = dict[str, Matrix]
 CALIBRATION_BATCH = 64  # examples
 # Packages whose version may change a number; the others only read and draw numbers.
 DECISIVE = ("compression-order", "jax", "jaxlib", "flax")
@@ -207,19 +207,19 @@ class Run:
 
     # ------------------------------------------------------------------------------ the stages
 
-    def alone(self, methods: Sequence[Any]) -> dict[str, StageResult]:
+    def alone(self, methods: Sequence[Any]) -> dict[str, Solved]:
         """Each method alone on the dense model: results [1, F, ...]."""
         base = {n: versions(x) for n, x in self.dense.items()}
         stats = {n: jax.tree.map(lambda a: a[None], s) for n, s in self.stats.items()}
         return self._stage(methods, base, stats, "alone")
 
-    def after(self, methods: Sequence[Any], prefix: Layers, stats: Any) -> dict[str, StageResult]:
+    def after(self, methods: Sequence[Any], prefix: Layers, stats: Any) -> dict[str, Solved]:
         """The family as second stage on R prefixes: results [R, F, ...]."""
         return self._stage(methods, prefix, stats, "after")
 
     def _stage(
         self, methods: Sequence[Any], layers: Layers, stats: Any, place: str
-    ) -> dict[str, StageResult]:
+    ) -> dict[str, Solved]:
         drop_programs_if_many()
         key = jax.random.fold_in(self.key, zlib.crc32(place.encode()))
         needs = methods[0].needs_stats
@@ -243,7 +243,7 @@ class Run:
 
     def _sequentially(
         self, methods: Sequence[Any], layers: Layers, key: Array
-    ) -> dict[str, StageResult]:
+    ) -> dict[str, Solved]:
         """Block by block: every variant has its own inputs, so there is no family to share."""
         versions_of = next(iter(layers.values())).weight.shape[0]
         rows = []
@@ -265,7 +265,7 @@ class Run:
             n: r._replace(layer=r.layer._replace(dense=layers[n].dense)) for n, r in stacked.items()
         }
 
-    def prefixes(self, alone: dict[str, StageResult], used: bool) -> tuple[Layers, Any]:
+    def prefixes(self, alone: dict[str, Solved], used: bool) -> tuple[Layers, Any]:
         """The variants of a method alone as versions [R], and the statistics each one has."""
         layers = {n: take(r.layer, 0) for n, r in alone.items()}
         if not used or self.study.calibrate != "recalibrate":
@@ -282,7 +282,7 @@ class Run:
 
     # ----------------------------------------------------------------------------- the records
 
-    def measure(self, results: Mapping[str, StageResult]) -> dict[str, dict[str, np.ndarray]]:
+    def measure(self, results: Mapping[str, Solved]) -> dict[str, dict[str, np.ndarray]]:
         with self.clock.phase("measure"):
             done = {n: _layer_measures(r.layer, self.stats[n]) for n, r in results.items()}
             return {n: errors.finish(raw) | errors.value(rest) for n, (raw, rest) in done.items()}
@@ -377,7 +377,7 @@ class Run:
         self.record(Variant(order, p, q, broken) for p in ps for q in qs)
 
 
-def _drop_dense(result: StageResult) -> StageResult:
+def _drop_dense(result: Solved) -> Solved:
     return result._replace(layer=result.layer._replace(dense=None))  # type: ignore[arg-type]
 
 
@@ -400,7 +400,7 @@ def _matches(model: Any, pattern: str) -> bool:
     return True
 
 
-def _check_stats(stats: Mapping[str, LayerStats]) -> None:
+def _check_stats(stats: Mapping[str, Moments]) -> None:
     for name, s in stats.items():
         if not bool(jnp.all(jnp.isfinite(s.gram))):
             raise ValueError(f"layer {name}: its inputs on the calibration data are not finite")
@@ -415,7 +415,7 @@ STORED = ("kept", "bits")  # of a layer's measures: go into the model's storage
 
 
 @jax.jit
-def _layer_measures(layer: Layer, stats: LayerStats) -> tuple[errors.Raw, dict[str, Array]]:
+def _layer_measures(layer: Matrix, stats: Moments) -> tuple[errors.Raw, dict[str, Array]]:
     """Measures [R, F] of the variants of one layer, by the dense model's input moments."""
     kept = jnp.sum(layer.mask, (-2, -1), dtype=jnp.int32)
     width = BITS_DENSE if layer.grid is None else layer.grid.bits
@@ -429,7 +429,7 @@ def _layer_measures(layer: Layer, stats: LayerStats) -> tuple[errors.Raw, dict[s
 
 @jax.jit
 def _pair_measures(
-    pq: Layer, qp: Layer, p_alone: Array, q_alone: Array, stats: LayerStats
+    pq: Matrix, qp: Matrix, p_alone: Array, q_alone: Array, stats: Moments
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both orders of a pair share, and who owns what: [S, B] for PQ and for QP.
 
@@ -442,14 +442,14 @@ def _pair_measures(
         "owner_changed": owners["owner_changed"],
     }
 
-    def owned(layer: Layer) -> dict[str, Any]:
+    def owned(layer: Matrix) -> dict[str, Any]:
         owned_err = errors.raw_owned_error(dense, layer.mask, q_alone[None], stats)
         return shared | {"owned_err": owned_err}
 
     return owned(pq), owned(qp)
 
 
-def _transpose(result: StageResult) -> Layer:
+def _transpose(result: Solved) -> Matrix:
     layer = result.layer
     swapped = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), _drop_dense(result).layer)
     return swapped._replace(dense=layer.dense)
@@ -528,7 +528,7 @@ def _prefix(
 
 
 def _record_alone(
-    run: Run, order: str, methods: Sequence[Any], results: Mapping[str, StageResult]
+    run: Run, order: str, methods: Sequence[Any], results: Mapping[str, Solved]
 ) -> None:
     measured = run.measure(results)
     run.record(
@@ -544,11 +544,11 @@ def _record_alone(
     )
 
 
-def _weight(results: Mapping[str, StageResult], r: int, f: int, name: str) -> Array:
+def _weight(results: Mapping[str, Solved], r: int, f: int, name: str) -> Array:
     return results[name].layer.weight[r, f]
 
 
-def _reports(results: Mapping[str, StageResult], r: int, f: int) -> dict[str, Any]:
+def _reports(results: Mapping[str, Solved], r: int, f: int) -> dict[str, Any]:
     """Layers whose Hessian needed more damping than asked for, or had dead inputs."""
     told = {}
     for name, result in results.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from perturb.types import Array, Layer, LayerCompressor, LayerStats, StageResult
+from perturb.types import Array, Matrix, MatrixMethod, Moments, Solved
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +19,7 @@ class Chain:
     recalibrate between them.
     """
 
-    stages: tuple[LayerCompressor, ...]
+    stages: tuple[MatrixMethod, ...]
 
     @property
     def name(self) -> str:
@@ -33,24 +33,24 @@ class Chain:
     def needs_stats(self) -> bool:
         return any(s.needs_stats for s in self.stages)
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
         """The report is the last stage's that has one."""
         report = None
         for i, stage in enumerate(self.stages):
             layer, new = stage(layer, stats, jax.random.fold_in(key, i))
             report = new if new is not None else report
-        return StageResult(layer, report)
+        return Solved(layer, report)
 
 
 def chain(*stages: Any) -> Chain:
     """``chain(f1, f2, ...)`` applies f1 first; chains inside are flattened."""
     if not stages:
         raise ValueError("chain needs at least one method")
-    flat: list[LayerCompressor] = []
+    flat: list[MatrixMethod] = []
     for stage in stages:
         flat.extend(stage.stages if isinstance(stage, Chain) else [stage])
     return Chain(tuple(flat))
 
 
-def stages_of(compressor: Any) -> tuple[LayerCompressor, ...]:
+def stages_of(compressor: Any) -> tuple[MatrixMethod, ...]:
     return compressor.stages if isinstance(compressor, Chain) else (compressor,)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from perturb import network, registry
 from perturb.chain import stages_of
 from perturb.storage import Storage, storage_of
-from perturb.types import Array, Layer, LayerStats, ModelCompressor, SolveReport, StageResult
+from perturb.types import Array, Matrix, Moments, Solved, SolveReport, WholeModelMethod
 
 Calibrate = Literal["sequential", "recalibrate", "dense"]
 CALIBRATE: tuple[Calibrate, ...] = ("sequential", "recalibrate", "dense")
@@ -30,14 +30,14 @@ Norms = Literal["reestimate", "keep"]
 Zeros = Literal["free", "keep"]
 
 
-def fresh(weight: Array, zeros: Zeros = "free") -> Layer:
+def fresh(weight: Array, zeros: Zeros = "free") -> Matrix:
     """A layer that nothing has been done to yet, in float32 at least.
 
     zeros: "keep" takes the weights that are 0 already for pruned ones.
     """
     weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
     mask = weight != 0 if zeros == "keep" else jnp.ones(weight.shape, bool)
-    return Layer(weight, mask, None, weight)
+    return Matrix(weight, mask, None, weight)
 
 
 def layer_key(key: Array, name: str) -> Array:
@@ -45,7 +45,7 @@ def layer_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def _by_shape(layers: Mapping[str, Layer]) -> list[list[str]]:
+def _by_shape(layers: Mapping[str, Matrix]) -> list[list[str]]:
     groups: dict[Any, list[str]] = {}
     for name, layer in layers.items():
         groups.setdefault((layer.dense.shape[-2:], layer.dense.dtype), []).append(name)
@@ -57,17 +57,15 @@ def _stack(trees: Sequence[Any], axis: int = 0) -> Any:
 
 
 # The dense weight is one for all versions and variants of a layer: it is never batched over them.
-_VERSIONS = Layer(weight=0, mask=0, grid=0, dense=None, quantizer=0)  # type: ignore[arg-type]
+_VERSIONS = Matrix(weight=0, mask=0, grid=0, dense=None, quantizer=0)  # type: ignore[arg-type]
 
 
-def _without_dense(result: StageResult) -> StageResult:
+def _without_dense(result: Solved) -> Solved:
     return result._replace(layer=result.layer._replace(dense=None))  # type: ignore[arg-type]
 
 
 @partial(jax.jit, static_argnames=("shared_stats",))
-def _family(
-    methods: Any, layers: Layer, stats: Any, keys: Array, shared_stats: bool
-) -> StageResult:
+def _family(methods: Any, layers: Matrix, stats: Any, keys: Array, shared_stats: bool) -> Solved:
     """methods [F]; layers [L, R, ...]; stats [L, ...] or [L, R, ...] -> results [L, R, F, ...].
 
     F is innermost, so everything that depends on a layer and its Hessian alone (factorisation,
@@ -79,8 +77,8 @@ def _family(
 
 
 @jax.jit
-def _family_on_model(methods: Any, layers: dict[str, Layer], keys: Any) -> Any:
-    def on_model(m: Any, x: dict[str, Layer], k: Any) -> Any:
+def _family_on_model(methods: Any, layers: dict[str, Matrix], keys: Any) -> Any:
+    def on_model(m: Any, x: dict[str, Matrix], k: Any) -> Any:
         return {n: _without_dense(r) for n, r in m.on_model(x, None, k).items()}
 
     f = jax.vmap(on_model, (0, None, None))
@@ -89,12 +87,12 @@ def _family_on_model(methods: Any, layers: dict[str, Layer], keys: Any) -> Any:
 
 def apply_family(
     methods: Sequence[Any],
-    layers: Mapping[str, Layer],
-    stats: Mapping[str, LayerStats] | None,
+    layers: Mapping[str, Matrix],
+    stats: Mapping[str, Moments] | None,
     key: Array,
     *,
     shared_stats: bool = True,
-) -> dict[str, StageResult]:
+) -> dict[str, Solved]:
     """Apply F methods that differ in sparsity or bits only to R versions of each layer.
 
     layers: weight, mask and grid have a leading axis [R], ``dense [out, in]`` has not; stats:
@@ -104,8 +102,8 @@ def apply_family(
     """
     family = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *methods)
     keys = {n: layer_key(key, n) for n in layers}
-    done: dict[str, StageResult] = {}
-    if isinstance(methods[0], ModelCompressor):
+    done: dict[str, Solved] = {}
+    if isinstance(methods[0], WholeModelMethod):
         done = _family_on_model(family, dict(layers), keys)
     else:
         for names in _by_shape(layers):
@@ -122,27 +120,27 @@ def apply_family(
     }
 
 
-def take(layer: Layer, index: Any) -> Layer:
+def take(layer: Matrix, index: Any) -> Matrix:
     """Select versions of a layer by its leading axes; the dense weight has none."""
     picked = jax.tree.map(lambda a: a[index], layer._replace(dense=None))  # type: ignore[arg-type]
     return picked._replace(dense=layer.dense)
 
 
-def versions(layer: Layer) -> Layer:
+def versions(layer: Matrix) -> Matrix:
     """A single layer as one version of itself: leading axis [1]."""
     return take(layer, None)
 
 
 def apply(
     method: Any,
-    layers: Mapping[str, Layer],
-    stats: Mapping[str, LayerStats] | None,
+    layers: Mapping[str, Matrix],
+    stats: Mapping[str, Moments] | None,
     key: Array,
-) -> dict[str, StageResult]:
+) -> dict[str, Solved]:
     """Apply one method to every layer: :func:`apply_family` of one on one version."""
     done = apply_family([method], {n: versions(x) for n, x in layers.items()}, stats, key)
     return {
-        n: StageResult(take(r.layer, (0, 0)), jax.tree.map(lambda a: a[0, 0], r.report))
+        n: Solved(take(r.layer, (0, 0)), jax.tree.map(lambda a: a[0, 0], r.report))
         for n, r in done.items()
     }
 
@@ -159,7 +157,7 @@ class Compression:
     """
 
     model: Any
-    layers: dict[str, Layer]
+    layers: dict[str, Matrix]
     reports: list[dict[str, SolveReport]]
     skipped: dict[str, str]
     storage: Storage
@@ -217,7 +215,7 @@ def check_finite(what: str, weights: Mapping[str, Array]) -> None:
             raise ValueError(f"layer {name}: {what} leaves weights that are not finite")
 
 
-def zeros_note(layers: Mapping[str, Layer], zeros: Zeros) -> list[str]:
+def zeros_note(layers: Mapping[str, Matrix], zeros: Zeros) -> list[str]:
     """What is told of weights that were 0 before anything was done."""
     count = {n: int(jnp.sum(x.dense == 0)) for n, x in layers.items()}
     total, size = sum(count.values()), sum(x.dense.size for x in layers.values())
@@ -233,7 +231,7 @@ def zeros_note(layers: Mapping[str, Layer], zeros: Zeros) -> list[str]:
     ]
 
 
-def starved_note(stats: Mapping[str, LayerStats]) -> list[str]:
+def starved_note(stats: Mapping[str, Moments]) -> list[str]:
     """What is told of layers that calibration showed nothing."""
     names = network.starved(stats)
     if not names:
@@ -343,7 +341,7 @@ def run_stage(
     model: Any,
     stage: Any,
     specs: Mapping[str, network.LayerSpec],
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, Matrix],
     inputs: Any,
     key: Array,
     *,
@@ -351,7 +349,7 @@ def run_stage(
     forward: network.Forward = network.call,
     token_weights: network.TokenWeights | None = None,
     notes: list[str] | None = None,
-) -> dict[str, StageResult]:
+) -> dict[str, Solved]:
     """One stage on a model that holds ``layers``; the model receives the result, in place.
 
     inputs: calibration batches, run through this very model; or the layers' statistics, ready.
@@ -360,12 +358,12 @@ def run_stage(
     that is not finite.
     """
     notes = [] if notes is None else notes
-    ready = isinstance(inputs, dict) and all(isinstance(s, LayerStats) for s in inputs.values())
+    ready = isinstance(inputs, dict) and all(isinstance(s, Moments) for s in inputs.values())
     groups = [list(specs)]
-    if sequential and stage.needs_stats and not ready and not isinstance(stage, ModelCompressor):
+    if sequential and stage.needs_stats and not ready and not isinstance(stage, WholeModelMethod):
         batch = network.batches_of(inputs)[0]
         groups = network.blocks_of(network.call_order(model, specs, batch, forward))
-    done: dict[str, StageResult] = {}
+    done: dict[str, Solved] = {}
     for names in groups:
         chosen = {n: specs[n] for n in names}
         stats = None

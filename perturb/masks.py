@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from perturb.types import Array, Layer
+from perturb.types import Array, Matrix
 
 TieRule = Literal["index", "random", "dense"]
 TIE_RULES: tuple[TieRule, ...] = ("index", "random", "dense")
@@ -122,7 +122,7 @@ def rank_smallest(score: Array, k: int, tie: Array | None = None) -> Array:
     return rank < k
 
 
-def tie_key(rule: TieRule, layer: Layer, key: Array) -> Array | None:
+def tie_key(rule: TieRule, layer: Matrix, key: Array) -> Array | None:
     """The second key of a layer's weights: none, random by key, or the dense magnitude."""
     if rule == "index":
         return None

@@ -28,7 +28,7 @@ from jax import lax
 
 from perturb.grid import OUTGROWN, GridSpec, excess, fit_ranges, round_to, top_code
 from perturb.masks import NofM, prune_count, rank_smallest, smallest_k
-from perturb.types import Array, Grid, LayerStats, SolveReport
+from perturb.types import Array, Grid, Moments, SolveReport
 
 PANEL = 16  # columns settled between two matmuls inside a block
 MAX_RETRIES = 10  # times the damping is raised, tenfold each
@@ -393,7 +393,7 @@ class Solver:
         self,
         weight: Array,
         keep: Array,
-        stats: LayerStats,
+        stats: Moments,
         *,
         select: str | NofM | None = None,
         sparsity: Array | float = 0.0,

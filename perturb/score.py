@@ -40,7 +40,7 @@ from perturb.lift import (
 from perturb.measure import errors, intensity
 from perturb.registry import to_config
 from perturb.storage import Storage, storage_of
-from perturb.types import Array, Layer, LayerStats, StageResult
+from perturb.types import Array, Matrix, Moments, Solved
 
 VARIANTS = ("P", "Q", "PQ", "QP")
 ORDERS: dict[str, tuple[str, ...]] = {"both": ("PQ", "QP"), "pq": ("PQ",), "qp": ("QP",)}
@@ -259,8 +259,8 @@ def score(
     notes += [*norms_note(model, batches, norms), *starved_note(stats)]
 
     def stage_on(
-        method: Any, layers: Mapping[str, Layer], running: Any, position: int
-    ) -> tuple[dict[str, StageResult], Any]:
+        method: Any, layers: Mapping[str, Matrix], running: Any, position: int
+    ) -> tuple[dict[str, Solved], Any]:
         """What a stage leaves of a model with these layers and BatchNorm statistics."""
         matrices = {n: x.weight for n, x in layers.items()}
         current = _version(model, specs, matrices, running)
@@ -281,7 +281,7 @@ def score(
         return done, again
 
     methods = {"P": pruner, "Q": quantizer}
-    done: dict[str, dict[str, StageResult]] = {}
+    done: dict[str, dict[str, Solved]] = {}
     running: dict[str, Any] = {}
     for v, method in methods.items():
         done[v], running[v] = stage_on(method, dense, start, 0)
@@ -384,7 +384,7 @@ def _check_outputs(outputs: Any) -> None:
 
 
 @jax.jit
-def _measure(variants: dict[str, Layer], stats: LayerStats) -> dict[str, Any]:
+def _measure(variants: dict[str, Matrix], stats: Moments) -> dict[str, Any]:
     """All numbers of one layer; variants P, Q and one or both orders, matrices [out, in]."""
     p, q = variants["P"], variants["Q"]
     dense = p.dense
@@ -550,7 +550,7 @@ def _intensity(
     return Intensity(m, gap, advantage, star, (star.low - c_q, star.high - c_q))
 
 
-def _reports(results: Mapping[str, StageResult]) -> dict[str, dict[str, float]]:
+def _reports(results: Mapping[str, Solved]) -> dict[str, dict[str, float]]:
     told = {}
     for name, result in results.items():
         if result.report is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perturb.types import Layer
+from perturb.types import Matrix
 
 BITS_DENSE = 16  # the width that compression ratios are relative to, whatever the dtype
 
@@ -49,7 +49,7 @@ class Storage:
         return BITS_DENSE * self.parameters / total if total else float("inf")
 
 
-def storage_of(layers: Mapping[str, Layer], parameters: int | None = None) -> Storage:
+def storage_of(layers: Mapping[str, Matrix], parameters: int | None = None) -> Storage:
     """Storage of layers in their final state, in a model of so many parameters (default: theirs).
 
     A quantizer with a free mask may return pruned weights: what is stored follows the mask.
@@ -60,6 +60,6 @@ def storage_of(layers: Mapping[str, Layer], parameters: int | None = None) -> St
     return Storage(max(parameters or 0, weights), weights, sum(kept.values()), float(bits))
 
 
-def width(layer: Layer) -> int:
+def width(layer: Matrix) -> int:
     """Bits of a kept weight."""
     return BITS_DENSE if layer.grid is None else int(np.asarray(layer.grid.bits))

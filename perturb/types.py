@@ -27,7 +27,7 @@ class Grid(NamedTuple):
     bits: Array  # [], integer 2..16
 
 
-class Layer(NamedTuple):
+class Matrix(NamedTuple):
     """One layer on its way through a chain of stages.
 
     ``dense`` never changes: it is what reference-aware stages, dense scale sources and the
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
     quantizer: Any = None  # the method that laid ``grid``: a later stage may lay a new one by it
 
 
-class LayerStats(NamedTuple):
+class Moments(NamedTuple):
     """Moments of a layer's inputs x over its tokens; merging two batches is addition.
 
     The second moment is kept about the mean, ``sum x x^T = scatter + count mean mean^T``: an
@@ -69,20 +69,18 @@ class LayerStats(NamedTuple):
         mean = 0 if self.mean is None else self.mean**2
         return square * share[..., None] + mean
 
-    def __add__(self, other: LayerStats) -> LayerStats:  # type: ignore[override]
+    def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
         """Moments of both sets of tokens (Chan, Golub, LeVeque 1983)."""
         count = self.count + other.count
         if self.mean is None and other.mean is None:
-            return LayerStats(self.scatter + other.scatter, count)
+            return Moments(self.scatter + other.scatter, count)
         a, b = (
             jnp.zeros(s.scatter.shape[:-1]) if s.mean is None else s.mean for s in (self, other)
         )
         share = other.count / jnp.where(count > 0, count, 1)
         step = b - a
         between = (self.count * share)[..., None, None] * step[..., :, None] * step[..., None, :]
-        return LayerStats(
-            self.scatter + other.scatter + between, count, a + share[..., None] * step
-        )
+        return Moments(self.scatter + other.scatter + between, count, a + share[..., None] * step)
 
 
 class SolveReport(NamedTuple):
@@ -93,13 +91,13 @@ class SolveReport(NamedTuple):
     dead: Array  # [], columns whose input was always zero
 
 
-class StageResult(NamedTuple):
-    layer: Layer
+class Solved(NamedTuple):
+    layer: Matrix
     report: SolveReport | None
 
 
 @runtime_checkable
-class LayerCompressor(Protocol):
+class MatrixMethod(Protocol):
     """A compression method on one matrix: an immutable value, itself a pytree.
 
     ``sparsity`` and ``bits`` are leaves, so one compiled program serves every ratio and bit
@@ -117,16 +115,16 @@ class LayerCompressor(Protocol):
         """Whether the method looks at the layer's inputs at all."""
         ...
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult: ...
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved: ...
 
 
 @runtime_checkable
-class ModelCompressor(LayerCompressor, Protocol):
+class WholeModelMethod(MatrixMethod, Protocol):
     """A method that has to see all layers at once (a global ranking, say)."""
 
     def on_model(
         self,
-        layers: dict[str, Layer],
-        stats: dict[str, LayerStats] | None,
+        layers: dict[str, Matrix],
+        stats: dict[str, Moments] | None,
         keys: dict[str, Array],
-    ) -> dict[str, StageResult]: ...
+    ) -> dict[str, Solved]: ...

@@ -17,7 +17,7 @@ import pytest
 import perturb
 from perturb import GPTQ, RTN, GridSpec, Joint, Magnitude, NofM, SparseGPT, Wanda
 from perturb.lift import fresh
-from perturb.types import Grid, Layer, LayerStats, StageResult
+from perturb.types import Grid, Matrix, Moments, Solved
 
 from . import reference
 from .cases import adversarial_layers
@@ -34,16 +34,16 @@ def _double():
         yield
 
 
-def stats_of(gram: np.ndarray, count: float) -> LayerStats:
-    return LayerStats(jnp.asarray(gram), jnp.asarray(count, gram.dtype))
+def stats_of(gram: np.ndarray, count: float) -> Moments:
+    return Moments(jnp.asarray(gram), jnp.asarray(count, gram.dtype))
 
 
 @jax.jit
-def run(method: Any, layer: Layer, stats: LayerStats) -> StageResult:
+def run(method: Any, layer: Matrix, stats: Moments) -> Solved:
     return method(layer, stats, jax.random.key(0))
 
 
-def ours(method: Any, name: str) -> tuple[np.ndarray, np.ndarray, Grid | None, StageResult]:
+def ours(method: Any, name: str) -> tuple[np.ndarray, np.ndarray, Grid | None, Solved]:
     w, gram, count = CASES[name]
     result = run(method, fresh(jnp.asarray(w)), stats_of(gram, count))
     layer = result.layer
@@ -222,7 +222,7 @@ def test_float32_is_as_good(name: str) -> None:
     """In float32 single roundings may differ; the objective reached must not."""
     w, gram, count = CASES[name]
     with jax.enable_x64(False):
-        stats = LayerStats(jnp.asarray(gram, jnp.float32), jnp.asarray(count, jnp.float32))
+        stats = Moments(jnp.asarray(gram, jnp.float32), jnp.asarray(count, jnp.float32))
         layer = fresh(jnp.asarray(w, jnp.float32))
         for method, expected in (
             (GPTQ(3), reference.gptq(w, gram, count, 3)[0]),

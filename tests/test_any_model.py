@@ -37,7 +37,7 @@ from perturb.network import (
     starved,
     with_weights,
 )
-from perturb.types import LayerStats
+from perturb.types import Moments
 
 from .conftest import numpy_init
 
@@ -63,12 +63,12 @@ class Model(nnx.Module):
         return self.run(self.layer, x)
 
 
-def told(model: nnx.Module, x: Any = X, **options: Any) -> dict[str, LayerStats]:
+def told(model: nnx.Module, x: Any = X, **options: Any) -> dict[str, Moments]:
     return capture(model, find_layers(model)[0], x, **options)
 
 
-def assert_moments(stats: LayerStats, tokens: Any, weights: Any = None) -> None:
-    """The definition of LayerStats, in float64."""
+def assert_moments(stats: Moments, tokens: Any, weights: Any = None) -> None:
+    """The definition of Moments, in float64."""
     tokens = np.asarray(tokens, np.float64).reshape(-1, stats.scatter.shape[0])
     w = np.ones(len(tokens)) if weights is None else np.asarray(weights, np.float64).reshape(-1)
     mean = w @ tokens / w.sum()

@@ -15,7 +15,7 @@ from flax import nnx
 
 from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda, chain, compress, score
 from perturb.network import capture, find_layers
-from perturb.types import Layer, StageResult
+from perturb.types import Matrix, Solved
 
 from .conftest import numpy_init
 
@@ -269,8 +269,8 @@ class Broken:
     name = "broken"
     needs_stats = False
 
-    def __call__(self, layer: Layer, stats: Any, key: Any) -> StageResult:
-        return StageResult(layer._replace(weight=layer.weight * jnp.nan), None)
+    def __call__(self, layer: Matrix, stats: Any, key: Any) -> Solved:
+        return Solved(layer._replace(weight=layer.weight * jnp.nan), None)
 
 
 def test_a_result_that_is_not_finite_is_an_error_in_one_line() -> None:

@@ -22,7 +22,7 @@ from perturb.measure.errors import (
     owned_error,
     ownership,
 )
-from perturb.types import Layer, LayerStats
+from perturb.types import Matrix, Moments
 
 from . import reference
 from .cases import adversarial_layers
@@ -37,8 +37,8 @@ def _double() -> Iterator[None]:
         yield
 
 
-def stats_of(gram: np.ndarray, count: float) -> LayerStats:
-    return LayerStats(jnp.asarray(gram), jnp.asarray(count, jnp.float64))
+def stats_of(gram: np.ndarray, count: float) -> Moments:
+    return Moments(jnp.asarray(gram), jnp.asarray(count, jnp.float64))
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -100,12 +100,12 @@ def test_cosine() -> None:
 # ------------------------------------------------------------------------- float32, at any scale
 
 
-def moments(x: np.ndarray) -> LayerStats:
+def moments(x: np.ndarray) -> Moments:
     """What a float32 run keeps of the inputs x [tokens, in]."""
     mean = x.mean(0)
     centred = x - mean
     kept = (centred.T @ centred, np.float64(len(x)), mean)
-    return LayerStats(*(jnp.asarray(a, jnp.float32) for a in kept))
+    return Moments(*(jnp.asarray(a, jnp.float32) for a in kept))
 
 
 def exact(w: np.ndarray, changed: np.ndarray, x: np.ndarray) -> dict[str, float]:
@@ -137,7 +137,7 @@ def test_no_token_is_no_error() -> None:
     with jax.enable_x64(False):
         w = jnp.asarray(CASES["random_24x40"][0], jnp.float32)
         for mean in (None, jnp.zeros(40), jnp.ones(40)):
-            stats = LayerStats(jnp.zeros((40, 40)), jnp.zeros(()), mean)
+            stats = Moments(jnp.zeros((40, 40)), jnp.zeros(()), mean)
             assert float(output_error(w, stats)) == 0
             got = measures(w, 2 * w, stats)
             assert got["out_err"] == got["out_rel"] == 0
@@ -253,7 +253,7 @@ def test_what_is_not_finite_is_named() -> None:
 # ----------------------------------------------------------------------------------- ownership
 
 
-def instance(seed: int) -> tuple[Layer, np.ndarray, LayerStats]:
+def instance(seed: int) -> tuple[Matrix, np.ndarray, Moments]:
     """Weights and inputs that are small dyadic numbers: sums of squares are exact in float64."""
     rng = np.random.default_rng(seed)
     w = jnp.asarray(rng.integers(-64, 65, (6, 16)) / 8)
@@ -310,7 +310,7 @@ def test_a_changing_scale_and_compensation_interfere() -> None:
     p, q = Wanda(0.5), GPTQ(3)
 
     @jax.jit
-    def run(method: Any, layer: Layer) -> Layer:
+    def run(method: Any, layer: Matrix) -> Matrix:
         return method(layer, stats, KEY).layer
 
     rounded = run(q, layer)

@@ -37,7 +37,7 @@ from perturb.lift import apply_family, fresh, versions
 from perturb.measure.errors import measures
 from perturb.registry import methods
 from perturb.storage import storage_of
-from perturb.types import Grid, Layer, LayerCompressor, LayerStats, StageResult
+from perturb.types import Grid, Matrix, MatrixMethod, Moments, Solved
 
 from . import reference
 from .cases import BLOCK, compressors
@@ -52,7 +52,7 @@ TIED = 3  # the index of the layer with tied weights, which the laws about rows 
 F32 = np.finfo(np.float32).eps
 
 
-def _stack() -> tuple[Layer, LayerStats]:
+def _stack() -> tuple[Matrix, Moments]:
     """Heavy-tailed with dead inputs; correlated inputs; rank deficient; few levels (ties)."""
     rng = np.random.default_rng(7)
     w = rng.normal(size=(4, OUT, IN))
@@ -65,18 +65,18 @@ def _stack() -> tuple[Layer, LayerStats]:
     gram = jnp.asarray(np.einsum("lti,ltj->lij", x, x), jnp.float32)
     weight = jnp.asarray(w, jnp.float32)
     layers = jax.vmap(fresh)(weight)
-    return layers, LayerStats(gram, jnp.full(4, 120.0))
+    return layers, Moments(gram, jnp.full(4, 120.0))
 
 
 FRESH, STATS = _stack()
 
 
 @jax.jit
-def _run(method: Any, layers: Layer, stats: LayerStats, key: jax.Array) -> StageResult:
+def _run(method: Any, layers: Matrix, stats: Moments, key: jax.Array) -> Solved:
     return jax.vmap(lambda layer, s: method(layer, s, key))(layers, stats)
 
 
-def run(method: Any, layers: Layer, stats: LayerStats, key: jax.Array) -> StageResult:
+def run(method: Any, layers: Matrix, stats: Moments, key: jax.Array) -> Solved:
     """A method on a stack of layers; compiled once per method's statics and layer structure.
 
     Quantizers lay a new grid and do not look at an old one: without it, one program less.
@@ -86,7 +86,7 @@ def run(method: Any, layers: Layer, stats: LayerStats, key: jax.Array) -> StageR
     return _run(method, layers, stats, key)
 
 
-def in_order(*stages: Any, layer: Layer = FRESH) -> Layer:
+def in_order(*stages: Any, layer: Matrix = FRESH) -> Matrix:
     """The stages one after another, each compiled once for all tests (a chain is no more: see
     test_a_chain_is_its_stages_in_sequence)."""
     for i, stage in enumerate(stages):
@@ -95,7 +95,7 @@ def in_order(*stages: Any, layer: Layer = FRESH) -> Layer:
 
 
 @cache
-def state(name: str) -> Layer:
+def state(name: str) -> Matrix:
     if name == "fresh":
         return FRESH
     method = Wanda(0.25) if name == "pruned" else RTN(2)
@@ -103,7 +103,7 @@ def state(name: str) -> Layer:
 
 
 @cache
-def result(name: str, before: str) -> StageResult:
+def result(name: str, before: str) -> Solved:
     return run(CASES[name], state(before), STATS, KEY)
 
 
@@ -126,7 +126,7 @@ def codes(weight: Any, grid: Grid) -> np.ndarray:
     return np.asarray(weight, np.float64) / scale + zero
 
 
-def assert_on_grid(layer: Layer) -> None:
+def assert_on_grid(layer: Matrix) -> None:
     assert layer.grid is not None
     code = codes(layer.weight, layer.grid)
     np.testing.assert_allclose(code, np.rint(code), atol=1e-4)
@@ -164,7 +164,7 @@ def test_every_registered_method_has_a_case() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_protocol(name: str) -> None:
     c = CASES[name]
-    assert isinstance(c, LayerCompressor)
+    assert isinstance(c, MatrixMethod)
     assert c.name
     assert c.granularity
     assert not hasattr(c, "ratio")  # storage is the only source of ratios
@@ -470,7 +470,7 @@ def test_with_nothing_to_prune_both_orders_are_quantizing(q: Any) -> None:
             close(both.weight, alone.weight)
 
 
-def loss(layer: Layer) -> np.ndarray:
+def loss(layer: Matrix) -> np.ndarray:
     """Output error of each layer of the stack."""
     errors = [
         measures(FRESH.dense[i], layer.weight[i], jax.tree.map(lambda a, i=i: a[i], STATS))
@@ -580,8 +580,8 @@ def test_the_scale_of_the_inputs_does_not_matter(method: Any, size: float) -> No
 def test_a_layer_that_saw_nothing_is_compressed_as_if_its_inputs_were_white(
     method: Any, count: float
 ) -> None:
-    nothing = LayerStats(jnp.zeros((IN, IN)), jnp.float32(count))
-    white = LayerStats(50 * jnp.eye(IN), jnp.float32(50.0))
+    nothing = Moments(jnp.zeros((IN, IN)), jnp.float32(count))
+    white = Moments(50 * jnp.eye(IN), jnp.float32(50.0))
     got, expected = (method(fresh(FRESH.weight[1]), s, KEY).layer for s in (nothing, white))
     assert same(got.mask, expected.mask)
     close(got.weight, expected.weight)

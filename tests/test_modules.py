@@ -24,7 +24,7 @@ from perturb.network import (
     set_weights,
     with_weights,
 )
-from perturb.types import Layer, LayerStats
+from perturb.types import Matrix, Moments
 
 from .conftest import ScaledLinear, UserModel, numpy_init
 
@@ -369,19 +369,19 @@ class TwoBlocks(nnx.Module):
 
 
 @jax.jit
-def stage(method: Any, layer: Layer, stats: LayerStats, key: Array) -> Layer:
+def stage(method: Any, layer: Matrix, stats: Moments, key: Array) -> Matrix:
     return method(layer, stats, key).layer
 
 
-def by_hand(calibrate: str, methods: list[Any], x: np.ndarray) -> list[Layer]:
+def by_hand(calibrate: str, methods: list[Any], x: np.ndarray) -> list[Matrix]:
     """The two layers of :class:`TwoBlocks`, in numpy but for the method itself."""
     model = TwoBlocks()
     layers = [fresh(layer.kernel[...].T) for layer in model.layers]
 
-    def inputs(weights: list[Any]) -> list[LayerStats]:
+    def inputs(weights: list[Any]) -> list[Moments]:
         second = np.tanh(2 * x @ np.asarray(weights[0]).T)
         grams = [jnp.asarray(a.T @ a) for a in (x, second)]
-        return [LayerStats(g, jnp.float32(len(x))) for g in grams]
+        return [Moments(g, jnp.float32(len(x))) for g in grams]
 
     for i, method in enumerate(methods):
         key = jax.random.fold_in(jax.random.key(0), i)

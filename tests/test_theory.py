@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from figures.__main__ import main as draw
 from perturb import GPTQ, GridSpec
 from perturb.lift import fresh
-from perturb.types import LayerStats
+from perturb.types import Moments
 from theory import (
     affine_measure,
     closed_forms,
@@ -257,7 +257,7 @@ def test_rounding_by_columns_is_perturb_s_gptq(x64):
     """The enumeration's own GPTQ against the solver that scales, without damping."""
     rng = np.random.default_rng(1)
     x, w = rng.normal(size=(40, 6)), rng.normal(size=(1, 6))
-    stats_ = LayerStats(jnp.asarray(x.T @ x), jnp.asarray(40.0))
+    stats_ = Moments(jnp.asarray(x.T @ x), jnp.asarray(40.0))
     method = GPTQ(3, GridSpec(convention="full"), damp=1e-12)
     theirs = method(fresh(jnp.asarray(w)), stats_, jax.random.key(0)).layer
     step = np.abs(w).max() / 3

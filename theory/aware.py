@@ -31,7 +31,7 @@ from jax.scipy.stats import norm
 
 from perturb import RTN, GridSpec, Wanda
 from perturb.lift import fresh
-from perturb.types import LayerStats
+from perturb.types import Moments
 from theory import aware_measure, aware_proof, instances
 from theory import closed_forms as forms
 from theory.quadrature import integrate
@@ -157,7 +157,7 @@ def _compressed(u: Array) -> Compressed:
 
 def _perturb(x: Compressed) -> Sides:
     """Wanda after RTN, against the dense weights, loses to no Wanda before RTN; one grid a row."""
-    stats = LayerStats(jnp.diag(x.energy), jnp.ones(()))
+    stats = Moments(jnp.diag(x.energy), jnp.ones(()))
     key = jax.random.key(0)
     quantize = RTN(x.bits, GridSpec(symmetric=False), scale_source="dense")
 

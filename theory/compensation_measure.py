@@ -8,7 +8,7 @@ import numpy as np
 
 from perturb import SparseGPT
 from perturb.lift import apply, fresh
-from perturb.types import LayerStats
+from perturb.types import Moments
 from theory.elimination import all_masks, best_of_size
 from theory.statement import Finding
 
@@ -36,7 +36,7 @@ def _greedy(key: Array, n: int = GREEDY, count: int = 64) -> tuple[list[tuple[st
         for rho in (0.0, 0.5, 0.9):
             h = jnp.asarray(rho, jnp.float64) ** distance
             layers = {f"{i}": fresh(w[i : i + 1]) for i in range(count)}
-            stats = dict.fromkeys(layers, LayerStats(h, jnp.ones(())))
+            stats = dict.fromkeys(layers, Moments(h, jnp.ones(())))
             done = apply(SparseGPT(0.5, damp=1e-9), layers, stats, jax.random.key(0))
             change = np.stack(
                 [np.asarray(r.layer.weight[0] - r.layer.dense[0]) for r in done.values()]

@@ -25,7 +25,7 @@ import numpy as np
 from perturb import RTN, GridSpec, Magnitude, Wanda
 from perturb.lift import fresh
 from perturb.measure.errors import output_error
-from perturb.types import Layer, LayerStats, StageResult
+from perturb.types import Matrix, Moments, Solved
 from theory.ordering import Order, orders, premise
 from theory.statement import Finding
 
@@ -47,10 +47,10 @@ class LowRank:
 
     rank: int | Array
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
         u, s, v = jnp.linalg.svd(layer.weight, full_matrices=False)
         near = (u * jnp.where(jnp.arange(s.shape[0]) < self.rank, s, 0)) @ v
-        return StageResult(layer._replace(weight=jnp.where(layer.mask, near, 0), grid=None), None)
+        return Solved(layer._replace(weight=jnp.where(layer.mask, near, 0), grid=None), None)
 
 
 def methods(key: Array) -> list[Any]:
@@ -70,7 +70,7 @@ def methods(key: Array) -> list[Any]:
     ]
 
 
-def layers(key: Array) -> tuple[Layer, LayerStats]:
+def layers(key: Array) -> tuple[Matrix, Moments]:
     """INSTANCES Gaussian layers and the moments of inputs that are mixed at random."""
     w_key, mix_key, x_key = jax.random.split(key, 3)
     weight = jax.random.normal(w_key, (INSTANCES, SIDE, SIDE))
@@ -78,7 +78,7 @@ def layers(key: Array) -> tuple[Layer, LayerStats]:
     mix = mix + 0.5 * jnp.eye(SIDE)
     x = jax.random.normal(x_key, (INSTANCES, TOKENS, SIDE)) @ mix
     gram = jnp.einsum("bti,btj->bij", x, x)
-    return jax.vmap(fresh)(weight), LayerStats(gram, jnp.full(INSTANCES, float(TOKENS)))
+    return jax.vmap(fresh)(weight), Moments(gram, jnp.full(INSTANCES, float(TOKENS)))
 
 
 def losses(key: Array) -> dict[Order, np.ndarray]:
@@ -89,7 +89,7 @@ def losses(key: Array) -> dict[Order, np.ndarray]:
     nothing = jax.random.key(0)  # no method of the five draws anything
 
     @jax.jit
-    def step(method: Any, layer: Layer, stats: LayerStats) -> tuple[Layer, Array]:
+    def step(method: Any, layer: Matrix, stats: Moments) -> tuple[Matrix, Array]:
         done = jax.vmap(lambda m, x, s: m(x, s, nothing).layer)(method, layer, stats)
         # which grid the weights came from plays no part in what follows
         done = done._replace(grid=None)
@@ -97,7 +97,7 @@ def losses(key: Array) -> dict[Order, np.ndarray]:
 
     found: dict[Order, np.ndarray] = {}
 
-    def grow(prefix: Order, layer: Layer) -> None:
+    def grow(prefix: Order, layer: Matrix) -> None:
         for i, method in enumerate(chosen):
             if i not in prefix:
                 after, loss = step(method, layer, stats)

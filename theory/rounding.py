@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from perturb import RTN, GridSpec, Magnitude
 from perturb.lift import fresh
-from perturb.types import Layer
+from perturb.types import Matrix
 from theory import closed_forms as forms
 from theory import instances, rounding_measure, rounding_proof
 from theory.densities import DENSITIES, Density
@@ -172,7 +172,7 @@ def _compressed(u: Array) -> Compressed:
     return Compressed(w, take() * 0.95, instances.integer(take(), 2, 8))
 
 
-def _both_orders(x: Compressed) -> tuple[Layer, Layer]:
+def _both_orders(x: Compressed) -> tuple[Matrix, Matrix]:
     """P -> Q and Q -> P by perturb's Magnitude and RTN, on one grid, fitted to the dense layer."""
     prune = Magnitude(x.sparsity, tie="index")
     quantize = RTN(x.bits, GridSpec(per="tensor"), scale_source="dense")

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb.types import Array, Layer, LayerStats
+from perturb.types import Array, Matrix, Moments
 
 HIGHEST = jax.lax.Precision.HIGHEST
 SQUARINGS = 14  # power iteration to the 16384th power
@@ -126,7 +126,7 @@ def _plain(x: Scaled) -> Array:
 
 
 class _Inputs(NamedTuple):
-    """:class:`LayerStats` with features brought to 1: scatter_ij 2**-(d_i + d_j)."""
+    """:class:`Moments` with features brought to 1: scatter_ij 2**-(d_i + d_j)."""
 
     scatter: Array  # [in, in], diagonal in [1/4, 1) or 0
     deviation: Array  # [in], the exponents d
@@ -135,7 +135,7 @@ class _Inputs(NamedTuple):
     share: Array  # [], 1/count, 0 without a token
 
 
-def _inputs(stats: LayerStats, dtype: Any) -> _Inputs:
+def _inputs(stats: Moments, dtype: Any) -> _Inputs:
     scatter = stats.scatter.astype(dtype)
     e = _exponent(jnp.diagonal(scatter))
     d = jnp.where(e == ZERO, ZERO, (e + 1) >> 1)
@@ -191,7 +191,7 @@ def _sizes(w: Array, e: Array, x: _Inputs) -> Sizes:
     return Sizes(fro, Scaled(_spectral(w), power), _output_error(w, e, x))
 
 
-def raw_measures(dense: Array, weight: Array, stats: LayerStats) -> Raw:
+def raw_measures(dense: Array, weight: Array, stats: Moments) -> Raw:
     """All that :func:`finish` needs of weight [..., out, in] against dense [out, in]; for a jit."""
     dtype = _float(dense, weight, stats.scatter)
     dense, weight, x = dense.astype(dtype), weight.astype(dtype), _inputs(stats, dtype)
@@ -242,7 +242,7 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(a == 0, 0.0, a / b)
 
 
-def measures(dense: Array, weight: Array, stats: LayerStats) -> dict[str, Any]:
+def measures(dense: Array, weight: Array, stats: Moments) -> dict[str, Any]:
     """All measures, float64, of weight [..., out, in] against dense [out, in]; on the host."""
     return finish(_raw_measures(dense, weight, stats))
 
@@ -262,7 +262,7 @@ def not_finite(measures: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def output_error(dw: Array, stats: LayerStats) -> Array:
+def output_error(dw: Array, stats: Moments) -> Array:
     """E||dW x||^2 of dw [..., out, in], 0 without a token; in dw's dtype, float32 at least.
 
     float32 loses about 1e-7 ||dW|| ||mean|| of ||dW mean||. What is beyond the dtype's range is
@@ -294,7 +294,7 @@ def cosine(a: Array, b: Array) -> Array:
     return jnp.where(dot == 0, 0, dot / (jnp.sqrt(aa) * jnp.sqrt(bb)))
 
 
-def ownership(first: Layer, second: Layer) -> dict[str, Array]:
+def ownership(first: Matrix, second: Matrix) -> dict[str, Array]:
     """Who owns each weight after each order of a pruner and a quantizer, as fractions.
 
     A pruned weight is the pruner's, any other the quantizer's (disjoint selectivity).
@@ -306,7 +306,7 @@ def ownership(first: Layer, second: Layer) -> dict[str, Array]:
     }
 
 
-def raw_owned_error(dense: Array, mask: Array, quantized: Array, stats: LayerStats) -> Scaled:
+def raw_owned_error(dense: Array, mask: Array, quantized: Array, stats: Moments) -> Scaled:
     """:func:`owned_error` for a jit and any scale; :func:`value` makes it float64."""
     dtype = _float(dense, quantized, stats.scatter)
     dense, quantized = dense.astype(dtype), quantized.astype(dtype)
@@ -320,7 +320,7 @@ def raw_owned_error(dense: Array, mask: Array, quantized: Array, stats: LayerSta
     return Scaled(jnp.sum(_scale(energy, -2 * d) * y**2, (-2, -1)), power)
 
 
-def owned_error(dense: Array, mask: Array, quantized: Array, stats: LayerStats) -> Array:
+def owned_error(dense: Array, mask: Array, quantized: Array, stats: Moments) -> Array:
     """The output error that ownership alone predicts for a combination.
 
     ``E = sum_u h_u [owner P] w_u^2 + h_u [owner Q] (Q(w)_u - w_u)^2`` with ``h_u = E x_j^2``:

@@ -18,7 +18,7 @@ from perturb.network.layers import (
     with_weights,
 )
 from perturb.network.norms import (
-    Moments,
+    NormMoments,
     combine_norms,
     norm_moments,
     norms_of,
@@ -34,7 +34,7 @@ __all__ = [
     "Coverage",
     "Forward",
     "LayerSpec",
-    "Moments",
+    "NormMoments",
     "Refused",
     "TokenWeights",
     "batches_of",

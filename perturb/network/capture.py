@@ -19,7 +19,7 @@ from perturb.network.hear import check_called, ears_of, placed, tapped
 from perturb.network.layers import KINDS, LayerSpec, replicated, wide
 from perturb.network.refused import Refused, explained, some
 from perturb.network.replay import Note, check, nested, replay, tell
-from perturb.types import Array, LayerStats
+from perturb.types import Array, Moments
 
 
 def moments(
@@ -29,7 +29,7 @@ def moments(
     specs: Sequence[LayerSpec],
     forward: Forward = call,
     token_weights: TokenWeights | None = None,
-) -> dict[str, LayerStats]:
+) -> dict[str, Moments]:
     """Moments of the layers' inputs over one batch: pure, to be jitted by the caller.
 
     token_weights: the batch's weights >= 0 [batch, seq, ...] of its tokens, such as an attention
@@ -50,7 +50,7 @@ def _moments(
     weights: Array | None,
     specs: tuple[LayerSpec, ...],
     forward: Forward,
-) -> tuple[dict[str, LayerStats], dict[str, LayerStats]]:
+) -> tuple[dict[str, Moments], dict[str, Moments]]:
     """Moments of the layers that the weights apply to, and those of the others."""
     inputs, tree = jax.tree.flatten((state, batch))
     rebuild = partial(jax.tree.unflatten, tree)
@@ -82,7 +82,7 @@ def _moments(
         sizes = {s.name: s.shape[1] for s in specs}
         looped = {n: _no_tokens(sizes[n], dtypes[n]) for n in nested(closed)}
         refs = {n: [jax.new_ref(a) for a in start] for n, start in looped.items()}
-        done: dict[str, LayerStats] = {}
+        done: dict[str, Moments] = {}
         once: set[str] = set()
 
         def hear(note: Note, values: Sequence[Array], inside: bool) -> None:
@@ -95,26 +95,26 @@ def _moments(
             if not inside:
                 done[name] = done[name] + part if name in done else part
                 return
-            total = LayerStats(*(r[...] for r in refs[name])) + part
+            total = Moments(*(r[...] for r in refs[name])) + part
             for ref, a in zip(refs[name], total, strict=True):
                 ref[...] = jnp.asarray(a, ref.dtype)
 
         replay(closed, inputs, hear)
     for n, ref in refs.items():
-        part = LayerStats(*(r[...] for r in ref))
+        part = Moments(*(r[...] for r in ref))
         done[n] = done[n] + part if n in done else part
     if weights is None:
         return {}, done
     return {n: s for n, s in done.items() if n not in once}, {n: done[n] for n in once}
 
 
-def _no_tokens(size: int, dtype: Any) -> LayerStats:
-    return LayerStats(
+def _no_tokens(size: int, dtype: Any) -> Moments:
+    return Moments(
         jnp.zeros((size, size), dtype), jnp.zeros((), jnp.float32), jnp.zeros(size, dtype)
     )
 
 
-def _moments_of(x: Array, weights: Array | None) -> LayerStats:
+def _moments_of(x: Array, weights: Array | None) -> Moments:
     """Moments of vectors x [*tokens, in]; weights of as many of the leading axes, or None."""
     lead, size = x.shape[:-1], x.shape[-1]
     x = x.reshape(-1, size)
@@ -134,14 +134,14 @@ def _moments_of(x: Array, weights: Array | None) -> LayerStats:
         left = w * right
     scatter = jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
     # libraries may round differently across the diagonal
-    return LayerStats((scatter + scatter.T) / 2, count, mean)
+    return Moments((scatter + scatter.T) / 2, count, mean)
 
 
 _jitted = jax.jit(_moments, static_argnames=("graphdef", "specs", "forward"))
 
 
 @jax.jit
-def _merge(a: LayerStats, b: LayerStats) -> LayerStats:
+def _merge(a: Moments, b: Moments) -> Moments:
     return a + b
 
 
@@ -160,7 +160,7 @@ def capture(
     *,
     forward: Forward = call,
     token_weights: TokenWeights | None = None,
-) -> dict[str, LayerStats]:
+) -> dict[str, Moments]:
     """Moments of every layer's inputs over the calibration batches.
 
     The model is run as it is (call ``model.eval()`` first where that matters) and not changed.
@@ -171,7 +171,7 @@ def capture(
     """
     graphdef, state = nnx.split(model)
     run = compiled(_jitted, _moments, graphdef, tuple(specs.values()), forward)
-    total: dict[str, LayerStats] = {}
+    total: dict[str, Moments] = {}
     tokens: Counter[str] = Counter()  # float32 would stop counting at 2^24
     once: set[str] = set()
     shape: tuple[int, ...] = ()
@@ -212,6 +212,6 @@ def capture(
     return {n: total[n] for n in specs}
 
 
-def starved(stats: Mapping[str, LayerStats]) -> list[str]:
+def starved(stats: Mapping[str, Moments]) -> list[str]:
     """Layers whose second moment is exactly 0: no token ever reached them, or only zeros."""
     return [n for n, s in stats.items() if not np.any(np.asarray(s.energy))]

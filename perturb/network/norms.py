@@ -20,7 +20,7 @@ from perturb.network.refused import explained
 from perturb.network.replay import Note, check, replay, tell
 from perturb.types import Array
 
-Moments = dict[str, tuple[Array, Array]]  # of norms: name -> mean, variance
+NormMoments = dict[str, tuple[Array, Array]]  # of norms: name -> mean, variance
 
 
 def norms_of(model: nnx.Module) -> list[str]:
@@ -28,7 +28,7 @@ def norms_of(model: nnx.Module) -> list[str]:
     return [name_of(p, m) for p, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm)]
 
 
-def norm_moments(graphdef: Any, state: Any, batch: Any, forward: Forward = call) -> Moments:
+def norm_moments(graphdef: Any, state: Any, batch: Any, forward: Forward = call) -> NormMoments:
     """Mean and variance [features] of each BatchNorm's inputs over one batch: pure, for jit.
 
     Every norm normalises by those of this batch, so that the next one sees what it will see once
@@ -127,7 +127,7 @@ def _norm_inputs(norm: Any, x: Array, mask: Array | None) -> tuple[Array, Array,
 _jitted_norms = jax.jit(norm_moments, static_argnames=("graphdef", "forward"))
 
 
-def reestimate(model: nnx.Module, batches: Any, *, forward: Forward = call) -> Moments:
+def reestimate(model: nnx.Module, batches: Any, *, forward: Forward = call) -> NormMoments:
     """Mean and variance of each BatchNorm's inputs over all batches, see :func:`norm_moments`.
 
     Batches count by their examples (the length of the first array). {} without a BatchNorm.
@@ -144,7 +144,7 @@ def reestimate(model: nnx.Module, batches: Any, *, forward: Forward = call) -> M
     return combine_norms(parts, sizes)
 
 
-def combine_norms(parts: Sequence[Moments], sizes: Sequence[int]) -> Moments:
+def combine_norms(parts: Sequence[NormMoments], sizes: Sequence[int]) -> NormMoments:
     """Mean and variance over batches of so many examples, from those of each batch."""
     total: dict[str, tuple[Any, Any]] = {}
     examples: Counter[str] = Counter()
@@ -160,7 +160,7 @@ def combine_norms(parts: Sequence[Moments], sizes: Sequence[int]) -> Moments:
     }
 
 
-def set_norms(model: nnx.Module, stats: Moments) -> None:
+def set_norms(model: nnx.Module, stats: NormMoments) -> None:
     """Make these the running statistics, in place (works on a merged model inside jit)."""
     norms = dict(_norms(model))
     for name, (mean, var) in stats.items():

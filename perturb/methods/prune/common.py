@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from perturb.masks import NofM
 from perturb.registry import check_sparsity
-from perturb.types import Array, Layer
+from perturb.types import Array, Matrix
 
 
 def resolve_sparsity(pruner: Any) -> None:
@@ -20,7 +20,7 @@ def resolve_sparsity(pruner: Any) -> None:
     check_sparsity(pruner.sparsity, pruner.scope)
 
 
-def selection_score(layer: Layer, target: str, column: Array) -> Array:
+def selection_score(layer: Matrix, target: str, column: Array) -> Array:
     """What removing each weight costs, [out, in]; ``column [in]`` weighs the inputs.
 
     current: ``w^2 column`` up to a monotone map (``|w| sqrt(column)``);

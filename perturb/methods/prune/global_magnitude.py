@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from perturb.masks import TIE_RULES, TieRule, prune_count, smallest_k, tie_key
 from perturb.methods.prune.common import resolve_sparsity
 from perturb.registry import check_choice, method
-from perturb.types import Array, Layer, LayerStats, StageResult
+from perturb.types import Array, Matrix, Moments, Solved
 
 
 @method("global-magnitude")
@@ -32,13 +32,13 @@ class GlobalMagnitude:
     def granularity(self) -> str:
         return "weight, mask per model"
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
         """On a single layer: the layer is the whole model."""
         return self.on_model({"": layer}, None, {"": key})[""]
 
     def on_model(
-        self, layers: dict[str, Layer], stats: object, keys: dict[str, Array]
-    ) -> dict[str, StageResult]:
+        self, layers: dict[str, Matrix], stats: object, keys: dict[str, Array]
+    ) -> dict[str, Solved]:
         score = jnp.concatenate(
             [jnp.where(x.mask, jnp.abs(x.weight), -jnp.inf).reshape(-1) for x in layers.values()]
         )
@@ -48,11 +48,11 @@ class GlobalMagnitude:
             tie = jnp.concatenate([t.reshape(-1) for t in ties if t is not None])
         assert self.sparsity is not None
         gone = smallest_k(score, prune_count(score.size, self.sparsity), tie)
-        done: dict[str, StageResult] = {}
+        done: dict[str, Solved] = {}
         at = 0
         for name, layer in layers.items():
             mask = layer.mask & ~gone[at : at + layer.mask.size].reshape(layer.mask.shape)
             at += layer.mask.size
             weight = jnp.where(mask, layer.weight, 0)
-            done[name] = StageResult(layer._replace(weight=weight, mask=mask), None)
+            done[name] = Solved(layer._replace(weight=weight, mask=mask), None)
         return done

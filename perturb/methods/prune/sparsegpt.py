@@ -8,7 +8,7 @@ from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
 from perturb.methods.prune.common import resolve_sparsity
 from perturb.obs import Solver
 from perturb.registry import check_choice, method
-from perturb.types import Array, Layer, LayerStats, StageResult
+from perturb.types import Array, Matrix, Moments, Solved
 
 
 @method("sparsegpt")
@@ -59,7 +59,7 @@ class SparseGPT:
     def granularity(self) -> str:
         return f"weight, mask per {self.scope}"
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
         assert stats is not None
         assert self.sparsity is not None
         start = layer.dense if self.target == "dense" else layer.weight
@@ -77,9 +77,9 @@ class SparseGPT:
             if layer.quantizer is None:
                 raise ValueError(
                     "on_grid='refit' lays a new grid by the quantizer that laid the first, and "
-                    "this layer does not say which: give Layer.quantizer, or 'snap' or 'release'"
+                    "this layer does not say which: give Matrix.quantizer, or 'snap' or 'release'"
                 )
             done = layer.quantizer.relay(done, layer.grid, stats)
         elif self.on_grid == "release":
             done = done._replace(quantizer=None)
-        return StageResult(done, solution.report)
+        return Solved(done, solution.report)

@@ -8,7 +8,7 @@ from perturb.grid import GridSpec, fit_grid, relaid
 from perturb.methods.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.obs import Solution, Solver
 from perturb.registry import method
-from perturb.types import Array, Grid, Layer, LayerStats, StageResult
+from perturb.types import Array, Grid, Matrix, Moments, Solved
 
 
 @method("gptq")
@@ -53,7 +53,7 @@ class GPTQ:
     def granularity(self) -> str:
         return f"weight, scale {self.grid}"
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
         assert stats is not None
         enforced = self.mask == "enforce"
         w = start_weight(layer, self.target, enforced)
@@ -67,13 +67,13 @@ class GPTQ:
         q = solution.weight
         mask = layer.mask if enforced else layer.mask | (q != 0)
         done = layer._replace(weight=q, mask=mask, grid=solution.grid)
-        return StageResult(signed(done, self), solution.report)
+        return Solved(signed(done, self), solution.report)
 
     def _solve(
         self,
         w: Array,
         keep: Array,
-        stats: LayerStats,
+        stats: Moments,
         grid: Grid,
         *,
         on_the_way: bool,
@@ -89,7 +89,7 @@ class GPTQ:
             refit=refit,
         )
 
-    def relay(self, layer: Layer, grid: Grid, stats: LayerStats) -> Layer:
+    def relay(self, layer: Matrix, grid: Grid, stats: Moments) -> Matrix:
         """Round what a pruner left of a layer that was on ``grid``; see SparseGPT.on_grid."""
         w = jnp.where(layer.mask, layer.weight, 0)
         if not isinstance(self.grid.per, int) or self.static_groups:

@@ -13,7 +13,7 @@ from perturb.methods.quantize.common import signed
 from perturb.methods.quantize.gptq import GPTQ
 from perturb.obs import Solver
 from perturb.registry import check_bits, check_choice, method
-from perturb.types import Array, Layer, LayerStats, StageResult
+from perturb.types import Array, Matrix, Moments, Solved
 
 
 @method("joint")
@@ -51,7 +51,7 @@ class Joint:
     def granularity(self) -> str:
         return f"weight, mask per {self.scope}, scale {self.grid}"
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
         assert stats is not None
         assert self.sparsity is not None
         w = jnp.where(layer.mask, layer.weight, 0)
@@ -76,4 +76,4 @@ class Joint:
         )
         done = layer._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
         laid_by = GPTQ(self.bits, self.grid, damp=self.damp, block=self.block)
-        return StageResult(signed(done, laid_by), solution.report)
+        return Solved(signed(done, laid_by), solution.report)

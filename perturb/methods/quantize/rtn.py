@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from perturb.grid import GridSpec, fit_grid, relaid, round_to_grid
 from perturb.methods.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.registry import method
-from perturb.types import Array, Grid, Layer, LayerStats, StageResult
+from perturb.types import Array, Grid, Matrix, Moments, Solved
 
 
 @method("rtn")
@@ -41,15 +41,15 @@ class RTN:
     def granularity(self) -> str:
         return f"weight, scale {self.grid}"
 
-    def __call__(self, layer: Layer, stats: LayerStats | None, key: Array) -> StageResult:
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
         w = start_weight(layer, self.target, self.mask == "enforce")
         grid = lay_grid(self, layer, w)
         q = round_to_grid(w, grid)
         mask = layer.mask if self.mask == "enforce" else layer.mask | (q != 0)
         done = layer._replace(weight=jnp.where(mask, q, 0), mask=mask, grid=grid)
-        return StageResult(signed(done, self), None)
+        return Solved(signed(done, self), None)
 
-    def relay(self, layer: Layer, grid: Grid, stats: LayerStats) -> Layer:
+    def relay(self, layer: Matrix, grid: Grid, stats: Moments) -> Matrix:
         """Round what a pruner left of a layer that was on ``grid``; see SparseGPT.on_grid."""
         w = jnp.where(layer.mask, layer.weight, 0)
         grid = relaid(grid, fit_grid(w, self.bits, self.grid), w, self.grid)
