@@ -5,9 +5,9 @@ an ``nnx.Module``; ``score`` measures what they do, layer by layer.
 """
 
 from perturb.backend import turn_off_broken_fusion
-from perturb.chain import Chain, chain
+from perturb.composition import Chain, chain
+from perturb.compression import Compression, compress
 from perturb.grid import GridSpec
-from perturb.lift import Compression, compress
 from perturb.masks import NofM
 from perturb.methods.prune.global_magnitude import GlobalMagnitude
 from perturb.methods.prune.magnitude import Magnitude

@@ -19,8 +19,7 @@ from rich.text import Text
 
 from perturb import cli, registry, sources
 from perturb.cli import BadInput
-from perturb.lift import CALIBRATE
-from perturb.registry import NORMS, ZEROS
+from perturb.policy import CHOICES, Policy
 from perturb.score import ARROWS, ORDERS, Scores, score
 
 FORMATS = ("table", "csv", "json")
@@ -85,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quantize", metavar="METHOD", help="for example gptq:4")
     parser.add_argument("--order", default="both", choices=ORDERS, help="default: both")
     parser.add_argument("--format", default="table", choices=FORMATS, help="default: table")
-    parser.add_argument("--calibrate", default="recalibrate", choices=CALIBRATE, help="see below")
-    parser.add_argument("--norms", default=NORMS[0], choices=NORMS, help="see below")
-    parser.add_argument("--zeros", default=ZEROS[0], choices=ZEROS, help="see below")
+    for policy, choices in CHOICES.items():
+        usual = getattr(Policy(), policy)
+        parser.add_argument(f"--{policy}", default=usual, choices=choices, help="see below")
     parser.add_argument(
         "--exclude",
         action="extend",

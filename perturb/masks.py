@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from perturb.types import Array, Matrix
+from perturb.types import Array
 
 TieRule = Literal["index", "random", "dense"]
 TIE_RULES: tuple[TieRule, ...] = ("index", "random", "dense")
@@ -122,13 +122,13 @@ def rank_smallest(score: Array, k: int, tie: Array | None = None) -> Array:
     return rank < k
 
 
-def tie_key(rule: TieRule, layer: Matrix, key: Array) -> Array | None:
-    """The second key of a layer's weights: none, random by key, or the dense magnitude."""
+def tie_key(rule: TieRule, reference: Array, key: Array) -> Array | None:
+    """The second key of a matrix's weights [out, in]: none, random, or the dense magnitude."""
     if rule == "index":
         return None
     if rule == "random":
-        return jax.random.bits(key, layer.weight.shape, jnp.uint32)
-    return jnp.abs(layer.dense)
+        return jax.random.bits(key, reference.shape, jnp.uint32)
+    return jnp.abs(reference)
 
 
 def keep_mask(

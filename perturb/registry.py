@@ -26,8 +26,6 @@ T = TypeVar("T")
 
 METHODS: dict[str, type] = {}
 LEAVES = ("sparsity", "bits")  # traced: one compilation serves all ratios and bit widths
-# what happens to running statistics after a stage, and to zeros that come with the weights
-NORMS, ZEROS = ("reestimate", "keep"), ("free", "keep")  # the defaults first
 SHOWN = 3  # layers that a message names
 
 

@@ -26,21 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb import network
-from perturb.lift import (
-    Calibrate,
-    Norms,
-    Zeros,
-    check,
-    fresh,
-    norms_note,
-    run_stage,
-    starved_note,
-    zeros_note,
-)
+from perturb.compression import Opened
 from perturb.measure import errors, intensity
+from perturb.notes import check_finite
+from perturb.policy import Calibrate, Norms, Policy, Zeros
 from perturb.registry import to_config
-from perturb.storage import Storage, storage_of
-from perturb.types import Array, Matrix, Moments, Solved
+from perturb.stage import Reports, expand
+from perturb.state import Parameters
+from perturb.storage import Storage
+from perturb.types import Array, Matrix, Moments
 
 VARIANTS = ("P", "Q", "PQ", "QP")
 ORDERS: dict[str, tuple[str, ...]] = {"both": ("PQ", "QP"), "pq": ("PQ",), "qp": ("QP",)}
@@ -242,70 +236,45 @@ def score(
         raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
     if curve is not None and performance is None:
         raise ValueError("a curve is compared with a performance: give performance as well")
-    specs, skipped = network.find_layers(model, exclude=exclude)
-    weights = network.get_weights(model, specs)
-    batches = network.batches_of(calibration)
-    for stage in (pruner, quantizer):
-        check(stage, specs, batches, calibrate=calibrate, norms=norms, zeros=zeros)
-    run = _runner(model, specs, forward)
-    _check_outputs(jax.eval_shape(run, weights, {}, batches[0]))
-    key = jax.random.key(key) if isinstance(key, int) else key
-    dense = {n: fresh(w, zeros) for n, w in weights.items()}
-    has_norms = norms == "reestimate" and bool(network.norms_of(model))
-    start = network.reestimate(model, batches, forward=forward) if has_norms else {}
-    reference = _version(model, specs, {}, start)
-    stats = network.capture(reference, specs, batches, forward=forward, token_weights=token_weights)
-    notes = [*network.notes(model, specs, skipped), *zeros_note(dense, zeros)]
-    notes += [*norms_note(model, batches, norms), *starved_note(stats)]
-
-    def stage_on(
-        method: Any, layers: Mapping[str, Matrix], running: Any, position: int
-    ) -> tuple[dict[str, Solved], Any]:
-        """What a stage leaves of a model with these layers and BatchNorm statistics."""
-        matrices = {n: x.weight for n, x in layers.items()}
-        current = _version(model, specs, matrices, running)
-        of_dense = calibrate == "dense" or (position == 0 and calibrate == "recalibrate")
-        done = run_stage(
-            current,
-            method,
-            specs,
-            layers,
-            stats if of_dense else batches,
-            jax.random.fold_in(key, position),
-            sequential=calibrate == "sequential",
-            forward=forward,
-            token_weights=token_weights,
-            notes=notes,
-        )
-        again = network.reestimate(current, batches, forward=forward) if has_norms else {}
-        return done, again
-
+    opened = Opened(
+        model,
+        calibration,
+        Policy(calibrate, norms, zeros),
+        key,
+        exclude=exclude,
+        forward=forward,
+        token_weights=token_weights,
+    )
+    context, net = opened.context, opened.network
+    context.check((pruner, quantizer))
+    batches = context.batches or ()
+    _check_outputs(jax.eval_shape(net.outputs, net.state(Parameters({}, {})), batches[0]))
+    dense = context.start()
+    moments = dense.reference.moments
     methods = {"P": pruner, "Q": quantizer}
-    done: dict[str, dict[str, Solved]] = {}
-    running: dict[str, Any] = {}
-    for v, method in methods.items():
-        done[v], running[v] = stage_on(method, dense, start, 0)
+    done = {v: expand(dense, [method], context, 0) for v, method in methods.items()}
     for v in ORDERS[order]:
-        first = {n: r.layer for n, r in done[v[0]].items()}
-        done[v], running[v] = stage_on(methods[v[1]], first, running[v[0]], 1)
-    variants = {v: {n: r.layer for n, r in results.items()} for v, results in done.items()}
-    measured = {n: _measure({v: x[n] for v, x in variants.items()}, stats[n]) for n in specs}
+        done[v] = expand(done[v[0]].versions, [methods[v[1]]], context, 1)
+    states = {v: x.versions.one(0) for v, x in done.items()}
+    parameters = {v: x.versions.parameters(0) for v, x in done.items()}
+    for v, x in parameters.items():
+        check_finite(ARROWS[v], x.weights)
+    measured = {
+        n: _measure({v: x.matrices[n] for v, x in states.items()}, net.weights[n], moments[n])
+        for n in net.specs
+    }
     layers = tuple(
-        _layer(n, tuple(sorted(variants)), m, weights[n].size) for n, m in measured.items()
+        _layer(n, tuple(sorted(states)), m, net.weights[n].size) for n, m in measured.items()
     )
     _refuse_not_finite((*layers, total := _total(layers)))
-    models = {
-        v: ({n: x.weight for n, x in kept.items()}, running[v]) for v, kept in variants.items()
-    }
-    coverage = network.coverage(model, specs, skipped)
-    storage = {v: storage_of(kept, coverage.parameters) for v, kept in variants.items()}
+    storage = {v: opened.storage(x) for v, x in states.items()}
     whole = None
     if performance is not None:
         tried = {"dense": performance(model)}
-        for v, parameters in models.items():
-            tried[v] = performance(_version(model, specs, *parameters))
+        for v, own in parameters.items():
+            tried[v] = performance(net.model(own))
         whole = _intensity(tried, storage["Q"].ratio, curve)
-    notes = list(dict.fromkeys(notes))
+    notes = context.notes
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return Scores(
@@ -317,12 +286,12 @@ def score(
         zeros=zeros,
         layers=layers,
         total=total,
-        outputs=_compare_outputs(run, weights, models, batches, token_weights),
+        outputs=_compare_outputs(net, parameters, batches, token_weights),
         intensity=whole,
-        solver={v: told for v, results in done.items() if (told := _reports(results))},
-        skipped=skipped,
+        solver={v: told for v, x in done.items() if (told := _reports(x.reports))},
+        skipped=opened.skipped,
         storage=storage,
-        coverage=coverage,
+        coverage=opened.coverage,
         notes=tuple(notes),
     )
 
@@ -353,26 +322,6 @@ def _check_roles(pruner: Any, quantizer: Any) -> None:
             raise ValueError(f"{name} is no {role}: a {role} has {mine} and no {other}")
 
 
-def _version(model: Any, specs: Any, weights: Any, norms: Any) -> Any:
-    """A copy of the model with other matrices and BatchNorm statistics."""
-    copy = network.with_weights(model, specs, weights)
-    network.set_norms(copy, norms)
-    return copy
-
-
-Run = Callable[[Any, Any, Any], Any]
-
-
-def _runner(model: Any, specs: Any, forward: network.Forward) -> Run:
-    """The model's outputs as a compiled function of its matrices, norm statistics and a batch."""
-
-    @jax.jit
-    def run(weights: Any, norms: Any, batch: Any) -> Any:
-        return forward(_version(model, specs, weights, norms), batch)
-
-    return run
-
-
 def _check_outputs(outputs: Any) -> None:
     if not (hasattr(outputs, "shape") and jnp.issubdtype(outputs.dtype, jnp.floating)):
         raise ValueError(
@@ -384,10 +333,9 @@ def _check_outputs(outputs: Any) -> None:
 
 
 @jax.jit
-def _measure(variants: dict[str, Matrix], stats: Moments) -> dict[str, Any]:
+def _measure(variants: dict[str, Matrix], dense: Array, stats: Moments) -> dict[str, Any]:
     """All numbers of one layer; variants P, Q and one or both orders, matrices [out, in]."""
     p, q = variants["P"], variants["Q"]
-    dense = p.dense
     weight = jnp.stack([x.weight for x in variants.values()])  # [V, out, in]
     found: dict[str, Any] = {
         "raw": errors.raw_measures(dense, weight, stats),
@@ -511,21 +459,22 @@ def _prediction_weights(
 
 
 def _compare_outputs(
-    run: Run,
-    dense: Any,
-    models: Mapping[str, tuple[Any, Any]],
+    net: network.Network,
+    parameters: Mapping[str, Parameters],
     batches: Sequence[Any],
     token_weights: network.TokenWeights | None,
 ) -> dict[str, Outputs]:
-    sums = {v: np.zeros(2) for v in models}
+    sums = {v: np.zeros(2) for v in parameters}
+    own = net.state(Parameters({}, {}))
+    states = {v: net.state(p) for v, p in parameters.items()}
     predictions, classes = 0.0, 0
     for batch in batches:  # one batch of logits at a time: a vocabulary is large
-        logits = run(dense, {}, batch)
+        logits = net.outputs(own, batch)
         classes = logits.shape[-1]
         counted = _prediction_weights(token_weights, batch, logits.shape[:-1])
         predictions += float(counted.sum(dtype=np.float64))
-        for v, (weights, norms) in models.items():
-            moved = _distance(logits, run(weights, norms, batch), counted)
+        for v, state in states.items():
+            moved = _distance(logits, net.outputs(state, batch), counted)
             sums[v] += np.asarray(moved, np.float64)
     return {
         v: Outputs(
@@ -550,11 +499,10 @@ def _intensity(
     return Intensity(m, gap, advantage, star, (star.low - c_q, star.high - c_q))
 
 
-def _reports(results: Mapping[str, Solved]) -> dict[str, dict[str, float]]:
+def _reports(reports: Reports) -> dict[str, dict[str, float]]:
+    """Layers whose Hessian needed more damping than asked for, or had dead inputs; of [1]."""
     told = {}
-    for name, result in results.items():
-        if result.report is not None:
-            report = {k: float(v) for k, v in result.report._asdict().items()}
-            if report["retries"] or report["dead"]:
-                told[name] = report
+    for name, report in jax.device_get(dict(reports)).items():
+        if report.retries[0] or report.dead[0]:
+            told[name] = {k: float(v[0]) for k, v in report._asdict().items()}
     return told

@@ -8,11 +8,16 @@ weights are not counted: they depend on a file format, the ratio C_f of the theo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from perturb.state import State, uses
 from perturb.types import Matrix
 
 BITS_DENSE = 16  # the width that compression ratios are relative to, whatever the dtype
@@ -22,18 +27,20 @@ BITS_DENSE = 16  # the width that compression ratios are relative to, whatever t
 class Storage:
     """Weights and bits, of the compressed layers and of the whole model.
 
-    parameters: of the model; weights: of these in compressed layers; kept: of the weights, not
-    pruned; bits: what the kept weights take.
+    parameters: of the dense model; weights: of these in compressed layers; kept: weights that are
+    stored for these layers, neither pruned nor removed; bits: what they take; removed: other
+    parameters that are gone (biases of dropped units, say).
     """
 
     parameters: int
     weights: int
     kept: int
     bits: float
+    removed: int = 0
 
     @property
     def sparsity(self) -> float:
-        """Pruned fraction of the compressed layers' weights."""
+        """Fraction of the compressed layers' weights that is not stored."""
         return 1 - self.kept / self.weights
 
     @property
@@ -44,22 +51,48 @@ class Storage:
     @property
     def ratio(self) -> float:
         """C = dense bits over compressed bits of the whole model."""
-        rest = BITS_DENSE * (self.parameters - self.weights)
+        rest = BITS_DENSE * (self.parameters - self.weights - self.removed)
         total = rest + self.bits
         return BITS_DENSE * self.parameters / total if total else float("inf")
 
 
-def storage_of(layers: Mapping[str, Matrix], parameters: int | None = None) -> Storage:
-    """Storage of layers in their final state, in a model of so many parameters (default: theirs).
+def storage_of(
+    state: State, shapes: Mapping[str, tuple[int, int]], parameters: int | None = None
+) -> Storage:
+    """Storage of a single version (:func:`storages_of`)."""
+    return storages_of(jax.tree.map(lambda a: a[None], state), shapes, parameters)[0]
 
-    A quantizer with a free mask may return pruned weights: what is stored follows the mask.
+
+def storages_of(
+    state: State, shapes: Mapping[str, tuple[int, int]], parameters: int | None = None
+) -> list[Storage]:
+    """Storage of every version [R] of a state; shapes: of the dense layers, (out, in).
+
+    parameters: of the dense model (default: those of the layers). A matrix that several layers
+    are made of is stored once. A quantizer with a free mask may return pruned weights: what is
+    stored follows the mask.
     """
-    weights = sum(x.mask.size for x in layers.values())
-    kept = {n: int(np.sum(np.asarray(x.mask))) for n, x in layers.items()}
-    bits = sum(kept[n] * width(x) for n, x in layers.items())
-    return Storage(max(parameters or 0, weights), weights, sum(kept.values()), float(bits))
+    stored = {n: state.matrices[n] for n in uses(state, shapes) if n in state.matrices}
+    counted, gone = jax.device_get(_counts(stored, dict(state.kept)))
+    weights = sum(map(math.prod, shapes.values()))
+    sizes = [np.shape(a)[0] for a in jax.tree.leaves((counted, gone))]
+    found = []
+    for r in range(sizes[0] if sizes else 1):
+        kept = {n: int(k[r]) for n, (k, _) in counted.items()}
+        bits = sum(kept[n] * int(width[r]) for n, (_, width) in counted.items())
+        removed = sum(int(g[r]) for g in gone.values())
+        total = max(parameters or 0, weights)
+        found.append(Storage(total, weights, sum(kept.values()), float(bits), removed))
+    return found
 
 
-def width(layer: Matrix) -> int:
-    """Bits of a kept weight."""
-    return BITS_DENSE if layer.grid is None else int(np.asarray(layer.grid.bits))
+@jax.jit
+def _counts(matrices: Mapping[str, Matrix], kept: Mapping[str, Any]) -> Any:
+    """Of matrices [R, out, in] the kept weights and their bits; of vectors, what is gone."""
+    counted = {}
+    for name, m in matrices.items():
+        count = jnp.sum(m.mask, (-2, -1), dtype=jnp.int32)
+        width = BITS_DENSE if m.grid is None else m.grid.bits
+        counted[name] = (count, jnp.broadcast_to(width, count.shape))
+    gone = {n: jnp.sum(~k, -1, dtype=jnp.int32) for n, k in kept.items()}
+    return counted, gone

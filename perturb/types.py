@@ -28,16 +28,11 @@ class Grid(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """One layer on its way through a chain of stages.
-
-    ``dense`` never changes: it is what reference-aware stages, dense scale sources and the
-    dense tie rule look at. ``grid is None`` means that the weights lie on no grid.
-    """
+    """One matrix on its way through a chain of stages. ``grid is None``: it lies on no grid."""
 
     weight: Array  # [out, in], the simulated dense value after the stages so far
     mask: Array  # [out, in] bool, True = kept
-    grid: Grid | None
-    dense: Array  # [out, in], the weight before the first stage
+    grid: Grid | None = None
     quantizer: Any = None  # the method that laid ``grid``: a later stage may lay a new one by it
 
 
@@ -83,6 +78,13 @@ class Moments(NamedTuple):
         return Moments(self.scatter + other.scatter + between, count, a + share[..., None] * step)
 
 
+class Problem(NamedTuple):
+    """What a method reads and never changes: what a matrix stands for, and what it acts on."""
+
+    reference: Array  # [out, in], the weight that is approximated: before the first stage
+    inputs: Moments | None = None
+
+
 class SolveReport(NamedTuple):
     """What a second-order solver did to a layer's Hessian (diagnostics, never silent)."""
 
@@ -92,7 +94,7 @@ class SolveReport(NamedTuple):
 
 
 class Solved(NamedTuple):
-    layer: Matrix
+    matrix: Matrix
     report: SolveReport | None
 
 
@@ -101,7 +103,7 @@ class MatrixMethod(Protocol):
     """A compression method on one matrix: an immutable value, itself a pytree.
 
     ``sparsity`` and ``bits`` are leaves, so one compiled program serves every ratio and bit
-    width, and ``vmap`` over stacked compressors is a family that shares the layer's work.
+    width, and ``vmap`` over stacked methods is a family that shares the layer's work.
     """
 
     @property
@@ -112,19 +114,19 @@ class MatrixMethod(Protocol):
 
     @property
     def needs_stats(self) -> bool:
-        """Whether the method looks at the layer's inputs at all."""
+        """Whether the method looks at the matrix's inputs at all."""
         ...
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved: ...
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved: ...
 
 
 @runtime_checkable
 class WholeModelMethod(MatrixMethod, Protocol):
-    """A method that has to see all layers at once (a global ranking, say)."""
+    """A method that has to see all matrices at once (a global ranking, say)."""
 
     def on_model(
         self,
-        layers: dict[str, Matrix],
-        stats: dict[str, Moments] | None,
+        matrices: dict[str, Matrix],
+        problems: dict[str, Problem],
         keys: dict[str, Array],
     ) -> dict[str, Solved]: ...

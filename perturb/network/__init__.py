@@ -5,6 +5,7 @@ Any ``nnx.Module`` is walked for ``nnx.Linear``, ``nnx.LinearGeneral``, ``nnx.Co
 x [in]: the inputs of a Linear, the patches of a Conv, the contracted axes of an Einsum.
 """
 
+from perturb.network.apply import Network
 from perturb.network.batches import Forward, TokenWeights, batches_of, call
 from perturb.network.capture import capture, moments, starved
 from perturb.network.coverage import COVERED, NORMS, Coverage, coverage, notes
@@ -26,6 +27,7 @@ from perturb.network.norms import (
     set_norms,
 )
 from perturb.network.refused import Refused
+from perturb.network.vectors import get_vectors, has_vector, set_vectors
 
 __all__ = [
     "COVERED",
@@ -34,6 +36,7 @@ __all__ = [
     "Coverage",
     "Forward",
     "LayerSpec",
+    "Network",
     "NormMoments",
     "Refused",
     "TokenWeights",
@@ -46,13 +49,16 @@ __all__ = [
     "combine_norms",
     "coverage",
     "find_layers",
+    "get_vectors",
     "get_weights",
+    "has_vector",
     "moments",
     "norm_moments",
     "norms_of",
     "notes",
     "reestimate",
     "set_norms",
+    "set_vectors",
     "set_weights",
     "starved",
     "with_weights",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from perturb.masks import NofM
 from perturb.registry import check_sparsity
-from perturb.types import Array, Matrix
+from perturb.types import Array, Matrix, Problem
 
 
 def resolve_sparsity(pruner: Any) -> None:
@@ -20,7 +20,7 @@ def resolve_sparsity(pruner: Any) -> None:
     check_sparsity(pruner.sparsity, pruner.scope)
 
 
-def selection_score(layer: Matrix, target: str, column: Array) -> Array:
+def selection_score(matrix: Matrix, problem: Problem, target: str, column: Array) -> Array:
     """What removing each weight costs, [out, in]; ``column [in]`` weighs the inputs.
 
     current: ``w^2 column`` up to a monotone map (``|w| sqrt(column)``);
@@ -28,7 +28,7 @@ def selection_score(layer: Matrix, target: str, column: Array) -> Array:
     negative where removing a badly rounded weight helps.
     """
     if target == "dense":  # w (2 d - w), at a scale where no square leaves the floats' range
-        size = jnp.max(jnp.abs(layer.dense))
-        d, w = (x / jnp.where(size > 0, size, 1) for x in (layer.dense, layer.weight))
+        size = jnp.max(jnp.abs(problem.reference))
+        d, w = (x / jnp.where(size > 0, size, 1) for x in (problem.reference, matrix.weight))
         return w * (2 * d - w) * (column / jnp.max(column))
-    return jnp.abs(layer.weight) * jnp.sqrt(column)
+    return jnp.abs(matrix.weight) * jnp.sqrt(column)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from perturb.masks import TIE_RULES, TieRule, prune_count, smallest_k, tie_key
 from perturb.methods.prune.common import resolve_sparsity
 from perturb.registry import check_choice, method
-from perturb.types import Array, Matrix, Moments, Solved
+from perturb.types import Array, Matrix, Problem, Solved
 
 
 @method("global-magnitude")
@@ -32,17 +32,17 @@ class GlobalMagnitude:
     def granularity(self) -> str:
         return "weight, mask per model"
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        """On a single layer: the layer is the whole model."""
-        return self.on_model({"": layer}, None, {"": key})[""]
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
+        """On a single matrix: it is the whole model."""
+        return self.on_model({"": matrix}, {"": problem}, {"": key})[""]
 
     def on_model(
-        self, layers: dict[str, Matrix], stats: object, keys: dict[str, Array]
+        self, matrices: dict[str, Matrix], problems: dict[str, Problem], keys: dict[str, Array]
     ) -> dict[str, Solved]:
         score = jnp.concatenate(
-            [jnp.where(x.mask, jnp.abs(x.weight), -jnp.inf).reshape(-1) for x in layers.values()]
+            [jnp.where(x.mask, jnp.abs(x.weight), -jnp.inf).reshape(-1) for x in matrices.values()]
         )
-        ties = [tie_key(self.tie, layer, keys[name]) for name, layer in layers.items()]
+        ties = [tie_key(self.tie, problems[n].reference, keys[n]) for n in matrices]
         tie = None
         if self.tie != "index":
             tie = jnp.concatenate([t.reshape(-1) for t in ties if t is not None])
@@ -50,9 +50,9 @@ class GlobalMagnitude:
         gone = smallest_k(score, prune_count(score.size, self.sparsity), tie)
         done: dict[str, Solved] = {}
         at = 0
-        for name, layer in layers.items():
-            mask = layer.mask & ~gone[at : at + layer.mask.size].reshape(layer.mask.shape)
-            at += layer.mask.size
-            weight = jnp.where(mask, layer.weight, 0)
-            done[name] = Solved(layer._replace(weight=weight, mask=mask), None)
+        for name, matrix in matrices.items():
+            mask = matrix.mask & ~gone[at : at + matrix.mask.size].reshape(matrix.mask.shape)
+            at += matrix.mask.size
+            weight = jnp.where(mask, matrix.weight, 0)
+            done[name] = Solved(matrix._replace(weight=weight, mask=mask), None)
         return done

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from perturb.masks import TIE_RULES, NofM, TieRule, keep_mask, tie_key
 from perturb.methods.prune.common import resolve_sparsity, selection_score
 from perturb.registry import check_choice, method
-from perturb.types import Array, Matrix, Moments, Solved
+from perturb.types import Array, Matrix, Problem, Solved
 
 
 @method("magnitude")
@@ -41,9 +41,9 @@ class Magnitude:
     def granularity(self) -> str:
         return f"weight, mask per {self.scope}"
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
         assert self.sparsity is not None
-        score = selection_score(layer, self.target, jnp.ones(layer.weight.shape[1]))
-        tie = tie_key(self.tie, layer, key)
-        mask = keep_mask(score, self.sparsity, self.scope, already=layer.mask, tie=tie)
-        return Solved(layer._replace(weight=jnp.where(mask, layer.weight, 0), mask=mask), None)
+        score = selection_score(matrix, problem, self.target, jnp.ones(matrix.weight.shape[1]))
+        tie = tie_key(self.tie, problem.reference, key)
+        mask = keep_mask(score, self.sparsity, self.scope, already=matrix.mask, tie=tie)
+        return Solved(matrix._replace(weight=jnp.where(mask, matrix.weight, 0), mask=mask), None)

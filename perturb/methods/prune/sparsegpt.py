@@ -8,7 +8,7 @@ from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
 from perturb.methods.prune.common import resolve_sparsity
 from perturb.obs import Solver
 from perturb.registry import check_choice, method
-from perturb.types import Array, Matrix, Moments, Solved
+from perturb.types import Array, Matrix, Problem, Solved
 
 
 @method("sparsegpt")
@@ -59,27 +59,27 @@ class SparseGPT:
     def granularity(self) -> str:
         return f"weight, mask per {self.scope}"
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        assert stats is not None
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
+        assert problem.inputs is not None
         assert self.sparsity is not None
-        start = layer.dense if self.target == "dense" else layer.weight
+        start = problem.reference if self.target == "dense" else matrix.weight
         solution = Solver(self.damp, self.block)(
-            jnp.where(layer.mask, start, 0),
-            layer.mask,
-            stats,
+            jnp.where(matrix.mask, start, 0),
+            matrix.mask,
+            problem.inputs,
             select=self.scope,
             sparsity=self.sparsity,
-            tie=tie_key(self.tie, layer, key),
-            grid=layer.grid if self.on_grid == "snap" else None,
+            tie=tie_key(self.tie, problem.reference, key),
+            grid=matrix.grid if self.on_grid == "snap" else None,
         )
-        done = layer._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
-        if layer.grid is not None and self.on_grid == "refit":
-            if layer.quantizer is None:
+        done = matrix._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
+        if matrix.grid is not None and self.on_grid == "refit":
+            if matrix.quantizer is None:
                 raise ValueError(
                     "on_grid='refit' lays a new grid by the quantizer that laid the first, and "
-                    "this layer does not say which: give Matrix.quantizer, or 'snap' or 'release'"
+                    "this matrix does not say which: give Matrix.quantizer, or 'snap' or 'release'"
                 )
-            done = layer.quantizer.relay(done, layer.grid, stats)
+            done = matrix.quantizer.relay(done, matrix.grid, problem)
         elif self.on_grid == "release":
             done = done._replace(quantizer=None)
         return Solved(done, solution.report)

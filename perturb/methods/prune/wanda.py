@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from perturb.masks import TIE_RULES, NofM, TieRule, keep_mask, tie_key
 from perturb.methods.prune.common import resolve_sparsity, selection_score
 from perturb.registry import check_choice, method
-from perturb.types import Array, Matrix, Moments, Solved
+from perturb.types import Array, Matrix, Problem, Solved
 
 
 @method("wanda")
@@ -38,12 +38,12 @@ class Wanda:
     def granularity(self) -> str:
         return f"weight, mask per {self.scope}"
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        assert stats is not None
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
+        assert problem.inputs is not None
         assert self.sparsity is not None
         # inputs that were all 0 say nothing: what is left of the score is the magnitude
-        energy = jnp.where(jnp.any(stats.energy > 0), stats.energy, 1)
-        score = selection_score(layer, self.target, energy.astype(layer.weight.dtype))
-        tie = tie_key(self.tie, layer, key)
-        mask = keep_mask(score, self.sparsity, self.scope, already=layer.mask, tie=tie)
-        return Solved(layer._replace(weight=jnp.where(mask, layer.weight, 0), mask=mask), None)
+        energy = jnp.where(jnp.any(problem.inputs.energy > 0), problem.inputs.energy, 1)
+        score = selection_score(matrix, problem, self.target, energy.astype(matrix.weight.dtype))
+        tie = tie_key(self.tie, problem.reference, key)
+        mask = keep_mask(score, self.sparsity, self.scope, already=matrix.mask, tie=tie)
+        return Solved(matrix._replace(weight=jnp.where(mask, matrix.weight, 0), mask=mask), None)

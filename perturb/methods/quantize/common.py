@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from perturb.grid import fit_grid, relaid
 from perturb.registry import check_bits, check_choice
-from perturb.types import Array, Grid, Matrix
+from perturb.types import Array, Grid, Matrix, Problem
 
 
 def check_quantizer(quantizer: Any) -> None:
@@ -20,13 +20,13 @@ def check_quantizer(quantizer: Any) -> None:
     check_choice("target", quantizer.target, ("current", "dense"))
 
 
-def start_weight(layer: Matrix, target: str, enforced: bool) -> Array:
+def start_weight(matrix: Matrix, problem: Problem, target: str, enforced: bool) -> Array:
     """The weights to quantize: what came in, or the dense ones under the mask."""
-    w = layer.dense if target == "dense" else layer.weight
-    return jnp.where(layer.mask, w, 0) if enforced else w
+    w = problem.reference if target == "dense" else matrix.weight
+    return jnp.where(matrix.mask, w, 0) if enforced else w
 
 
-def lay_grid(quantizer: Any, layer: Matrix, w: Array) -> Grid:
+def lay_grid(quantizer: Any, problem: Problem, w: Array) -> Grid:
     """The grid for the weights w [out, in] that a quantizer is about to round.
 
     From the dense weights with ``scale_source="dense"``: then a pruner's compensation may have
@@ -35,13 +35,13 @@ def lay_grid(quantizer: Any, layer: Matrix, w: Array) -> Grid:
     current = fit_grid(w, quantizer.bits, quantizer.grid)
     if quantizer.scale_source == "current":
         return current
-    dense = fit_grid(layer.dense, quantizer.bits, quantizer.grid)
+    dense = fit_grid(problem.reference, quantizer.bits, quantizer.grid)
     if quantizer.on_grid == "snap":
         return dense
-    return relaid(dense, current, w, quantizer.grid, fitted_to=layer.dense)
+    return relaid(dense, current, w, quantizer.grid, fitted_to=problem.reference)
 
 
-def signed(layer: Matrix, quantizer: Any) -> Matrix:
-    """The layer with the method that laid its grid, by which a later stage may lay a new one."""
+def signed(matrix: Matrix, quantizer: Any) -> Matrix:
+    """The matrix with the method that laid its grid, by which a later stage may lay a new one."""
     bits = jnp.asarray(quantizer.bits, jnp.int32)
-    return layer._replace(quantizer=dataclasses.replace(quantizer, bits=bits))
+    return matrix._replace(quantizer=dataclasses.replace(quantizer, bits=bits))

@@ -8,7 +8,7 @@ from perturb.grid import GridSpec, fit_grid, relaid
 from perturb.methods.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.obs import Solution, Solver
 from perturb.registry import method
-from perturb.types import Array, Grid, Matrix, Moments, Solved
+from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved
 
 
 @method("gptq")
@@ -53,20 +53,20 @@ class GPTQ:
     def granularity(self) -> str:
         return f"weight, scale {self.grid}"
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        assert stats is not None
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
+        assert problem.inputs is not None
         enforced = self.mask == "enforce"
-        w = start_weight(layer, self.target, enforced)
+        w = start_weight(matrix, problem, self.target, enforced)
         solution = self._solve(
             w,
-            layer.mask if enforced else jnp.ones_like(layer.mask),
-            stats,
-            lay_grid(self, layer, w),
+            matrix.mask if enforced else jnp.ones_like(matrix.mask),
+            problem.inputs,
+            lay_grid(self, problem, w),
             on_the_way=self.scale_source == "current",
         )
         q = solution.weight
-        mask = layer.mask if enforced else layer.mask | (q != 0)
-        done = layer._replace(weight=q, mask=mask, grid=solution.grid)
+        mask = matrix.mask if enforced else matrix.mask | (q != 0)
+        done = matrix._replace(weight=q, mask=mask, grid=solution.grid)
         return Solved(signed(done, self), solution.report)
 
     def _solve(
@@ -89,11 +89,12 @@ class GPTQ:
             refit=refit,
         )
 
-    def relay(self, layer: Matrix, grid: Grid, stats: Moments) -> Matrix:
-        """Round what a pruner left of a layer that was on ``grid``; see SparseGPT.on_grid."""
-        w = jnp.where(layer.mask, layer.weight, 0)
+    def relay(self, matrix: Matrix, grid: Grid, problem: Problem) -> Matrix:
+        """Round what a pruner left of a matrix that was on ``grid``; see SparseGPT.on_grid."""
+        assert problem.inputs is not None
+        w = jnp.where(matrix.mask, matrix.weight, 0)
         if not isinstance(self.grid.per, int) or self.static_groups:
             grid = relaid(grid, fit_grid(w, self.bits, self.grid), w, self.grid)
-        solution = self._solve(w, layer.mask, stats, grid, on_the_way=True, refit=True)
-        done = layer._replace(weight=solution.weight, grid=solution.grid)
+        solution = self._solve(w, matrix.mask, problem.inputs, grid, on_the_way=True, refit=True)
+        done = matrix._replace(weight=solution.weight, grid=solution.grid)
         return signed(done, self)

@@ -13,7 +13,7 @@ from perturb.methods.quantize.common import signed
 from perturb.methods.quantize.gptq import GPTQ
 from perturb.obs import Solver
 from perturb.registry import check_bits, check_choice, method
-from perturb.types import Array, Matrix, Moments, Solved
+from perturb.types import Array, Matrix, Problem, Solved
 
 
 @method("joint")
@@ -51,29 +51,29 @@ class Joint:
     def granularity(self) -> str:
         return f"weight, mask per {self.scope}, scale {self.grid}"
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        assert stats is not None
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
+        assert problem.inputs is not None
         assert self.sparsity is not None
-        w = jnp.where(layer.mask, layer.weight, 0)
+        w, inputs = jnp.where(matrix.mask, matrix.weight, 0), problem.inputs
         selection: dict[str, Any] = {
             "select": self.scope,
             "sparsity": self.sparsity,
-            "tie": tie_key(self.tie, layer, key),
+            "tie": tie_key(self.tie, problem.reference, key),
         }
         solver = Solver(self.damp, self.block)
         grid = fit_grid(w, self.bits, self.grid)
         grouped = isinstance(self.grid.per, int)
         if self.on_grid == "refit" and not grouped:
-            pruned = solver(w, layer.mask, stats, **selection).weight
+            pruned = solver(w, matrix.mask, inputs, **selection).weight
             grid = relaid(grid, fit_grid(pruned, self.bits, self.grid), pruned, self.grid)
         solution = solver(
             w,
-            layer.mask,
-            stats,
+            matrix.mask,
+            inputs,
             **selection,
             grid=grid,
             fit_groups=self.grid if grouped else None,
         )
-        done = layer._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
+        done = matrix._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
         laid_by = GPTQ(self.bits, self.grid, damp=self.damp, block=self.block)
         return Solved(signed(done, laid_by), solution.report)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from perturb.grid import GridSpec, fit_grid, relaid, round_to_grid
 from perturb.methods.quantize.common import check_quantizer, lay_grid, signed, start_weight
 from perturb.registry import method
-from perturb.types import Array, Grid, Matrix, Moments, Solved
+from perturb.types import Array, Grid, Matrix, Problem, Solved
 
 
 @method("rtn")
@@ -41,17 +41,17 @@ class RTN:
     def granularity(self) -> str:
         return f"weight, scale {self.grid}"
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        w = start_weight(layer, self.target, self.mask == "enforce")
-        grid = lay_grid(self, layer, w)
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
+        w = start_weight(matrix, problem, self.target, self.mask == "enforce")
+        grid = lay_grid(self, problem, w)
         q = round_to_grid(w, grid)
-        mask = layer.mask if self.mask == "enforce" else layer.mask | (q != 0)
-        done = layer._replace(weight=jnp.where(mask, q, 0), mask=mask, grid=grid)
+        mask = matrix.mask if self.mask == "enforce" else matrix.mask | (q != 0)
+        done = matrix._replace(weight=jnp.where(mask, q, 0), mask=mask, grid=grid)
         return Solved(signed(done, self), None)
 
-    def relay(self, layer: Matrix, grid: Grid, stats: Moments) -> Matrix:
-        """Round what a pruner left of a layer that was on ``grid``; see SparseGPT.on_grid."""
-        w = jnp.where(layer.mask, layer.weight, 0)
+    def relay(self, matrix: Matrix, grid: Grid, problem: Problem) -> Matrix:
+        """Round what a pruner left of a matrix that was on ``grid``; see SparseGPT.on_grid."""
+        w = jnp.where(matrix.mask, matrix.weight, 0)
         grid = relaid(grid, fit_grid(w, self.bits, self.grid), w, self.grid)
-        q = jnp.where(layer.mask, round_to_grid(w, grid), 0)
-        return signed(layer._replace(weight=q, grid=grid), self)
+        q = jnp.where(matrix.mask, round_to_grid(w, grid), 0)
+        return signed(matrix._replace(weight=q, grid=grid), self)

@@ -7,19 +7,19 @@ from typing import Any
 
 import jax
 
-from perturb.types import Array, Matrix, MatrixMethod, Moments, Solved
+from perturb.types import Array, Matrix, Problem, Solved
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Chain:
-    """Several methods as one, which is itself a method.
+    """Several stages as one. Of methods on matrices alone, it is itself such a method.
 
-    On a bare layer all stages see the same input statistics; :func:`perturb.compress` can
-    recalibrate between them.
+    On a bare matrix all stages see the same inputs; on a model (:func:`perturb.compress`) those
+    that the policy says.
     """
 
-    stages: tuple[MatrixMethod, ...]
+    stages: tuple[Any, ...]  # methods on matrices and stages on models
 
     @property
     def name(self) -> str:
@@ -33,24 +33,25 @@ class Chain:
     def needs_stats(self) -> bool:
         return any(s.needs_stats for s in self.stages)
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
         """The report is the last stage's that has one."""
         report = None
         for i, stage in enumerate(self.stages):
-            layer, new = stage(layer, stats, jax.random.fold_in(key, i))
+            matrix, new = stage(matrix, problem, jax.random.fold_in(key, i))
             report = new if new is not None else report
-        return Solved(layer, report)
+        return Solved(matrix, report)
 
 
 def chain(*stages: Any) -> Chain:
     """``chain(f1, f2, ...)`` applies f1 first; chains inside are flattened."""
     if not stages:
         raise ValueError("chain needs at least one method")
-    flat: list[MatrixMethod] = []
+    flat: list[Any] = []
     for stage in stages:
-        flat.extend(stage.stages if isinstance(stage, Chain) else [stage])
+        flat.extend(stages_of(stage))
     return Chain(tuple(flat))
 
 
-def stages_of(compressor: Any) -> tuple[MatrixMethod, ...]:
-    return compressor.stages if isinstance(compressor, Chain) else (compressor,)
+def stages_of(stage: Any) -> tuple[Any, ...]:
+    """The stages of a chain in the order of application; anything else is one stage."""
+    return stage.stages if isinstance(stage, Chain) else (stage,)

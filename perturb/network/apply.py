@@ -1,0 +1,118 @@
+"""A model as a function of what is compressed in it: its matrices and vectors are arguments.
+
+    network = Network(model, specs)
+    network.outputs(network.state(Parameters(weights)), batch)
+
+Everything is compiled once for a model, whatever its version: parameters are put into the model's
+state by one program, and the state is what outputs, moments and norms are computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+from flax import nnx
+
+from perturb.network.batches import Forward, TokenWeights, call, compiled
+from perturb.network.capture import capture
+from perturb.network.layers import LayerSpec, get_weights, set_weights
+from perturb.network.norms import norms_of, reestimate
+from perturb.network.vectors import set_vectors
+from perturb.state import Parameters
+from perturb.types import Array, Moments
+
+
+def _placed(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> Any:
+    model = nnx.merge(graphdef, state)
+    set_weights(model, dict(specs), parameters.weights)
+    set_vectors(model, parameters.vectors)
+    return nnx.state(model)
+
+
+def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
+    return forward(nnx.merge(graphdef, state), batch)
+
+
+_jitted_placed = jax.jit(_placed, static_argnames=("graphdef", "specs"))
+_jitted_outputs = jax.jit(_outputs, static_argnames=("graphdef", "forward"))
+
+
+class Network:
+    """A model with its layers, and how it is run on a batch. The model itself is never changed."""
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        specs: Mapping[str, LayerSpec],
+        forward: Forward = call,
+        token_weights: TokenWeights | None = None,
+    ) -> None:
+        self.given = model
+        self.specs = dict(specs)
+        self.forward = forward
+        self.token_weights = token_weights
+        self.graphdef, self._state = nnx.split(model)
+        self._place = compiled(_jitted_placed, _placed, self.graphdef, tuple(self.specs.items()))
+        self._run = compiled(_jitted_outputs, _outputs, self.graphdef, forward)
+
+    @cached_property
+    def weights(self) -> dict[str, Array]:
+        """The model's own matrices. Raises ValueError for non-finite ones, by name."""
+        return get_weights(self.given, self.specs)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return {name: spec.shape for name, spec in self.specs.items()}
+
+    @cached_property
+    def has_norms(self) -> bool:
+        """Whether there are running statistics to re-estimate."""
+        return bool(norms_of(self.given))
+
+    def state(self, parameters: Parameters) -> Any:
+        """The model's variables with these matrices and vectors in them; under a jit, too."""
+        if not parameters.weights and not parameters.vectors:
+            return self._state
+        plain = Parameters(dict(parameters.weights), dict(parameters.vectors))
+        return self._place(self._state, plain)
+
+    def model(self, parameters: Parameters) -> Any:
+        """A copy of the model that holds them.
+
+        Raises ValueError for a weight that the model's own dtype cannot hold.
+        """
+        copy = nnx.clone(self.given)
+        set_weights(copy, self.specs, parameters.weights)
+        set_vectors(copy, parameters.vectors)
+        return copy
+
+    def outputs(self, state: Any, batch: Any) -> Any:
+        """``forward(model, batch)`` of the model with this state."""
+        return self._run(state, batch)
+
+    def moments(
+        self, state: Any, batches: Sequence[Any], layers: Sequence[str] | None = None
+    ) -> dict[str, Moments]:
+        """Moments of the layers' inputs over the batches (:func:`perturb.network.capture`)."""
+        specs = self.specs if layers is None else {n: self.specs[n] for n in layers}
+        return capture(
+            nnx.merge(self.graphdef, state),
+            specs,
+            batches,
+            forward=self.forward,
+            token_weights=self.token_weights,
+        )
+
+    def norms(self, state: Any, batches: Sequence[Any]) -> dict[str, Array]:
+        """Running statistics of the BatchNorms over the batches, as vectors."""
+        if not self.has_norms:
+            return {}
+        found = reestimate(nnx.merge(self.graphdef, state), batches, forward=self.forward)
+        return {
+            f"{name}.{kind}": value
+            for name, pair in found.items()
+            for kind, value in zip(("mean", "var"), pair, strict=True)
+        }

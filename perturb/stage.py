@@ -1,0 +1,457 @@
+"""Stages: what is done to a whole model at once, and how stages compose.
+
+A method on matrices is a stage by :func:`layerwise` (every layer that a pattern matches) or
+:func:`per_layer` (patterns with methods of their own). What is no method on matrices (dropping
+units, removing blocks, rotating, adapters) is a stage of its own: ``on_state(state, context)``.
+Wherever a stage is asked for, a method on matrices may stand.
+
+    start = context.start()                      # the dense model, one version of itself
+    pruned = expand(start, [Wanda(0.3), Wanda(0.5)], context, position=0)      # two versions
+    both = expand(pruned, [GPTQ(4), GPTQ(3)], context, position=1)             # four
+
+``expand`` is what every chain and every study is made of: F stages on R versions of a model, R F
+versions. By law it equals a loop over chains of single stages.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from perturb import registry
+from perturb.architecture import Architecture, architecture_of
+from perturb.family import run_family
+from perturb.network import Network, blocks_of, call_order
+from perturb.notes import starved_note
+from perturb.policy import Policy
+from perturb.state import (
+    ADAPTER,
+    Parameters,
+    State,
+    flatten,
+    fresh,
+    inputs_of,
+    parameters_of,
+    problem_of,
+    stack,
+    take,
+    uses,
+    versions,
+)
+from perturb.types import Array, MatrixMethod, Moments, Problem, Solved, SolveReport
+
+Reports = Mapping[str, SolveReport]
+
+
+class Reference:
+    """What is approximated: the model before the first stage, up to exact reparametrisations."""
+
+    def __init__(self, network: Network, parameters: Parameters, batches: Any) -> None:
+        self.network, self.parameters, self._batches = network, parameters, batches
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Moments of the layers' inputs in this very model, over the calibration batches."""
+        state = self.network.state(self.parameters)
+        assert self._batches is not None, "a stage that needs inputs was not checked"
+        return self.network.moments(state, self._batches)
+
+    @property
+    def weights(self) -> Mapping[str, Array]:
+        return self.parameters.weights
+
+
+class Versions:
+    """A state with an axis of versions, and what a stage sees that is applied to it."""
+
+    def __init__(self, context: Context, state: State, reference: Reference, size: int) -> None:
+        self.context, self.state, self.reference, self.size = context, state, reference, size
+        self.untouched = False  # whether it is the reference itself
+
+    def one(self, index: int) -> State:
+        """A version by itself, without the axis."""
+        return take(self.state, np.int32(index))
+
+    def parameters(self, index: int) -> Parameters:
+        """What a model is given to be this version."""
+        return _parameters(self.state, np.int32(index), self.context.shapes)
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Moments of the layers' inputs that a stage sees: each version's own [R, ...], or
+        without the axis where all see the reference's."""
+        context = self.context
+        if self.untouched or context.policy.calibrate == "dense":
+            found = self.reference.moments
+            context.note(starved_note(found))
+            return found
+        network = context.network
+        each = []
+        for r in range(self.size):
+            state = network.state(self.parameters(r))
+            each.append(network.moments(state, context.batches or ()))
+            context.note(starved_note(each[-1]))
+        return stack(tuple(each))
+
+
+@partial(jax.jit, static_argnames=("shapes",))
+def _parameters(state: State, index: Array, shapes: Any) -> Parameters:
+    return parameters_of(take(state, index), dict(shapes))
+
+
+class Outcome(NamedTuple):
+    """What a stage leaves; ``reference``: a new one, where it reparametrised the model exactly."""
+
+    state: State
+    reports: Reports = MappingProxyType({})
+    reference: Parameters | None = None
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What is done to a model as a whole: an immutable value with a name.
+
+    Laws (tests/test_stages.py): the same key gives the same result; a reparametrisation keeps the
+    outputs; what it leaves is storable (:mod:`perturb.storage`).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_stats(self) -> bool:
+        """Whether it looks at calibration data."""
+        ...
+
+    def check(self, architecture: Architecture) -> None:
+        """Raise ValueError, before any work, for what it cannot do on this model."""
+        ...
+
+    def on_state(self, state: State, context: Sight) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """A model, its calibration data, and under which policy stages are run on it.
+
+    notes: what is to be told of the runs is added to it, each line once.
+    """
+
+    network: Network
+    batches: Sequence[Any] | None
+    policy: Policy
+    key: Array
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return architecture_of(self.network.given, self.network.shapes)
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[str, tuple[int, int]], ...]:
+        return tuple(self.network.shapes.items())
+
+    @cached_property
+    def blocks(self) -> list[list[str]]:
+        """Layers in call order, grouped as decoder blocks are."""
+        assert self.batches is not None
+        network = self.network
+        order = call_order(network.given, network.specs, self.batches[0], network.forward)
+        return blocks_of(order)
+
+    def note(self, lines: Iterable[str]) -> None:
+        self.notes.extend(line for line in lines if line not in self.notes)
+
+    @property
+    def reestimates(self) -> bool:
+        known = self.batches is not None and self.network.has_norms
+        return known and self.policy.norms == "reestimate"
+
+    def norms(self, parameters: Parameters) -> dict[str, Array]:
+        """The running statistics of the model with these parameters, if they are re-estimated."""
+        if not self.reestimates:
+            return {}
+        return self.network.norms(self.network.state(parameters), self.batches or ())
+
+    def start(self) -> Versions:
+        """The dense model as one version of itself, and the reference of all others."""
+        weights = self.network.weights
+        vectors = self.norms(Parameters({}, {}))
+        matrices = {n: fresh(w, self.policy.zeros) for n, w in weights.items()}
+        reference = Reference(self.network, Parameters(weights, vectors), self.batches)
+        begun = Versions(self, versions(State(matrices, vectors)), reference, 1)
+        begun.untouched = True
+        return begun
+
+    def check(self, stages: Iterable[Any]) -> None:
+        """Refuse, before any work, what stages cannot do on this model."""
+        for stage in map(as_stage, stages):
+            stage.check(self.architecture)
+            if stage.needs_stats and self.batches is None:
+                raise ValueError(
+                    f"{stage.name} looks at the layers' inputs: give calibration data "
+                    "(a batch of model inputs, or a list of batches)"
+                )
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a stage on a single state may look at: the run's context, its own key, the reference."""
+
+    context: Context
+    key: Array
+    reference: Reference
+    moments: Mapping[str, Moments] | None  # of the layers' inputs, if the stage needs them
+
+    @property
+    def network(self) -> Network:
+        return self.context.network
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.context.architecture
+
+    def parameters(self, state: State) -> Parameters:
+        return parameters_of(state, dict(self.context.shapes))
+
+
+# ------------------------------------------------------------------------- methods as stages
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layerwise:
+    """Methods on matrices, each on the layers that its pattern matches: the first match counts.
+
+    Made by :func:`layerwise` and :func:`per_layer`.
+    """
+
+    methods: tuple[MatrixMethod, ...]
+    patterns: tuple[str, ...] = field(metadata={"static": True})
+
+    @property
+    def name(self) -> str:
+        return "+".join(m.name for m in self.methods)
+
+    @property
+    def needs_stats(self) -> bool:
+        return any(m.needs_stats for m in self.methods)
+
+    def assign(self, names: Iterable[str]) -> list[list[str]]:
+        """Of every method the matrices it works on. An adapter only where a pattern says so."""
+        found: list[list[str]] = [[] for _ in self.methods]
+        for name in names:
+            for mine, pattern in zip(found, self.patterns, strict=True):
+                plain = ADAPTER not in name or ADAPTER in pattern
+                if plain and fnmatch.fnmatchcase(name, pattern):
+                    mine.append(name)
+                    break
+        return found
+
+    def check(self, architecture: Architecture) -> None:
+        assigned = self.assign(architecture.layers)
+        for method, pattern, names in zip(self.methods, self.patterns, assigned, strict=True):
+            if not names and ADAPTER not in pattern:
+                raise ValueError(
+                    f"the pattern {pattern!r} of {method.name} has no layer (the first pattern "
+                    f"that matches counts); layers are: {', '.join(architecture.layers)}"
+                )
+            registry.check_layers(method, {n: architecture.layers[n] for n in names})
+
+    def on_state(self, state: State, context: Sight) -> Outcome:
+        alone = Versions(context.context, versions(state), context.reference, 1)
+        state, reports = flatten(_on_versions([self], alone, context.key))
+        return Outcome(take(state, np.int32(0)), take(reports, np.int32(0)))
+
+
+def layerwise(method: MatrixMethod, where: str = "*") -> Layerwise:
+    """The method on every layer whose name matches the shell pattern."""
+    return per_layer({where: method})
+
+
+def per_layer(rules: Mapping[str, MatrixMethod]) -> Layerwise:
+    """Methods of their own for the layers that match a pattern; the first match counts.
+
+    ``per_layer({"*.down_proj": GPTQ(8), "*": GPTQ(4)})``. Layers without a match are left alone; a
+    pattern without a layer is an error.
+    """
+    if not rules:
+        raise ValueError("per_layer needs at least one pattern with a method")
+    return Layerwise(tuple(rules.values()), tuple(rules))
+
+
+def as_stage(stage: Any) -> Stage:
+    """A stage, or a method on matrices as one on all layers."""
+    if isinstance(stage, Stage):
+        return stage
+    if isinstance(stage, MatrixMethod):
+        return layerwise(stage)
+    raise ValueError(
+        f"{stage!r} is neither a method on matrices (name, granularity, needs_stats, "
+        "__call__(matrix, problem, key)) nor a stage (name, needs_stats, check, on_state)"
+    )
+
+
+# -------------------------------------------------------------------------------- running
+
+
+class Expanded(NamedTuple):
+    """Versions [R F] with the solvers' reports of the last stage."""
+
+    versions: Versions
+    reports: Reports
+
+
+class _Done(NamedTuple):
+    state: State  # [R, F] or, of one version, [F]
+    reports: Reports
+
+
+def expand(before: Versions, stages: Sequence[Any], context: Context, position: int) -> Expanded:
+    """F stages, the ``position``-th of their chains, on each of the R versions: R F versions.
+
+    Version r F + f is stage f on version r. Stages that differ in amounts only (sparsity, bits)
+    are solved as one family. What is not finite is for the caller to refuse, version by version.
+    """
+    family = [as_stage(s) for s in stages]
+    key = jax.random.fold_in(context.key, position)
+    alike = [s for s in family if isinstance(s, Layerwise) and _like(s, family[0])]
+    blockwise = context.policy.calibrate == "sequential" and family[0].needs_stats
+    reference: Parameters | None = None
+    if len(alike) == len(family) and not blockwise:
+        state, reports = flatten(_on_versions(alike, before, key))
+    else:
+        state, reports, reference = _one_by_one(family, before, key)
+    size = before.size * len(family)
+    known = before.reference
+    if reference is not None:
+        known = Reference(context.network, reference, context.batches)
+    after = Versions(context, state, known, size)
+    if context.reestimates:
+        norms = [context.norms(after.parameters(i)) for i in range(size)]
+        after.state = state.with_vectors(stack(tuple(norms)))
+    return Expanded(after, reports)
+
+
+def _like(a: Any, b: Any) -> bool:
+    return bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
+
+
+def _on_versions(
+    family: Sequence[Layerwise],
+    before: Versions,
+    key: Array,
+    moments: Mapping[str, Moments] | None = None,
+    only: Iterable[str] | None = None,
+) -> _Done:
+    """A family on all versions at once; ``only``: the layers to work on (default: all)."""
+    state = before.state
+    places = uses(state, dict(before.context.shapes))
+    names = [n for n in state.matrices if n in places]
+    if only is not None:
+        chosen = set(only)
+        names = [n for n in names if all(layer in chosen for layer, _ in places[n])]
+    solved: dict[str, Solved] = {}
+    for i, mine in enumerate(family[0].assign(names)):
+        methods = [stage.methods[i] for stage in family]
+        if not mine:
+            continue
+        if methods[0].needs_stats and moments is None:
+            moments = before.moments
+        problems = _problems(
+            state,
+            {n: tuple(places[n]) for n in mine},
+            dict(before.reference.weights),
+            moments if methods[0].needs_stats else None,
+        )
+        solved |= run_family(methods, {n: state.matrices[n] for n in mine}, problems, key)
+    rest = {n: m for n, m in state.matrices.items() if n not in solved}
+    again = _repeated(replace(state, matrices=rest), len(family))
+    matrices = {n: solved[n].matrix if n in solved else again.matrices[n] for n in state.matrices}
+    reports = {n: r.report for n, r in solved.items() if r.report is not None}
+    return _Done(replace(again, matrices=matrices), reports)
+
+
+def _problems(
+    state: State,
+    places: Mapping[str, tuple[Any, ...]],
+    references: Mapping[str, Array],
+    moments: Mapping[str, Moments] | None,
+) -> dict[str, Problem]:
+    found = {}
+    for name, where in places.items():
+        inputs = None if moments is None else inputs_of(state, where, moments)
+        found[name] = problem_of(state.matrices[name], references.get(name), inputs)
+    return found
+
+
+@partial(jax.jit, static_argnames=("times",))
+def _repeated(tree: Any, times: int) -> Any:
+    """Leaves [R, ...] as [R, times, ...]."""
+    return jax.tree.map(
+        lambda a: jax.numpy.broadcast_to(a[:, None], (a.shape[0], times, *a.shape[1:])), tree
+    )
+
+
+def _one_by_one(
+    family: Sequence[Stage], before: Versions, key: Array
+) -> tuple[State, Reports, Parameters | None]:
+    """What is no family: each stage on each version."""
+    states, reports = [], []
+    reference: Parameters | None = None
+    for r in range(before.size):
+        one = before.one(r)
+        for stage in family:
+            outcome = _on_one(stage, one, before, r, key)
+            states.append(outcome.state)
+            reports.append(dict(outcome.reports))
+            if outcome.reference is not None:
+                if reference is not None and len(family) > 1:
+                    raise ValueError(
+                        f"{stage.name} reparametrises the model: it must be an axis of its own, "
+                        "with one value"
+                    )
+                reference = outcome.reference
+    if len({jax.tree.structure(s) for s in states}) > 1:
+        raise ValueError(
+            f"{family[0].name}: stages of one axis leave models of different structure; give "
+            "each an axis of its own"
+        )
+    return stack(tuple(states)), stack(tuple(reports)), reference
+
+
+def _on_one(stage: Stage, state: State, before: Versions, index: int, key: Array) -> Outcome:
+    context = before.context
+    if isinstance(stage, Layerwise) and stage.needs_stats:
+        return _block_by_block(stage, state, before.reference, context, key)
+    moments = None
+    if stage.needs_stats:
+        moments = before.moments
+        shared = next(iter(moments.values())).scatter.ndim == 2
+        moments = moments if shared else take(moments, np.int32(index))
+    return stage.on_state(state, Sight(context, key, before.reference, moments))
+
+
+def _block_by_block(
+    stage: Layerwise, state: State, reference: Reference, context: Context, key: Array
+) -> Outcome:
+    """Each block from the inputs that the blocks before it give, as this stage left them."""
+    network = context.network
+    reports: dict[str, SolveReport] = {}
+    current = Versions(context, versions(state), reference, 1)
+    for names in context.blocks:
+        inputs = network.state(current.parameters(0))
+        moments = network.moments(inputs, context.batches or (), names)
+        context.note(starved_note(moments))
+        done = _on_versions([stage], current, key, moments, names)
+        flat, told = flatten(done)
+        reports |= told
+        current = Versions(context, flat, reference, 1)
+    return Outcome(current.one(0), take(reports, np.int32(0)))
