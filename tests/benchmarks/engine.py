@@ -91,8 +91,10 @@ def evaluation(name: str) -> dict[str, float]:
 
 def _child(what: str, study: str, cache: Path, out: Path) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.engine", "--study", study, "--part", what]
-        + ["--out", str(out)],
+        [
+            *(sys.executable, "-m", "tests.benchmarks.engine"),
+            *("--study", study, "--part", what, "--out", str(out)),
+        ],
         env=os.environ | {"PERTURB_CACHE": str(cache)},
         check=True,
         stdout=subprocess.PIPE,
