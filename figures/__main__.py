@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from experiments.analysis import summarize
 from experiments.records import load
-from perturb.files import write_atomic
 from figures.manifest import DRAWINGS, SCALES, THEORY, jobs
 from figures.style import FORMATS, to_bytes
+from perturb.files import write_atomic
 
 EPILOG = """\
 examples:
