@@ -28,7 +28,7 @@ import numpy as np
 from perturb import registry
 from perturb.architecture import Architecture, architecture_of
 from perturb.family import run_family
-from perturb.network import Network, blocks_of, call_order
+from perturb.network import Network, call_blocks
 from perturb.notes import starved_note
 from perturb.policy import Policy
 from perturb.state import (
@@ -163,8 +163,7 @@ class Context:
         """Layers in call order, grouped as decoder blocks are."""
         assert self.batches is not None
         network = self.network
-        order = call_order(network.given, network.specs, self.batches[0], network.forward)
-        return blocks_of(order)
+        return call_blocks(network.given, network.specs, self.batches[0], network.forward)
 
     def note(self, lines: Iterable[str]) -> None:
         self.notes.extend(line for line in lines if line not in self.notes)
@@ -443,12 +442,18 @@ def _block_by_block(
     stage: Layerwise, state: State, reference: Reference, context: Context, key: Array
 ) -> Outcome:
     """Each block from the inputs that the blocks before it give, as this stage left them."""
-    network = context.network
+    network, blocks = context.network, context.blocks
     reports: dict[str, SolveReport] = {}
     current = Versions(context, versions(state), reference, 1)
-    for names in context.blocks:
-        inputs = network.state(current.parameters(0))
-        moments = network.moments(inputs, context.batches or (), names)
+    passing = network.segments(network.state(current.parameters(0)), context.batches or (), blocks)
+    for k, names in enumerate(blocks):
+        held = network.state(current.parameters(0))
+        if passing is None:  # blocks that are no parts of one another's pass: run it all again
+            moments = network.moments(held, context.batches or (), names)
+        else:
+            if k:
+                passing.advance(k - 1, held)
+            moments = passing.moments(k, held, names)
         context.note(starved_note(moments))
         done = _on_versions([stage], current, key, moments, names)
         flat, told = flatten(done)

@@ -19,6 +19,7 @@ from perturb.network.batches import Forward, TokenWeights, call, compiled
 from perturb.network.capture import capture
 from perturb.network.layers import LayerSpec, get_weights, set_weights
 from perturb.network.norms import norms_of, reestimate
+from perturb.network.segments import Segments
 from perturb.network.vectors import set_vectors
 from perturb.state import Parameters
 from perturb.types import Array, Moments
@@ -100,6 +101,21 @@ class Network:
             forward=self.forward,
             token_weights=self.token_weights,
         )
+
+    def segments(
+        self, state: Any, batches: Sequence[Any], blocks: Sequence[Sequence[str]]
+    ) -> Segments | None:
+        """A pass of the batches through the model, block by block; None where that cannot be."""
+        made = Segments(
+            self.graphdef,
+            state,
+            self.specs,
+            batches,
+            blocks,
+            self.forward,
+            self.token_weights,
+        )
+        return made if made.possible else None
 
     def norms(self, state: Any, batches: Sequence[Any]) -> dict[str, Array]:
         """Running statistics of the BatchNorms over the batches, as vectors."""
