@@ -77,7 +77,7 @@ def _moments(
     inputs, tree = jax.tree.flatten((state, batch))
     rebuild = partial(jax.tree.unflatten, tree)
     kernels = {n: group[0].whole for n, group in by_kernel(specs).items()}
-    looked_up: dict[str, Moments] = {}
+    found: dict[str, None] = {}  # embeddings that are looked up
 
     def trace(chosen: Sequence[LayerSpec]) -> tuple[Any, dict[str, Any]]:
         told: list[Note] = []
@@ -85,7 +85,7 @@ def _moments(
 
         def listen(spec: LayerSpec, module: Any, x: Array | None) -> None:
             if x is None:
-                looked_up[spec.name] = _white(spec)
+                found.setdefault(spec.name)
                 return
             lane = lane_of(module, spec)
             x = features(module, spec, replicated(x))
@@ -122,7 +122,7 @@ def _moments(
 
         replay(closed, inputs, hear)
     done = {n: s.total() for n, s in sums.items()}
-    looked_up = {n: m for n, m in looked_up.items() if n not in done}
+    looked_up = {n: _white(kernels[n]) for n in found if n not in done}
     if weights is None:
         return Heard({}, done, looked_up)
     weighted = {n: s for n, s in done.items() if n not in once}
