@@ -22,7 +22,7 @@ from perturb.network.batches import (
 )
 from perturb.network.features import features
 from perturb.network.hear import ears_of, lane_of, placed, tapped
-from perturb.network.layers import KINDS, LayerSpec, by_kernel, replicated, wide
+from perturb.network.layers import KINDS, LayerSpec, by_kernel, one_of, replicated, wide
 from perturb.network.order import check_called
 from perturb.network.refused import Refused, explained, some
 from perturb.network.replay import Note, check, nested, replay, tell
@@ -58,12 +58,7 @@ def moments(
     """
     weights = None if token_weights is None else jnp.asarray(token_weights(batch))
     heard = _moments(graphdef, state, batch, weights, tuple(specs), forward).all
-    return {s.name: _take(heard[s.module], s.index or 0) for s in specs if s.module in heard}
-
-
-def _take(moments: Moments, index: Any) -> Moments:
-    taken: Moments = jax.tree.map(lambda a: a[index], moments)
-    return taken
+    return {s.name: one_of(heard[s.module], s.index or 0) for s in specs if s.module in heard}
 
 
 def _moments(
@@ -175,7 +170,7 @@ class _Sum:
 
         def one(i: Any, _: Any) -> None:
             place = lanes[i] if self.copies > 1 else 0
-            total = Moments(*(r[place] for r in self.refs)) + _take(parts, i)
+            total = Moments(*(r[place] for r in self.refs)) + one_of(parts, i)
             for ref, a in zip(self.refs, total, strict=True):
                 ref[place] = jnp.asarray(a, ref.dtype)
 
@@ -219,12 +214,6 @@ def _moments_of(x: Array, weights: Array | None) -> Moments:
     scatter = jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
     # libraries may round differently across the diagonal
     return Moments((scatter + scatter.T) / 2, count, mean)
-
-
-@partial(jax.jit, static_argnames=("sizes",))
-def _parts(total: dict[str, Moments], sizes: Any) -> dict[str, tuple[Moments, ...]]:
-    """Of the kernels that have several, the moments of each matrix; of the others, theirs."""
-    return {n: tuple(_take(total[n], i) for i in range(size)) for n, size in sizes}
 
 
 _finite = jax.jit(lambda m: jnp.isfinite(m.scatter).all((1, 2)) & jnp.isfinite(m.mean).all(1))
@@ -299,9 +288,7 @@ def capture(
     for name, spec in specs.items():
         if not finite[spec.module][spec.index or 0]:
             raise Refused(f"layer {name}: its inputs on the calibration data are not finite")
-    sizes = tuple((n, g[0].matrices) for n, g in by_kernel(specs.values()).items())
-    parts = _parts(everything, sizes)
-    return {n: parts[s.module][s.index or 0] for n, s in specs.items()}
+    return {n: one_of(everything[s.module], np.int32(s.index or 0)) for n, s in specs.items()}
 
 
 def starved(stats: Mapping[str, Moments]) -> list[str]:
