@@ -22,7 +22,7 @@ from perturb.network.batches import (
 )
 from perturb.network.features import features
 from perturb.network.hear import ears_of, lane_of, placed, tapped
-from perturb.network.layers import KINDS, LayerSpec, by_kernel, replicated, wide
+from perturb.network.layers import KINDS, LayerSpec, by_kernel, one_of, replicated, wide
 from perturb.network.order import check_called
 from perturb.network.refused import Refused, explained, some
 from perturb.network.replay import Hear, Note, check, nested, replay, tell
@@ -58,12 +58,7 @@ def moments(
     """
     weights = None if token_weights is None else jnp.asarray(token_weights(batch))
     heard = _moments(graphdef, state, batch, weights, tuple(specs), forward).all
-    return {s.name: _take(heard[s.module], s.index or 0) for s in specs if s.module in heard}
-
-
-def _take(moments: Moments, index: Any) -> Moments:
-    taken: Moments = jax.tree.map(lambda a: a[index], moments)
-    return taken
+    return {s.name: one_of(heard[s.module], s.index or 0) for s in specs if s.module in heard}
 
 
 def _moments(
@@ -85,7 +80,7 @@ class Listened(NamedTuple):
     closed: Any  # of the leaves of (state, batch)
     kernels: dict[str, LayerSpec]  # that are called, by module
     dtypes: dict[str, Any]  # that their moments are summed in
-    looked_up: dict[str, Moments]
+    looked_up: tuple[str, ...]  # embeddings that are, at least once
 
     def sums(
         self,
@@ -110,7 +105,7 @@ class Listened(NamedTuple):
         with placed("layer", REMEDY, lambda _: None, []):
             play(hear)
         done = {n: s.total() for n, s in sums.items()}
-        looked_up = {n: m for n, m in self.looked_up.items() if n not in done}
+        looked_up = {n: _white(self.kernels[n]) for n in self.looked_up if n not in self.dtypes}
         if weights is None:
             return Heard({}, done, looked_up)
         weighted = {n: s for n, s in done.items() if n not in once}
@@ -129,7 +124,7 @@ def listened(
     """
     rebuild = partial(jax.tree.unflatten, tree)
     kernels = {n: group[0].whole for n, group in by_kernel(specs).items()}
-    looked_up: dict[str, Moments] = {}
+    found: dict[str, None] = {}  # embeddings that are looked up
 
     def trace(chosen: Sequence[LayerSpec]) -> tuple[Any, dict[str, Any]]:
         told: list[Note] = []
@@ -137,7 +132,7 @@ def listened(
 
         def listen(spec: LayerSpec, module: Any, x: Array | None) -> None:
             if x is None:
-                looked_up[spec.name] = _white(spec)
+                found.setdefault(spec.name)
                 return
             lane = lane_of(module, spec)
             x = features(module, spec, replicated(x))
@@ -159,7 +154,7 @@ def listened(
     wholes = list(kernels.values())
     with placed("layer", REMEDY, trace, wholes):
         closed, dtypes = trace(wholes)
-    return Listened(closed, kernels, dtypes, looked_up)
+    return Listened(closed, kernels, dtypes, tuple(found))
 
 
 def _white(spec: LayerSpec) -> Moments:
@@ -208,7 +203,7 @@ class _Sum:
 
         def one(i: Any, _: Any) -> None:
             place = lanes[i] if self.copies > 1 else 0
-            total = Moments(*(r[place] for r in self.refs)) + _take(parts, i)
+            total = Moments(*(r[place] for r in self.refs)) + one_of(parts, i)
             for ref, a in zip(self.refs, total, strict=True):
                 ref[place] = jnp.asarray(a, ref.dtype)
 
@@ -252,12 +247,6 @@ def _moments_of(x: Array, weights: Array | None) -> Moments:
     scatter = jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
     # libraries may round differently across the diagonal
     return Moments((scatter + scatter.T) / 2, count, mean)
-
-
-@partial(jax.jit, static_argnames=("sizes",))
-def _parts(total: dict[str, Moments], sizes: Any) -> dict[str, tuple[Moments, ...]]:
-    """Of the kernels that have several, the moments of each matrix; of the others, theirs."""
-    return {n: tuple(_take(total[n], i) for i in range(size)) for n, size in sizes}
 
 
 _finite = jax.jit(lambda m: jnp.isfinite(m.scatter).all((1, 2)) & jnp.isfinite(m.mean).all(1))
@@ -348,9 +337,7 @@ def gathered(
     for name, spec in specs.items():
         if not finite[spec.module][spec.index or 0]:
             raise Refused(f"layer {name}: its inputs on the calibration data are not finite")
-    sizes = tuple((n, g[0].matrices) for n, g in by_kernel(specs.values()).items())
-    parts_of = _parts(everything, sizes)
-    return {n: parts_of[s.module][s.index or 0] for n, s in specs.items()}
+    return {n: one_of(everything[s.module], np.int32(s.index or 0)) for n, s in specs.items()}
 
 
 def starved(stats: Mapping[str, Moments]) -> list[str]:
