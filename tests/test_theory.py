@@ -18,19 +18,13 @@ from figures.__main__ import main as draw
 from perturb import GPTQ, GridSpec
 from perturb.lift import fresh
 from perturb.types import Moments
-from theory import (
-    affine_measure,
-    closed_forms,
-    densities,
-    elimination,
-    gaussian,
-    phase,
-    report,
-    search,
-    sweep,
-)
+from theory import phase
 from theory.__main__ import NAMES, main
-from theory.statement import Claim, Family, Sides
+from theory.engine import report, search, sweep
+from theory.engine.statement import Claim, Family, Sides
+from theory.maths import closed_forms, densities, elimination
+from theory.statements.affine import measure as affine_measure
+from theory.statements.gaussian import claims as gaussian
 
 # THEORY.md, "Closed forms to reproduce"
 PRUNE = {5: "41.8", 10: "32.8", 25: "20.8", 40: "14.5", 50: "11.5", 75: "5.58", 87.5: "3.03"}

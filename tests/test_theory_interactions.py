@@ -12,16 +12,14 @@ from scipy.integrate import quad
 from scipy.stats import laplace, norm, t, uniform
 
 from perturb.lift import fresh
-from theory import (
-    closed_forms,
-    composability,
-    composability_proof,
-    interference,
-    interference_measure,
-    ordering,
-    ordering_measure,
-)
-from theory.densities import DENSITIES, Normal
+from theory.maths import closed_forms
+from theory.maths.densities import DENSITIES, Normal
+from theory.statements.composability import claims as composability
+from theory.statements.composability import proof as composability_proof
+from theory.statements.interference import claims as interference
+from theory.statements.interference import measure as interference_measure
+from theory.statements.ordering import claims as ordering
+from theory.statements.ordering import measure as ordering_measure
 
 SCIPY = dict(zip(DENSITIES, (norm, laplace, t(4), uniform(-1, 2)), strict=True))
 STATEMENTS = (interference.STATEMENT, ordering.STATEMENT, composability.STATEMENT)

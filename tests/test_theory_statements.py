@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory import chains, closed_forms, elimination, ownership, rounding_proof
 from theory.__main__ import NAMES, statement
-from theory.statement import Claim, Sides
+from theory.engine.statement import Claim, Sides
+from theory.maths import chains, closed_forms, elimination
+from theory.statements.ownership import claims as ownership
+from theory.statements.rounding import proof as rounding_proof
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +71,9 @@ def test_claims_hold_and_flipped_ones_do_not(name):
 
 
 FORMS = [
-    (name, form) for name in NAMES for form in getattr(import_module(f"theory.{name}"), "FORMS", ())
+    (name, form)
+    for name in NAMES
+    for form in getattr(import_module(f"theory.statements.{name}.claims"), "FORMS", ())
 ]
 
 
@@ -79,7 +83,7 @@ def test_every_statement_names_its_closed_forms():
 
 def home(name: str, form: str):
     """The modules in which a closed form is looked up."""
-    own = import_module(f"theory.{name}")
+    own = import_module(f"theory.statements.{name}.claims")
     found = [m for m in (own, closed_forms, elimination, chains) if hasattr(m, form)]
     assert found, f"no closed form {form}"
     return found

@@ -24,9 +24,11 @@ from rich.table import Table
 from perturb import cli, sources
 from perturb.cli import BadInput
 from perturb.files import write_atomic
-from theory import affine_measure, phase, report
-from theory.statement import Statement
-from theory.verify import Programs, finding_record, plain, verify
+from theory import phase
+from theory.engine import report
+from theory.engine.statement import Statement
+from theory.engine.verify import Programs, finding_record, plain, verify
+from theory.statements.affine import measure as affine_measure
 
 NAMES = (
     "gaussian",
@@ -66,7 +68,7 @@ stderr), 130 stopped by Ctrl-C.
 
 def statement(name: str) -> Statement:
     """The statement of a module of this package."""
-    return import_module(f"theory.{name}").STATEMENT
+    return import_module(f"theory.statements.{name}.claims").STATEMENT
 
 
 def _whole(text: str) -> int:
@@ -222,7 +224,7 @@ def _print(record: dict[str, Any], console: Console) -> None:
 
 
 def _models(names: list[str], seed: int, out: Path) -> int:
-    from theory import assumptions
+    from theory.models import measure as assumptions
 
     console, err = _console(), Console(stderr=True)
     results: dict[str, Any] = {}

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import kendalltau
 
-from theory import elimination as obs
-from theory import instances
-from theory.densities import Normal
-from theory.gaussian import best_symmetric_step
-from theory.statement import Finding
+from theory.engine import instances
+from theory.engine.statement import Finding
+from theory.maths import elimination as obs
+from theory.maths.densities import Normal
+from theory.statements.gaussian.claims import best_symmetric_step
 
 Array = jax.Array
 STAGES = ("blind", "aware", "compensated")
