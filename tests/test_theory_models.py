@@ -16,7 +16,7 @@ from perturb.lift import fresh
 from perturb.methods.quantize.rtn import RTN
 from tests.conftest import numpy_init
 from theory.maths import outputs
-from theory.maths.chains import spectral_norm
+from theory.maths.norms import spectral_norm
 from theory.models import measure as assumptions
 from theory.models import noise
 from theory.models.findings import findings, fit

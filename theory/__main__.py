@@ -11,9 +11,7 @@ import sys
 import time
 from contextlib import closing
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -24,24 +22,16 @@ from rich.table import Table
 from perturb import cli, sources
 from perturb.cli import BadInput
 from perturb.files import write_atomic
-from theory import phase
+from perturb.plain import plain
 from theory.engine import report
-from theory.engine.statement import Statement
-from theory.engine.verify import Programs, finding_record, plain, verify
-from theory.statements.affine import measure as affine_measure
+from theory.engine.verify import Programs, Record, finding_record, verify
+from theory.models.findings import findings as model_findings
+from theory.models.measure import measure_named
+from theory.phase.diagrams import Phase, diagrams
+from theory.phase.findings import findings as phase_findings
+from theory.statements.affine.measure import curves
+from theory.statements.catalogue import NAMES, statement
 
-NAMES = (
-    "gaussian",
-    "ownership",
-    "rounding",
-    "affine",
-    "aware",
-    "compensation",
-    "interference",
-    "ordering",
-    "composability",
-    "propagation",
-)
 INSTANCES, MOST_INSTANCES = 100_000, 10**12
 MODELS = ("resnet-digits", "vit-digits", "llama-docs")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # the files, folders they write
@@ -64,11 +54,6 @@ examples:
 exit codes: 0 everything marked as holding holds, 1 something does not, 2 bad input (one line on
 stderr), 130 stopped by Ctrl-C.
 """
-
-
-def statement(name: str) -> Statement:
-    """The statement of a module of this package."""
-    return import_module(f"theory.statements.{name}.claims").STATEMENT
 
 
 def _whole(text: str) -> int:
@@ -154,15 +139,15 @@ def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) 
             records.append(verify(s, instances, seed, programs, advance))
             progress.advance(bar, instances * len(s.families))
         progress.update(bar, description="phase" if whole else "")
-        diagrams = phase.diagrams(jax.random.key(seed)) if whole else []
+        phases = diagrams(jax.random.key(seed)) if whole else []
     record = plain(
         {
             "statements": records,
             "phase": {
-                "diagrams": [_diagram(d) for d in diagrams],
-                "findings": [finding_record(f) for f in phase.findings(diagrams)],
+                "diagrams": [_diagram(d) for d in phases],
+                "findings": [finding_record(f) for f in phase_findings(phases)],
             },
-            "affine": affine_measure.curves(seed),
+            "affine": curves(seed),
             "settings": {"instances": instances, "seed": seed},
             "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
             "device": jax.default_backend(),
@@ -183,14 +168,14 @@ def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) 
     return 1 if failed else 0
 
 
-def _diagram(d: phase.Phase) -> dict[str, Any]:
+def _diagram(d: Phase) -> Record:
     arrays = ("advantage", "error", "gap", "never", "sign")
     return {
         "stage": d.stage,
         "rho": d.rho,
         "weights": d.weights,
-        "bits": list(d.bits),
-        **{name: getattr(d, name).tolist() for name in arrays},
+        "bits": d.bits,
+        **{name: getattr(d, name) for name in arrays},
     }
 
 
@@ -205,7 +190,7 @@ def _draw(file: Path, out: Path) -> list[str]:
     return drawn.stdout.split("\n")[:-1]
 
 
-def _print(record: dict[str, Any], console: Console) -> None:
+def _print(record: Record, console: Console) -> None:
     grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(report.COLUMNS):
         text = column in ("statement", "sympy proof", "tightness")
@@ -224,10 +209,8 @@ def _print(record: dict[str, Any], console: Console) -> None:
 
 
 def _models(names: list[str], seed: int, out: Path) -> int:
-    from theory.models import measure as assumptions
-
     console, err = _console(), Console(stderr=True)
-    results: dict[str, Any] = {}
+    results: dict[str, Record] = {}
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("", total=1.0)
 
@@ -236,8 +219,8 @@ def _models(names: list[str], seed: int, out: Path) -> int:
 
         for name in names:
             with sources.printing_to_stderr():
-                results[name] = assumptions.measure_named(name, seed, tell)
-    found = [finding_record(f) for f in assumptions.findings(results)]
+                results[name] = measure_named(name, seed, tell)
+    found = [finding_record(f) for f in model_findings(results)]
     record = plain(
         {
             "models": results,

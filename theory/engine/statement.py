@@ -2,8 +2,8 @@
 
 A statement is a value. Its claims are inequalities ``left <= right`` or identities
 ``left == right`` between numbers computed from an *instance*; instances come from a *family*,
-a map from the unit cube, so that the very family that :meth:`Statement.check` samples is the one
-that :meth:`Statement.attack` searches.
+a map from the unit cube, so that the very family that :mod:`theory.engine.sweep` samples is the
+one that :mod:`theory.engine.search` attacks.
 
 Margins are relative: (right - left) / scale for a bound, -|left - right| / scale for an identity,
 where ``scale`` is what the two sides are made of (the bound itself, where it is positive). A claim
@@ -213,6 +213,11 @@ class Counterexample(NamedTuple):
 Verdict = Literal["holds", "narrower", "false", "measured"]
 
 
+def verdict(everywhere: bool, somewhere: bool) -> Verdict:
+    """holds; holds under a further condition; or does not."""
+    return "holds" if everywhere else "narrower" if somewhere else "false"
+
+
 @dataclass(frozen=True)
 class Finding:
     """What became of a claim of the literature, decided by ``numbers``.
@@ -255,7 +260,8 @@ class Exact(NamedTuple):
 class Statement:
     """A theorem with everything that makes it worth believing.
 
-    prove, necessity, exact and measure do the work when called; check and attack are shared.
+    prove, necessity, exact and measure do the work when called. Random instances of any statement
+    are checked by :func:`theory.engine.sweep.check`, and searched by :mod:`theory.engine.search`.
     """
 
     name: str
@@ -269,16 +275,3 @@ class Statement:
     necessity: Callable[[], tuple[Counterexample, ...]]
     exact: Callable[[], Exact | None] = field(default=_no_exact)
     measure: Callable[[Array], tuple[Finding, ...]] = field(default=_nothing)
-
-    def check(self, n: int, key: Array) -> Check:
-        """Put n random instances of every family to its claims; see :mod:`theory.engine.sweep`."""
-        from theory.engine import sweep
-
-        return sweep.sweep(self.families, [sweep.compiled(f) for f in self.families], n, key)
-
-    def attack(self, key: Array) -> Attack:
-        """Search for the smallest margin of every claim; see :mod:`theory.engine.search`."""
-        from theory.engine import search, sweep
-
-        programs = [sweep.compiled(f) for f in self.families]
-        return search.search(self.families, programs, [search.slope(f) for f in self.families], key)

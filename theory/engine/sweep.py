@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from theory.engine.statement import TOLERANCE, Array, Check, ClaimCheck, Family, Where
+from theory.engine.statement import TOLERANCE, Array, Check, ClaimCheck, Family, Statement, Where
 
 CHUNK = 1_000
 LEAST = 100  # points a chunk of the most costly families
@@ -151,6 +151,12 @@ def sweep(
         total += count
         tallies += here
     return Check(tuple(t.done() for t in tallies), total, time.perf_counter() - start)
+
+
+def check(statement: Statement, n: int, key: Array) -> Check:
+    """Put n random instances of every family of a statement to its claims."""
+    families = statement.families
+    return sweep(families, [compiled(f) for f in families], n, key)
 
 
 def generator(key: Array, stream: int) -> np.random.Generator:

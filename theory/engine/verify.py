@@ -1,7 +1,6 @@
 """One statement through all of it: proof, enumeration, sampling, attack, necessity, measurement.
 
-The outcome is a plain dict (JSON as it stands): what the table, the report, the figures and the
-README are made from.
+The outcome is a dict: what the table, the report, the figures and the README are made from.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 
 from theory.engine import search, sweep
 from theory.engine.statement import Finding, Statement
@@ -90,8 +88,8 @@ def verify(
             "instances": c.instances,
             "failures": c.failures,
             "vacuous": c.vacuous,
-            "margin": c.margin,
-            "attacked": attacked[c.claim].margin,
+            "margin": extended(c.margin),
+            "attacked": extended(attacked[c.claim].margin),
             "tightness": attacked[c.claim].tightness,
             "holds": c.holds and attacked[c.claim].holds,
             "where": c.where.instance,
@@ -121,8 +119,8 @@ def verify(
         "exact": None if exact is None else exact._asdict(),
         "claims": claims,
         "instances": check.instances,
-        "margin": check.margin,
-        "attacked": attack.margin,
+        "margin": extended(check.margin),
+        "attacked": extended(attack.margin),
         "tightness": tightness(claims),
         "evaluations": attack.evaluations,
         "necessity": [
@@ -140,6 +138,12 @@ def verify(
         "throughput": check.throughput,
         "seconds": spent.laps,
     }
+
+
+def extended(margin: float) -> float | str:
+    """A margin, infinite ones by name, which JSON has no number for and which say something here:
+    "inf", that no instance was telling; "-inf", that one was not a number."""
+    return margin if math.isfinite(margin) else str(margin)
 
 
 def _number(x: Any) -> str:
@@ -163,7 +167,7 @@ def tightness(claims: list[Record]) -> str:
     Bounds by 0 (signs) are attained when a non-vacuous instance comes within 1e-6 of them.
     """
     ratios = [
-        c["tightness"] if c["tightness"] is not None else float(c["attacked"] < 1e-6)
+        c["tightness"] if c["tightness"] is not None else float(float(c["attacked"]) < 1e-6)
         for c in claims
         if c["relation"] == "<="
     ]
@@ -175,18 +179,3 @@ def tightness(claims: list[Record]) -> str:
     rest = max((r for r in ratios if r <= 1 - 1e-6), default=0.0)
     near = f"{math.floor(1000 * rest) / 1000:.3f}"  # never rounded up to 1
     return f"{attained}/{len(ratios)} attained, else {near}" if attained else near
-
-
-def plain(value: Any) -> Any:
-    """Values as JSON knows them; not-a-number and infinities become text."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

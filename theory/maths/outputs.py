@@ -7,17 +7,11 @@ is 1/2 (J dW)^T H (J dW) with H = diag(p) - p p^T, the Gauss-Newton form of theo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from perturb.lift import fresh
-from perturb.methods.prune.magnitude import Magnitude
-from perturb.methods.quantize.rtn import RTN
-from theory.engine.statement import Verdict
 
 Array = jax.Array
 SMALL = 0.1  # nats; what findings call a small perturbation of the outputs
@@ -65,24 +59,3 @@ def off_diagonal(k: Any) -> tuple[float, float]:
         total = float(matrix.sum())
         shares.append((total - float(np.trace(matrix))) / total if total else 0.0)
     return shares[0], shares[1]
-
-
-def names(bits: Sequence[int], sparsities: Sequence[float]) -> tuple[str, ...]:
-    """What :func:`compressed` calls its settings, in its order."""
-    return (*(f"RTN {b}" for b in bits), *(f"magnitude {100 * p:.0f} %" for p in sparsities))
-
-
-def compressed(w: Array, bits: Sequence[int], sparsities: Sequence[float]) -> Array:
-    """One matrix [out, in] rounded to nearest (a scale a row) and pruned by magnitude (over the
-    layer), at every setting: [len(bits) + len(sparsities), out, in]."""
-    key = jax.random.key(0)  # of methods that draw; these do not
-    done = [
-        jax.vmap(lambda m: m(fresh(w), None, key).layer.weight)(methods)
-        for methods in (RTN(jnp.array(bits)), Magnitude(jnp.array(sparsities)))
-    ]
-    return jnp.concatenate(done)
-
-
-def verdict(everywhere: bool, somewhere: bool) -> Verdict:
-    """holds; holds under a further condition; or does not."""
-    return "holds" if everywhere else "narrower" if somewhere else "false"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from theory.engine.statement import Finding
-from theory.maths.outputs import SMALL, WITHIN, verdict
+from theory.engine.statement import Finding, verdict
+from theory.maths.outputs import SMALL, WITHIN
 from theory.models.noise import BINS
 
 ALONE = SMALL / 10  # nats; a small perturbation by one layer

@@ -24,6 +24,7 @@ from perturb.grid import expand
 from perturb.lift import fresh
 from perturb.measure import errors
 from perturb.methods.quantize.rtn import RTN
+from theory import compressors
 from theory.maths import outputs
 from theory.models import findings as assumptions_findings
 from theory.models import noise
@@ -32,7 +33,7 @@ Array = jax.Array
 Progress = Callable[[str, float], None]  # what is being measured, and the fraction done
 BITS = (2, 3, 4, 6, 8)
 SPARSITIES = (0.1, 0.3, 0.5, 0.7)
-SETTINGS = outputs.names(BITS, SPARSITIES)
+SETTINGS = compressors.names(BITS, SPARSITIES)
 NOISE_BITS = (2, 3, 4, 8)
 KEPT = ("RTN 4", "magnitude 50 %")  # settings whose interaction matrices are recorded
 PREDICTIONS = 3072  # at most; so many tell the KL to a few per cent
@@ -82,7 +83,7 @@ def measure_model(
     logits, compare = _programs(model, specs, forward)
     batches = _cut(network.batches_of(calibration), weights, logits)
     stats = network.capture(model, specs, batches, forward=forward)
-    variants = jax.jit(lambda w: outputs.compressed(w, BITS, SPARSITIES))
+    variants = jax.jit(lambda w: compressors.compressed(w, BITS, SPARSITIES))
     after = {n: variants(w) for n, w in weights.items()}
     measured = []
     for i, setting in enumerate(SETTINGS):

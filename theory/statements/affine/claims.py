@@ -29,14 +29,13 @@ from jax.scipy.stats import norm
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
+from theory.maths import gaussian
 from theory.maths.densities import Laplace, Normal
 from theory.maths.quadrature import integrate
-from theory.statements.affine import measure as affine_measure
-from theory.statements.affine import proof as affine_proof
-from theory.statements.gaussian import claims as gaussian
+from theory.statements.affine import measure, proof
 
 Array = jax.Array
-TURN = affine_measure.TURN
+TURN = measure.TURN
 REACH = 9.0  # standard deviations of the noise that quadrature covers
 FORMS = (  # of theory.maths.closed_forms
     "noise_prune_first",
@@ -188,7 +187,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)=-2\kappa n\,v\,t\varphi(t)=(p-m)\bigl(G-\kappa n s^2m\bigr),\quad "
     r"m=p-2t\varphi(t)",
     families=FAMILIES,
-    prove=affine_proof.prove,
-    necessity=affine_proof.necessity,
-    measure=affine_measure.measure,
+    prove=proof.prove,
+    necessity=proof.necessity,
+    measure=measure.measure,
 )

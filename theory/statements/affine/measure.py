@@ -12,8 +12,8 @@ import numpy as np
 from theory.engine.statement import Finding
 from theory.maths.closed_forms import noise_advantage, noise_gap
 from theory.maths.densities import DENSITIES, Normal, turning_threshold
-from theory.statements.gaussian import claims as gaussian
-from theory.statements.rounding import measure as rounding_measure
+from theory.maths.gaussian import prune_error
+from theory.maths.grids import BITS, SPARSITIES, grid_table
 
 Array = jax.Array
 TURN = math.erf(math.sqrt(0.5))  # p at t = 1
@@ -54,13 +54,13 @@ def curves(seed: int) -> dict[str, Any]:
     with jax.enable_x64(True):
         mean, error = monte_carlo(seed, points, v)
         gap_mean, gap_error = monte_carlo(seed + 1, np.array(fixed), noises)
-        normal = rounding_measure.grid_table(Normal())
+        normal = grid_table(Normal())
 
         @jax.jit
         def lines() -> tuple[jax.Array, ...]:
-            pruned = jnp.asarray(rounding_measure.SPARSITIES)[:, None]
+            pruned = jnp.asarray(SPARSITIES)[:, None]
             at = jnp.asarray(fixed)[:, None]
-            noise = gaussian.prune_error(pruned) - jnp.asarray(normal["gap"])  # E_Q of each grid
+            noise = prune_error(pruned) - jnp.asarray(normal["gap"])  # E_Q of each grid
             return (
                 noise_advantage(jnp.asarray(p)[None], jnp.asarray(v)[:, None]),
                 noise_gap(at, jnp.asarray(1.0), jnp.asarray(noises)),
@@ -83,8 +83,8 @@ def curves(seed: int) -> dict[str, Any]:
                 "error": gap_error,
             },
             "rounding": {
-                "bits": rounding_measure.BITS,
-                "p": rounding_measure.SPARSITIES,
+                "bits": BITS,
+                "p": SPARSITIES,
                 "exact": normal["advantage"],
                 "law": np.asarray(by_law),
             },

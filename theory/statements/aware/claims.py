@@ -36,8 +36,7 @@ from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
 from theory.maths.quadrature import integrate
-from theory.statements.aware import measure as aware_measure
-from theory.statements.aware import proof as aware_proof
+from theory.statements.aware import measure, proof
 
 Array = jax.Array
 UNITS = 16
@@ -224,8 +223,8 @@ STATEMENT = Statement(
     "A blind <= 0 <= A aware",
     latex=r"A(Q\to P)/(\kappa n)=s^2m(p)-vp-\mathbb E[d;d\le\tau]\ge0,\quad d=w^2-\varepsilon^2",
     families=FAMILIES,
-    prove=aware_proof.prove,
-    necessity=aware_proof.necessity,
-    exact=aware_proof.exact,
-    measure=aware_measure.measure,
+    prove=proof.prove,
+    necessity=proof.necessity,
+    exact=proof.exact,
+    measure=measure.measure,
 )

@@ -10,7 +10,7 @@ import sympy
 from theory.engine import symbolic
 from theory.engine.statement import Counterexample, Exact, Proof
 from theory.maths.closed_forms import benefit
-from theory.statements.rounding.proof import rational_error
+from theory.maths.rational import masked_error
 
 
 def exact() -> Exact:
@@ -84,14 +84,14 @@ def necessity() -> tuple[Counterexample, ...]:
             "f2 = magnitude pruning of Q(w), w = (0.6, 0.8), step 1: Q = (1, 1) ties and the "
             f"second goes, while d = ({d[0]}, {d[1]}) says the first",
             "<=",
-            rational_error(w, q, (0, 1)) - rational_error(w, q, (1, 0)),
+            masked_error(w, q, (0, 1)) - masked_error(w, q, (1, 0)),
             f(0),
         ),
         Counterexample(
             "the same number of units in both orders",
             "w = (0.6, 0.8), step 1: P->Q removes none, Q->P must remove one",
             "<=",
-            rational_error(w, q, (1, 0)) - rational_error(w, q, (0, 0)),
+            masked_error(w, q, (1, 0)) - masked_error(w, q, (0, 0)),
             f(0),
         ),
         Counterexample(

@@ -30,8 +30,8 @@ import numpy as np
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Finding, Sides, Statement
 from theory.maths import elimination as obs
-from theory.statements.compensation import measure as compensation_measure
-from theory.statements.compensation import proof as compensation_proof
+from theory.statements.compensation import proof
+from theory.statements.compensation.measure import against_best_mask
 
 Array = jax.Array
 WEIGHTS, TOP = 4, 3  # of the instances of claims; codes -TOP..TOP
@@ -182,7 +182,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
             f"{share['Q first wins']:.0%}, the rest tie: an order is preferred, none is safe",
             share,
         ),
-        compensation_measure.against_best_mask(key),
+        against_best_mask(key),
     )
 
 
@@ -195,7 +195,7 @@ STATEMENT = Statement(
     "is no worse than either order, and nothing stronger holds: 2a's sign fails",
     latex=r"\min_{\delta_E=e}\delta^\top H\delta=e\,[(H^{-1})_{EE}]^{-1}e^\top",
     families=FAMILIES,
-    prove=compensation_proof.prove,
-    necessity=compensation_proof.necessity,
+    prove=proof.prove,
+    necessity=proof.necessity,
     measure=measure,
 )

@@ -50,13 +50,13 @@ import jax
 import jax.numpy as jnp
 
 from theory.engine import instances
-from theory.engine.statement import Claim, Family, Finding, Sides, Statement
-from theory.maths import closed_forms as forms
-from theory.statements.composability import proof as composability_proof
+from theory.engine.statement import Claim, Family, Sides, Statement
+from theory.maths import swaps as forms
+from theory.maths.swaps import POWERS
+from theory.statements.composability import measure, proof
 
 Array = jax.Array
 UNITS, GROUP = 12, 4  # weights; weights in a small block and in an N:M group
-POWERS = {"L1": 1, "L2": 0.5, "Linf": 0}  # 1/p
 
 
 class Vector(NamedTuple):
@@ -236,13 +236,6 @@ FAMILIES = (
 )
 
 
-def measure(key: Array) -> tuple[Finding, ...]:
-    """See :mod:`theory.statements.composability.measure`."""
-    from theory.statements.composability.measure import findings
-
-    return findings(key)
-
-
 STATEMENT = Statement(
     name="composability",
     title="Theorem 5: sparsify first and errors add up; quantize first and they may do worse",
@@ -259,9 +252,9 @@ STATEMENT = Statement(
     latex=r"\|\epsilon_{q\circ s}\|\le\|\epsilon_s\|+\|\epsilon_q\|,\qquad "
     r"\|\epsilon_{s\circ q}\|_p\le\|\epsilon_s\|_p+\|\epsilon_q\|_p+r^{1/p}\,\Delta/2",
     families=FAMILIES,
-    prove=composability_proof.prove,
-    necessity=composability_proof.necessity,
-    exact=composability_proof.exact,
-    measure=measure,
+    prove=proof.prove,
+    necessity=proof.necessity,
+    exact=proof.exact,
+    measure=measure.measure,
 )
 FORMS = ("disjoint_square", "swap_bound", "one_block_bound", "square_bound")

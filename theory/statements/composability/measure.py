@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from theory.engine.statement import Finding
-from theory.maths.closed_forms import one_block_bound, swap_bound
-from theory.statements.composability.claims import POWERS
+from theory.maths.swaps import POWERS, one_block_bound, swap_bound
 from theory.statements.composability.proof import necessity
 
 Array = jax.Array
@@ -78,7 +77,7 @@ def sample(key: Array) -> list[dict[str, Any]]:
     return records
 
 
-def findings(key: Array) -> tuple[Finding, ...]:
+def measure(key: Array) -> tuple[Finding, ...]:
     records = sample(key)
     names = ("L1", "L2", "Linf", "spectral", "output")
 

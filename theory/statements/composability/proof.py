@@ -12,9 +12,8 @@ import sympy
 
 from theory.engine import symbolic
 from theory.engine.statement import Counterexample, Exact, Proof
-from theory.maths import closed_forms as forms
-
-Vec = Sequence[Fraction]
+from theory.maths import swaps as forms
+from theory.maths.rational import Vec, roundings, smallest_masks
 
 
 def rational_errors(
@@ -33,27 +32,6 @@ def rational_errors(
     return {"s": x - sparse, "q": x - r, "qs": x - after, "sq": x - r * (1 - t)}
 
 
-def _masks(score: Vec, k: int) -> list[tuple[int, ...]]:
-    """All masks that remove k smallest scores, under all ways to break ties."""
-    n, found = len(score), []
-    for chosen in itertools.combinations(range(n), k):
-        rest = [score[i] for i in range(n) if i not in chosen]
-        if k in (0, n) or max(score[i] for i in chosen) <= min(rest):
-            found.append(tuple(int(i in chosen) for i in range(n)))
-    return found
-
-
-def _roundings(w: Vec, step: Fraction) -> list[tuple[Fraction, ...]]:
-    """All nearest roundings: half-way weights go either way."""
-    ways = []
-    for v in w:
-        down = (v / step).__floor__()
-        part = v / step - down
-        codes = [down] if part < Fraction(1, 2) else [down + 1]
-        ways.append([down, down + 1] if part == Fraction(1, 2) else codes)
-    return [tuple(step * c for c in codes) for codes in itertools.product(*ways)]
-
-
 def _l1(v: np.ndarray) -> Any:
     return abs(v).sum()
 
@@ -66,8 +44,8 @@ def exact() -> Exact:
         step = max(w) / Fraction(top)
         if step == 0:
             continue
-        for q, k in itertools.product(_roundings(w, step), range(4)):
-            for first, last in itertools.product(_masks(w, k), _masks(q, k)):
+        for q, k in itertools.product(roundings(w, step), range(4)):
+            for first, last in itertools.product(smallest_masks(w, k), smallest_masks(q, k)):
                 e = rational_errors(w, q, first, last, top)
                 swaps = sum(a > b for a, b in zip(first, last, strict=True))
                 total = _l1(e["s"]) + _l1(e["q"])

@@ -30,10 +30,10 @@ import jax.numpy as jnp
 from perturb import RTN, GridSpec
 from perturb.lift import fresh
 from theory.engine import instances
-from theory.engine.statement import Claim, Family, Finding, Sides, Statement
-from theory.maths import closed_forms as forms
+from theory.engine.statement import Claim, Family, Sides, Statement
+from theory.maths import scales as forms
 from theory.maths.densities import Laplace, Uniform
-from theory.statements.interference import proof as interference_proof
+from theory.statements.interference import measure, proof
 
 Array = jax.Array
 GROUPS, WIDTH = 2, 6
@@ -246,13 +246,6 @@ FAMILIES = (
 )
 
 
-def measure(key: Array) -> tuple[Finding, ...]:
-    """See :mod:`theory.statements.interference.measure`."""
-    from theory.statements.interference.measure import findings
-
-    return findings(key)
-
-
 STATEMENT = Statement(
     name="interference",
     title="Theorem 3: pruning shrinks the step of the survivors, by how much and to what effect",
@@ -270,10 +263,10 @@ STATEMENT = Statement(
     latex=r"-\tfrac{(m-1)\Delta'^2}{4}\le\sum_{u\in\text{kept}}e_\Delta(u)-e_{\Delta'}(u)\le"
     r"\tfrac{m\Delta^2}{4},\qquad \mathbb E=\tfrac{m(\Delta^2-\Delta'^2)}{12}",
     families=FAMILIES,
-    prove=interference_proof.prove,
-    necessity=interference_proof.necessity,
-    exact=interference_proof.exact,
-    measure=measure,
+    prove=proof.prove,
+    necessity=proof.necessity,
+    exact=proof.exact,
+    measure=measure.measure,
 )
 FORMS = (
     "scale_step",

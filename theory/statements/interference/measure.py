@@ -15,8 +15,8 @@ import numpy as np
 from scipy.stats import hypergeom, kendalltau
 
 from theory.engine.statement import Finding
-from theory.maths.closed_forms import random_pruning, random_pruning_on_grid, scale_step
 from theory.maths.densities import Normal
+from theory.maths.scales import random_pruning, random_pruning_on_grid, scale_step
 
 Array = jax.Array
 ROWS, COLUMNS = 1000, 128  # a row is what a criterion ranks
@@ -104,7 +104,7 @@ def _rises(a: np.ndarray, gap: np.ndarray) -> bool:
     return bool(np.all(steps.mean >= -3 * steps.error))
 
 
-def findings(key: Array) -> tuple[Finding, ...]:
+def measure(key: Array) -> tuple[Finding, ...]:
     found = sample(key)
     return _ratio_only(found), _trend(found)
 

@@ -12,15 +12,10 @@ import sympy
 
 from theory.engine import symbolic
 from theory.engine.statement import Counterexample, Exact, Proof
-from theory.maths import closed_forms as forms
+from theory.maths import scales as forms
+from theory.maths.rational import rounding_error
 
 Array = jax.Array
-
-
-def rational_error(w: Sequence[Fraction], step: Fraction, top: int) -> Fraction:
-    """sum of (w - Q(w))^2 over nearest multiples of step up to ``top``, exactly."""
-    codes = [max(-top, min(top, round(x / step))) if step else 0 for x in w]
-    return sum(((x - c * step) ** 2 for x, c in zip(w, codes, strict=True)), Fraction(0))
 
 
 def rational_change(
@@ -33,7 +28,7 @@ def rational_change(
         for some in (w, left)
     )
     top = 2 ** (bits - 1) - 1
-    change = rational_error(left, before, top) - rational_error(left, after, top)
+    change = rounding_error(left, before, top) - rounding_error(left, after, top)
     return change, before, after
 
 
@@ -100,7 +95,7 @@ def necessity() -> tuple[Counterexample, ...]:
     """2 bits, so that D is the scale itself: levels {-D, 0, D}."""
     f = Fraction
     clipped = [f(2), f(2), f(5)]
-    best = min((rational_error(clipped, f(i, 10), 1), f(i, 10)) for i in range(1, 51))[1]
+    best = min((rounding_error(clipped, f(i, 10), 1), f(i, 10)) for i in range(1, 51))[1]
     change, before, after = rational_change(clipped, (0, 0, 1), 2, (best, f(5)))
     random, d, shrunk = rational_change([f(1), f(2)], (1, 0), 2)
     units, *_ = rational_change([f(3), f(3), f(4), f(0)], (1, 1, 0, 0), 2)

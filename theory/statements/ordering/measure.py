@@ -15,7 +15,6 @@ sparsity of two is the larger one's or more only if their scopes differ.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,9 +24,10 @@ import numpy as np
 from perturb import RTN, GridSpec, Magnitude, Wanda
 from perturb.lift import fresh
 from perturb.measure.errors import output_error
-from perturb.types import Matrix, Moments, Solved
+from perturb.types import Matrix, Moments
+from theory.compressors import LowRank
 from theory.engine.statement import Finding
-from theory.statements.ordering.claims import Order, orders, premise
+from theory.maths.orders import Order, orders, premise
 
 Array = jax.Array
 SIDE, TOKENS, INSTANCES = 16, 64, 128
@@ -35,22 +35,6 @@ NAMES = ("magnitude", "wanda", "rtn", "rtn", "low rank")
 LOW_RANK = NAMES.index("low rank")
 PRUNERS = (0, 1)
 TIE = 1e-5  # relative: orders that are this close are one (float32)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LowRank:
-    """The nearest matrix of rank r to the current weight (Frobenius), then masked again.
-
-    rank: may be traced. The result lies on no grid.
-    """
-
-    rank: int | Array
-
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        u, s, v = jnp.linalg.svd(layer.weight, full_matrices=False)
-        near = (u * jnp.where(jnp.arange(s.shape[0]) < self.rank, s, 0)) @ v
-        return Solved(layer._replace(weight=jnp.where(layer.mask, near, 0), grid=None), None)
 
 
 def methods(key: Array) -> list[Any]:
@@ -152,7 +136,7 @@ STRATEGIES = ("sorted", "strongest first", "prune first", "random")
 GROUPS = ("all", "with low rank", "without low rank")
 
 
-def findings(key: Array) -> tuple[Finding, ...]:
+def measure(key: Array) -> tuple[Finding, ...]:
     loss = losses(key)
     judged: dict[tuple[int, str], list[dict[str, np.ndarray]]] = {}
     for n in range(2, len(NAMES) + 1):

@@ -8,53 +8,25 @@ f2 -> f1. Under Assumption 1, M = -kappa E with E the sum of the owners' errors,
               = kappa [ sum_{u in S21 \\ S12} (e1 - e2) - sum_{u in S12 \\ S21} (e1 - e2) ].
 
 An identity, not a bound: it holds for every e1, e2, S12, S21 and kappa. Source: Kim et al.,
-ICLR 2026 (arXiv 2603.18426), as restated in THEORY.md. Written with operators only, so that one
-definition runs on floats, jax arrays, exact Fractions and sympy symbols.
+ICLR 2026 (arXiv 2603.18426), as restated in THEORY.md.
 """
 
 from __future__ import annotations
 
-import itertools
-from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import sympy
 
-from theory.engine import instances, symbolic
-from theory.engine.statement import (
-    Claim,
-    Counterexample,
-    Exact,
-    Family,
-    Finding,
-    Proof,
-    Sides,
-    Statement,
-)
+from theory.engine import instances
+from theory.engine.statement import Claim, Family, Sides, Statement
+from theory.maths.ownership import advantage_by_definition, advantage_by_ownership
+from theory.statements.ownership import measure, proof
 
 Array = jax.Array
 UNITS = 24
 FORMS = ("advantage_by_ownership",)
 ROWS, GROUPS, WIDTH = 4, 3, 4  # a weight matrix [ROWS, GROUPS * WIDTH], cut at three granularities
-
-
-def total_error(e1: Any, e2: Any, owned: Any) -> Any:
-    """E = sum_u [f1 owns u] e1(u) + [f2 owns u] e2(u); owned [..., n] of 0 and 1."""
-    return (owned * e1 + (1 - owned) * e2).sum(-1)
-
-
-def advantage_by_definition(e1: Any, e2: Any, s12: Any, s21: Any, kappa: Any) -> Any:
-    """A(f1->f2) = M(f2 o f1) - M(f1 o f2) = kappa [E(f2->f1) - E(f1->f2)]."""
-    return kappa * (total_error(e1, e2, s21) - total_error(e1, e2, s12))
-
-
-def advantage_by_ownership(e1: Any, e2: Any, s12: Any, s21: Any, kappa: Any) -> Any:
-    """Theorem 1's right-hand side: only units whose owner changes with the order count."""
-    gained, lost = s21 * (1 - s12), s12 * (1 - s21)  # S21 \ S12 and S12 \ S21
-    return kappa * ((gained * (e1 - e2)).sum(-1) - (lost * (e1 - e2)).sum(-1))
 
 
 # ------------------------------------------------------------------------------ random instances
@@ -154,102 +126,6 @@ FAMILIES = (
 )
 
 
-# ---------------------------------------------------------------------------------- exact, proof
-
-
-def exact(units: int = 4, seed: int = 0) -> Exact:
-    """The identity in rational arithmetic over ALL 4^units pairs of owner sets.
-
-    Random rational errors (numerators -9..9: the identity needs no sign); equality is exact.
-    """
-    rng = np.random.default_rng(seed)
-
-    def rationals(size: int) -> np.ndarray:
-        top, bottom = rng.integers(-9, 10, size), rng.integers(1, 10, size)
-        return np.array([Fraction(int(a), int(b)) for a, b in zip(top, bottom, strict=True)])
-
-    e1, e2 = rationals(units), rationals(units)
-    kappa = Fraction(int(rng.integers(1, 10)), int(rng.integers(1, 10)))
-    masks = [np.array(bits, object) for bits in itertools.product((0, 1), repeat=units)]
-    failure = None
-    for s12, s21 in itertools.product(masks, masks):
-        found = advantage_by_ownership(e1, e2, s12, s21, kappa)
-        true = advantage_by_definition(e1, e2, s12, s21, kappa)
-        if found != true and failure is None:
-            failure = f"S12 {s12.tolist()}, S21 {s21.tolist()}: {found}, not {true}"
-    return Exact(f"all pairs of owner sets of {units} units", len(masks) ** 2, failure)
-
-
-def prove() -> Proof:
-    """One unit's term of the formula is one unit's term of the definition; sums are linear."""
-    e1, e2, kappa = sympy.symbols("e1 e2 kappa")
-    a, b = sympy.symbols("a b")  # membership of the unit in S12 and S21
-
-    def unit(f: Any) -> sympy.Expr:
-        cells = [np.array([s], object) for s in (e1, e2, a, b)]
-        return f(*cells, kappa)
-
-    return Proof(
-        (
-            symbolic.step(
-                "a unit's term of the formula equals its term of the definition, for any a, b",
-                unit(advantage_by_ownership),
-                unit(advantage_by_definition),
-            ),
-            symbolic.step(
-                "a unit that keeps its owner (a = b in {0, 1}) contributes nothing",
-                sum(unit(advantage_by_ownership).subs({a: v, b: v}) ** 2 for v in (0, 1)),
-            ),
-        )
-    )
-
-
-def necessity() -> tuple[Counterexample, ...]:
-    """Two units, e1 = (1, 4), e2 = (2, 3), S12 = {first}, S21 = {second}, kappa = 1."""
-    e1, e2 = np.array([Fraction(1), Fraction(4)]), np.array([Fraction(2), Fraction(3)])
-    s12, s21 = np.array([1, 0], object), np.array([0, 1], object)
-    formula = advantage_by_ownership(e1, e2, s12, s21, Fraction(1))
-    e12, e21 = total_error(e1, e2, s12), total_error(e1, e2, s21)
-    cross = Fraction(1, 2) * 2  # an interaction of 1/2 between the units when f1 owns the first
-    return (
-        Counterexample(
-            "(a) units' errors add up",
-            "e1 = (1, 4), e2 = (2, 3), f1 owns {1} in f1->f2 and {2} in f2->f1; the errors "
-            "interact: E gains 1 when f1 owns the first unit",
-            "==",
-            formula,
-            e21 - (e12 + cross),
-        ),
-        Counterexample(
-            "(b) M is linear in E",
-            "the same units and owners with M = -E^2",
-            "==",
-            formula,
-            e21**2 - e12**2,
-        ),
-        Counterexample(
-            "disjoint selectivity",
-            "one weight 3; f1 rounds down to an even number, f2 subtracts 1: alone, both leave 2 "
-            "(e1 = e2 = 1, so the formula is 0 whoever owns it); f1->f2 leaves 1, f2->f1 leaves 2",
-            "==",
-            Fraction(0),
-            Fraction((2 - 3) ** 2 - (1 - 3) ** 2),
-        ),
-    )
-
-
-def _measure(key: Array) -> tuple[Finding, ...]:
-    return (
-        Finding(
-            "Theorem 1 of Kim et al. (ownership)",
-            "holds" if exact().holds else "false",
-            "an identity for any errors, owner sets and granularity; it says nothing about the "
-            "sign of A, and needs the interference term wherever scales are refitted",
-            {},
-        ),
-    )
-
-
 STATEMENT = Statement(
     name="ownership",
     title="Theorem 1: only units whose owner changes with the order carry the advantage",
@@ -264,8 +140,8 @@ STATEMENT = Statement(
     latex=r"A(f_1\to f_2)=\kappa\Bigl[\sum_{u\in S_{21}\setminus S_{12}}(e_1-e_2)-"
     r"\sum_{u\in S_{12}\setminus S_{21}}(e_1-e_2)\Bigr]",
     families=FAMILIES,
-    prove=prove,
-    necessity=necessity,
-    exact=exact,
-    measure=_measure,
+    prove=proof.prove,
+    necessity=proof.necessity,
+    exact=proof.exact,
+    measure=measure.measure,
 )

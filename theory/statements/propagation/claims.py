@@ -31,15 +31,13 @@ from theory.maths.chains import (
     interactions,
     lipschitz_bound,
     loss,
-    norm,
     product,
     remainder,
     remainder_bound,
-    spectral_norm,
     telescoped,
 )
-from theory.statements.propagation import measure as propagation_measure
-from theory.statements.propagation import proof as propagation_proof
+from theory.maths.norms import norm, spectral_norm
+from theory.statements.propagation import measure, proof
 
 Array = jax.Array
 DEPTH, WIDTH = 3, 4
@@ -278,7 +276,7 @@ def _measure(key: Array) -> tuple[Finding, ...]:
         unaware = a_priori_sides(c._replace(offset=jnp.zeros_like(c.offset))).right
         return left / right, left / unaware, jnp.any(c.offset[:-1] != 0)
 
-    return propagation_measure.measure(key, ratios, CHAIN_SIZE)
+    return measure.measure(key, ratios, CHAIN_SIZE)
 
 
 STATEMENT = Statement(
@@ -298,9 +296,9 @@ STATEMENT = Statement(
     r"\tfrac12\,\mathbb E(J\,dW)^\top H(J\,dW)=\tfrac12\sum_{lm}K_{lm}"
     r"\le\tfrac L2\operatorname{tr}K",
     families=FAMILIES,
-    prove=propagation_proof.prove,
-    necessity=propagation_proof.necessity,
-    exact=propagation_proof.exact,
+    prove=proof.prove,
+    necessity=proof.necessity,
+    exact=proof.exact,
     measure=_measure,
 )
 

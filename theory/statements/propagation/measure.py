@@ -15,18 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb.measure.errors import spectral_norm
-from theory.engine.statement import Finding
+from theory.compressors import compressed, names
+from theory.engine.statement import Finding, verdict
 from theory.maths.chains import lipschitz_bound
-from theory.maths.outputs import (
-    SMALL,
-    WITHIN,
-    compressed,
-    interaction_matrix,
-    kl,
-    names,
-    off_diagonal,
-    verdict,
-)
+from theory.maths.outputs import SMALL, WITHIN, interaction_matrix, kl, off_diagonal
 
 Array = jax.Array
 WIDTH, EXAMPLES, NETS = 32, 64, 8

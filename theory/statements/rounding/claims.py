@@ -36,8 +36,7 @@ from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
 from theory.maths.densities import DENSITIES, Density
 from theory.maths.quadrature import integrate
-from theory.statements.rounding import measure as rounding_measure
-from theory.statements.rounding import proof as rounding_proof
+from theory.statements.rounding import measure, proof
 
 Array = jax.Array
 UNITS, LEVELS = 12, 5
@@ -244,8 +243,8 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)=-\kappa n\,\bigl[\theta\,\mathbb E[d;\,\text{cell}]-"
     r"\mathbb E[d;\,\text{cell},|w|<t]\bigr]\le 0,\qquad d=w^2-(w-Q(w))^2",
     families=FAMILIES,
-    prove=rounding_proof.prove,
-    necessity=rounding_proof.necessity,
-    exact=rounding_proof.exact,
-    measure=rounding_measure.measure,
+    prove=proof.prove,
+    necessity=proof.necessity,
+    exact=proof.exact,
+    measure=measure.measure,
 )

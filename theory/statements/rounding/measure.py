@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.stats import kendalltau
 
 from theory.engine.statement import Finding
-from theory.maths import densities
-from theory.maths.closed_forms import expected_advantage, order_free_below
-from theory.maths.densities import DENSITIES, Density
-from theory.statements.gaussian.claims import best_symmetric_step
+from theory.maths.densities import DENSITIES
+from theory.maths.grids import BITS, SPARSITIES, grid_table
 
 Array = jax.Array
-BITS = tuple(range(2, 9))
-SPARSITIES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
-
-
-@partial(jax.jit, static_argnames=("density",))
-def _column(density: Density, top: Array) -> tuple[Array, Array, Array]:
-    """(A, G) over kappa n and the variance, and P(Q(w) = 0), over SPARSITIES; one width."""
-    p = jnp.asarray(SPARSITIES)
-    step = best_symmetric_step(density, top)
-    a = expected_advantage(density, p, step, top)
-    gap = densities.prune_error(density, p) - densities.round_error(density, step, top)
-    free = jnp.full_like(p, order_free_below(density, step))
-    return a / density.variance, gap / density.variance, free
-
-
-def grid_table(density: Density) -> dict[str, np.ndarray]:
-    """A(Q->P) and the gap G(Q,P) = E_P - E_Q over kappa n, [sparsity, bits], in variances.
-
-    The grid of b bits is the symmetric one, {-(2^(b-1)-1)..2^(b-1)-1}, with the step of least
-    error. free: P(Q(w) = 0), below which the order cannot matter.
-    """
-    with jax.enable_x64(True):
-        found = [_column(density, jnp.asarray(2 ** (b - 1) - 1)) for b in BITS]
-        a, gap, free = (np.stack([np.asarray(c[i]) for c in found], 1) for i in range(3))
-    return {"advantage": a, "gap": gap, "free": free}
 
 
 def measure(key: Array) -> tuple[Finding, ...]:

@@ -11,30 +11,7 @@ import sympy
 from theory.engine import symbolic
 from theory.engine.statement import Counterexample, Exact, Proof
 from theory.maths.closed_forms import benefit
-
-
-def rational_error(w: Any, q: Any, gone: Any, h: Any = None) -> Fraction:
-    """sum of h (w - q)^2 over the kept and h w^2 over the removed weights, exactly; h = 1."""
-    h = [1] * len(w) if h is None else h
-    parts = zip(w, q, gone, h, strict=True)
-    return sum((c * (Fraction(a) - (0 if out else b)) ** 2 for a, b, out, c in parts), Fraction(0))
-
-
-def _round_half_up(w: Fraction, step: Fraction) -> Fraction:
-    """The nearest multiple; a half goes away from 0, so that Q is odd."""
-    size = (abs(w) / step + Fraction(1, 2)).__floor__() * step
-    return size if w >= 0 else -size
-
-
-def _masks(n: int, k: int) -> list[tuple[int, ...]]:
-    return [tuple(int(i in c) for i in range(n)) for c in itertools.combinations(range(n), k)]
-
-
-def _may_remove(score: Any, gone: tuple[int, ...]) -> bool:
-    """Whether the mask is one that removes the smallest scores, under some way to break ties."""
-    kept = [s for s, out in zip(score, gone, strict=True) if not out]
-    removed = [s for s, out in zip(score, gone, strict=True) if out]
-    return not kept or not removed or max(removed) <= min(kept)
+from theory.maths.rational import masked_error, masks, may_remove, round_half_up
 
 
 def exact() -> Exact:
@@ -42,12 +19,12 @@ def exact() -> Exact:
     cases, failure = 0, None
     step = Fraction(1)
     for w in itertools.combinations_with_replacement([Fraction(i, 4) for i in range(-4, 7)], 4):
-        q = [_round_half_up(x, step) for x in w]
+        q = [round_half_up(x, step) for x in w]
         saved = [benefit(a, b) for a, b in zip(w, q, strict=True)]
         for k in range(5):
-            errors = {m: rational_error(w, q, m) for m in _masks(4, k)}
-            pq = {e for m, e in errors.items() if _may_remove([abs(x) for x in w], m)}
-            qp = [e for m, e in errors.items() if _may_remove([abs(x) for x in q], m)]
+            errors = {m: masked_error(w, q, m) for m in masks(4, k)}
+            pq = {e for m, e in errors.items() if may_remove([abs(x) for x in w], m)}
+            qp = [e for m, e in errors.items() if may_remove([abs(x) for x in q], m)]
             lower = sum((a - b) ** 2 for a, b in zip(w, q, strict=True)) + sum(sorted(saved)[:k])
             free = k <= sum(x == 0 for x in q)
             right = (
@@ -112,7 +89,7 @@ def necessity() -> tuple[Counterexample, ...]:
     first, second = (1, 0), (0, 1)
 
     def advantage(w: Any, q: Any, pq: Any, qp: Any, h: Any = None) -> Fraction:
-        return rational_error(w, q, pq, h) - rational_error(w, q, qp, h)
+        return masked_error(w, q, pq, h) - masked_error(w, q, qp, h)
 
     half, low = f(1, 2), f(1, 10)
     returned = (low - half) ** 2 + (1 - half) ** 2  # P->Q where a pruned 0 becomes 1/2 again
@@ -136,7 +113,7 @@ def necessity() -> tuple[Counterexample, ...]:
             "levels {-1/2, 1/2}, w = (0.1, 1): both orders remove 0.1 (Q->P by a tie), but P->Q "
             "rounds the 0 up to 1/2 again",
             "<=",
-            returned - rational_error((low, f(1)), (half, half), first),
+            returned - masked_error((low, f(1)), (half, half), first),
             f(0),
         ),
         Counterexample(

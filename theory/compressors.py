@@ -1,0 +1,48 @@
+"""Where theory meets perturb: its compressors, one matrix at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from perturb.lift import fresh
+from perturb.methods.prune.magnitude import Magnitude
+from perturb.methods.quantize.rtn import RTN
+from perturb.types import Matrix, Moments, Solved
+
+Array = jax.Array
+
+
+def names(bits: Sequence[int], sparsities: Sequence[float]) -> tuple[str, ...]:
+    """What :func:`compressed` calls its settings, in its order."""
+    return (*(f"RTN {b}" for b in bits), *(f"magnitude {100 * p:.0f} %" for p in sparsities))
+
+
+def compressed(w: Array, bits: Sequence[int], sparsities: Sequence[float]) -> Array:
+    """One matrix [out, in] rounded to nearest (a scale a row) and pruned by magnitude (over the
+    layer), at every setting: [len(bits) + len(sparsities), out, in]."""
+    key = jax.random.key(0)  # of methods that draw; these do not
+    done = [
+        jax.vmap(lambda m: m(fresh(w), None, key).layer.weight)(methods)
+        for methods in (RTN(jnp.array(bits)), Magnitude(jnp.array(sparsities)))
+    ]
+    return jnp.concatenate(done)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """The nearest matrix of rank r to the current weight (Frobenius), then masked again.
+
+    rank: may be traced. The result lies on no grid.
+    """
+
+    rank: int | Array
+
+    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
+        u, s, v = jnp.linalg.svd(layer.weight, full_matrices=False)
+        near = (u * jnp.where(jnp.arange(s.shape[0]) < self.rank, s, 0)) @ v
+        return Solved(layer._replace(weight=jnp.where(layer.mask, near, 0), grid=None), None)
