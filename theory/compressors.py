@@ -1,19 +1,36 @@
-"""Where theory meets perturb: its compressors, one matrix at a time."""
+"""The one place where theory calls the compressors of perturb: one matrix at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from perturb import RTN, Magnitude
 from perturb.lift import fresh
-from perturb.methods.prune.magnitude import Magnitude
-from perturb.methods.quantize.rtn import RTN
 from perturb.types import Matrix, Moments, Solved
 
 Array = jax.Array
+
+
+def start(weight: Array, kept: Array | None = None) -> Matrix:
+    """A matrix [out, in] that nothing has been done to yet, or (kept) one that has been pruned."""
+    matrix = fresh(weight)
+    return matrix if kept is None else matrix._replace(weight=kept * weight, mask=kept > 0)
+
+
+def compress(
+    method: Callable[..., Solved], matrix: Matrix, reference: Array, inputs: Moments | None = None
+) -> Matrix:
+    """The matrix after one method, none of which draws anything here.
+
+    reference [out, in]: the dense weight that it stands for; inputs: moments of what it is applied
+    to, where the method asks for them.
+    """
+    del reference  # a matrix still carries its own
+    return method(matrix, inputs, jax.random.key(0)).layer
 
 
 def names(bits: Sequence[int], sparsities: Sequence[float]) -> tuple[str, ...]:
@@ -24,9 +41,8 @@ def names(bits: Sequence[int], sparsities: Sequence[float]) -> tuple[str, ...]:
 def compressed(w: Array, bits: Sequence[int], sparsities: Sequence[float]) -> Array:
     """One matrix [out, in] rounded to nearest (a scale a row) and pruned by magnitude (over the
     layer), at every setting: [len(bits) + len(sparsities), out, in]."""
-    key = jax.random.key(0)  # of methods that draw; these do not
     done = [
-        jax.vmap(lambda m: m(fresh(w), None, key).layer.weight)(methods)
+        jax.vmap(lambda m: compress(m, start(w), w).weight)(methods)
         for methods in (RTN(jnp.array(bits)), Magnitude(jnp.array(sparsities)))
     ]
     return jnp.concatenate(done)

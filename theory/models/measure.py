@@ -19,11 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturb import network, sources
+from perturb import RTN, network, sources
 from perturb.grid import expand
-from perturb.lift import fresh
 from perturb.measure import errors
-from perturb.methods.quantize.rtn import RTN
 from theory import compressors
 from theory.maths import outputs
 from theory.models import findings as assumptions_findings
@@ -189,7 +187,7 @@ def _errors(dense: Array, after: Array, stats: Any) -> tuple[Array, Array, Array
 @jax.jit
 def _rounded(w: Array, bits: Array) -> tuple[Array, Array]:
     """Q(w) and the step of every weight, both [out, in]."""
-    layer = RTN(bits)(fresh(w), None, jax.random.key(0)).layer
+    layer = compressors.compress(RTN(bits), compressors.start(w), w)
     assert layer.grid is not None
     return layer.weight, expand(layer.grid, w.shape[-1])[0]
 

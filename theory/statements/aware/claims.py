@@ -30,8 +30,8 @@ from jax.scipy.special import erf
 from jax.scipy.stats import norm
 
 from perturb import RTN, GridSpec, Wanda
-from perturb.lift import fresh
-from perturb.types import Moments
+from perturb.types import Matrix, Moments
+from theory.compressors import compress, start
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
@@ -158,18 +158,17 @@ def _compressed(u: Array) -> Compressed:
 
 def _perturb(x: Compressed) -> Sides:
     """Wanda after RTN, against the dense weights, loses to no Wanda before RTN; one grid a row."""
-    stats = Moments(jnp.diag(x.energy), jnp.ones(()))
-    key = jax.random.key(0)
+    w, dense, inputs = x.weight, start(x.weight), Moments(jnp.diag(x.energy), jnp.ones(()))
+    blind = Wanda(x.sparsity, tie="index")
+    aware = Wanda(x.sparsity, tie="index", target="dense")
     quantize = RTN(x.bits, GridSpec(symmetric=False), scale_source="dense")
 
-    def error(w: Array) -> Array:
-        return jnp.sum(x.energy * (w - x.weight) ** 2)
+    def error(after: Matrix) -> Array:
+        return jnp.sum(x.energy * (after.weight - w) ** 2)
 
-    pruned = Wanda(x.sparsity, tie="index")(fresh(x.weight), stats, key).layer
-    rounded = quantize(fresh(x.weight), stats, key).layer
-    pq = quantize(pruned, stats, key).layer.weight
-    qp = Wanda(x.sparsity, tie="index", target="dense")(rounded, stats, key).layer.weight
-    return Sides(error(qp) - error(pq), jnp.zeros(()), jnp.sum(x.energy * x.weight**2) + 1e-300)
+    pq = compress(quantize, compress(blind, dense, w, inputs), w, inputs)
+    qp = compress(aware, compress(quantize, dense, w, inputs), w, inputs)
+    return Sides(error(qp) - error(pq), jnp.zeros(()), jnp.sum(x.energy * w**2) + 1e-300)
 
 
 FAMILIES = (

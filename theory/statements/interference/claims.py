@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from perturb import RTN, GridSpec
-from perturb.lift import fresh
+from theory.compressors import compress, start
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import scales as forms
@@ -193,12 +193,12 @@ def _rounded(u: Array) -> Rounded:
 
 def _perturb(x: Rounded) -> Sides:
     """The change by perturb.RTN, scales of the dense less of the current layer, and by D and D'."""
-    key = jax.random.key(0)
-    layer = fresh(x.weight)._replace(weight=x.kept * x.weight, mask=x.kept > 0)
+    pruned = start(x.weight, x.kept)
     errors = []
     for source in ("dense", "current"):
         rtn = RTN(x.bits, GridSpec(per=4, convention="full"), scale_source=source)
-        errors.append(jnp.sum(x.kept * (rtn(layer, None, key).layer.weight - x.weight) ** 2))
+        after = compress(rtn, pruned, x.weight).weight
+        errors.append(jnp.sum(x.kept * (after - x.weight) ** 2))
     kept = x.kept.reshape(-1, 4)
     groups = Grouped(x.weight.reshape(-1, 4), kept, x.bits, jnp.zeros(()), jnp.zeros(()))
     return Sides(errors[0] - errors[1], jnp.sum(_change(groups, kept)), jnp.sum(x.weight**2))

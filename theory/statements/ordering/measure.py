@@ -15,17 +15,15 @@ sparsity of two is the larger one's or more only if their scopes differ.
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb import RTN, GridSpec, Magnitude, Wanda
-from perturb.lift import fresh
 from perturb.measure.errors import output_error
 from perturb.types import Matrix, Moments
-from theory.compressors import LowRank
+from theory.compressors import LowRank, compress, start
 from theory.engine.statement import Finding
 from theory.maths.orders import Order, orders, premise
 
@@ -34,10 +32,11 @@ SIDE, TOKENS, INSTANCES = 16, 64, 128
 NAMES = ("magnitude", "wanda", "rtn", "rtn", "low rank")
 LOW_RANK = NAMES.index("low rank")
 PRUNERS = (0, 1)
+Method = Magnitude | Wanda | RTN | LowRank
 TIE = 1e-5  # relative: orders that are this close are one (float32)
 
 
-def methods(key: Array) -> list[Any]:
+def methods(key: Array) -> list[Method]:
     """Five methods with leaves [INSTANCES]: sparsities of 0.1 to 0.7, 2 to 6 bits, rank 6 to 15."""
     a, b, c, d, e = jax.random.split(key, 5)
     shape = (INSTANCES,)
@@ -54,7 +53,7 @@ def methods(key: Array) -> list[Any]:
     ]
 
 
-def layers(key: Array) -> tuple[Matrix, Moments]:
+def layers(key: Array) -> tuple[Array, Moments]:
     """INSTANCES Gaussian layers and the moments of inputs that are mixed at random."""
     w_key, mix_key, x_key = jax.random.split(key, 3)
     weight = jax.random.normal(w_key, (INSTANCES, SIDE, SIDE))
@@ -62,33 +61,32 @@ def layers(key: Array) -> tuple[Matrix, Moments]:
     mix = mix + 0.5 * jnp.eye(SIDE)
     x = jax.random.normal(x_key, (INSTANCES, TOKENS, SIDE)) @ mix
     gram = jnp.einsum("bti,btj->bij", x, x)
-    return jax.vmap(fresh)(weight), Moments(gram, jnp.full(INSTANCES, float(TOKENS)))
+    return weight, Moments(gram, jnp.full(INSTANCES, float(TOKENS)))
 
 
 def losses(key: Array) -> dict[Order, np.ndarray]:
     """The loss [INSTANCES] of every order of every non-empty subset: all prefixes of all orders."""
     stats_key, method_key = jax.random.split(key)
-    start, stats = layers(stats_key)
+    dense, inputs = layers(stats_key)
     chosen = methods(method_key)
-    nothing = jax.random.key(0)  # no method of the five draws anything
 
     @jax.jit
-    def step(method: Any, layer: Matrix, stats: Moments) -> tuple[Matrix, Array]:
-        done = jax.vmap(lambda m, x, s: m(x, s, nothing).layer)(method, layer, stats)
+    def step(method: Method, matrix: Matrix, dense: Array, inputs: Moments) -> tuple[Matrix, Array]:
+        done = jax.vmap(compress)(method, matrix, dense, inputs)
         # which grid the weights came from plays no part in what follows
         done = done._replace(grid=None)
-        return done, jax.vmap(output_error)(done.weight - done.dense, stats)
+        return done, jax.vmap(output_error)(done.weight - dense, inputs)
 
     found: dict[Order, np.ndarray] = {}
 
-    def grow(prefix: Order, layer: Matrix) -> None:
+    def grow(prefix: Order, matrix: Matrix) -> None:
         for i, method in enumerate(chosen):
             if i not in prefix:
-                after, loss = step(method, layer, stats)
+                after, loss = step(method, matrix, dense, inputs)
                 found[(*prefix, i)] = np.asarray(loss)
                 grow((*prefix, i), after)
 
-    grow((), start)
+    grow((), jax.vmap(start)(dense))
     return found
 
 

@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from perturb import RTN, GridSpec, Magnitude
-from perturb.lift import fresh
 from perturb.types import Matrix
+from theory.compressors import compress, start
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
@@ -177,11 +177,9 @@ def _both_orders(x: Compressed) -> tuple[Matrix, Matrix]:
     """P -> Q and Q -> P by perturb's Magnitude and RTN, on one grid, fitted to the dense layer."""
     prune = Magnitude(x.sparsity, tie="index")
     quantize = RTN(x.bits, GridSpec(per="tensor"), scale_source="dense")
-    key = jax.random.key(0)
-    found = []
-    for one, two in ((prune, quantize), (quantize, prune)):
-        found.append(two(one(fresh(x.weight), None, key).layer, None, key).layer)
-    return found[0], found[1]
+    w, dense = x.weight, start(x.weight)
+    pq = compress(quantize, compress(prune, dense, w), w)
+    return pq, compress(prune, compress(quantize, dense, w), w)
 
 
 def _perturb_never_loses(x: Compressed) -> Sides:
