@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,18 +20,20 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
 from figures.__main__ import main as draw
-from perturb import GPTQ, GridSpec
+from perturb import GPTQ, GridSpec, cli
 from perturb.lift import fresh
 from perturb.types import Moments
 from theory.__main__ import main
 from theory.engine import report, search, sweep
 from theory.engine.statement import Claim, Family, Sides
+from theory.interrupts import heard
 from theory.maths import closed_forms, densities, elimination, gaussian, grids
 from theory.phase import diagrams, findings
 from theory.statements.affine import measure as affine_measure
 from theory.statements.catalogue import NAMES
 from theory.statements.gaussian import measure as printed_table
 
+ROOT = Path(__file__).parent.parent
 # THEORY.md, "Closed forms to reproduce"
 PRUNE = {5: "41.8", 10: "32.8", 25: "20.8", 40: "14.5", 50: "11.5", 75: "5.58", 87.5: "3.03"}
 GRID = {2: "8.26", 3: "13.9", 4: "19.26", 5: "24.5", 6: "29.8", 8: "40.6"}
@@ -425,6 +432,38 @@ def test_the_door_fails_when_a_statement_does(capsys, monkeypatch, tmp_path):
     captured = capsys.readouterr()
     assert captured.err == "gaussian does not hold: closed-form SNR table of THEORY.md: false\n"
     assert "FAILS" in captured.out
+
+
+class Finalized:
+    """Ctrl-C, as it is being collected."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the interrupt comes first")
+
+
+def test_ctrl_c_is_heard_in_a_finalizer():
+    """jax compiles with one: dropped there, an interrupt would let hours of work go on."""
+
+    def work(argv):
+        found = Finalized()
+        del found
+        time.sleep(20)
+
+    start = time.perf_counter()
+    with heard():
+        assert cli.call(work, []) == cli.INTERRUPTED
+    assert time.perf_counter() - start < 10
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    argv = [sys.executable, "-m", "theory", "verify", "--instances", "1e9", "--out", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=-1, stderr=-1, text=True, cwd=ROOT) as process:
+        time.sleep(8)  # compiling, most likely
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=100)
+    assert (process.returncode, out, err) == (cli.INTERRUPTED, "", "stopped\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
