@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from perturb import RTN, Magnitude
 from perturb.lift import fresh
 from perturb.types import Matrix, Moments, Solved
-
-Array = jax.Array
 
 
 def start(weight: Array, kept: Array | None = None) -> Matrix:

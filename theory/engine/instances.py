@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-Array = jax.Array
 KINDS = 5
 
 

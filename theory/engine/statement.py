@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import sympy
+from jax import Array
 
-Array = jax.Array
 Relation = Literal["<=", "=="]
 TOLERANCE = 1e-12
 

@@ -10,10 +10,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
-Array = jax.Array
 LEAK = 0.1
 ACTIVATIONS: tuple[Callable[[Array], Array], ...] = (
     lambda z: z,

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.stats import norm
 
 from theory.maths import densities
@@ -19,7 +20,6 @@ from theory.maths.densities import Density
 from theory.maths.gaussian import prune_error, prune_threshold
 from theory.maths.quadrature import integrate
 
-Array = jax.Array
 BISECTIONS = 60
 
 

@@ -19,10 +19,10 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.special import betainc
 from jax.scipy.stats import norm
 
-Array = jax.Array
 BISECTIONS = 80  # halvings of [0, 2^40]: to the last bit
 
 

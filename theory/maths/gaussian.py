@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.stats import norm
-
-Array = jax.Array
 
 
 def snr_db(error: Array) -> Array:

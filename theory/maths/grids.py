@@ -12,13 +12,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from theory.maths import densities
 from theory.maths.closed_forms import expected_advantage, order_free_below
 from theory.maths.densities import Density
 from theory.maths.gaussian import snr_db
-
-Array = jax.Array
 
 MOST_BITS = 8  # cells that are laid out whatever the width: one program serves all
 SCAN = 64  # steps tried before the search by golden section

@@ -6,8 +6,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-
-Array = jax.Array
+from jax import Array
 
 SWEEPS = 6  # of Jacobi rotations; 5 suffice for 4 x 4
 

@@ -6,11 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-
-Array = jax.Array
 
 Order = tuple[int, ...]
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-Array = jax.Array
 SMALL = 0.1  # nats; what findings call a small perturbation of the outputs
 WITHIN = 0.1  # what two numbers may differ by, relatively, to be called equal
 SERIES = 0.03  # below, three terms of e^c - 1 - c are exact to float32; above, the difference is

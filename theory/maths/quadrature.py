@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-Array = jax.Array
 NODES, PIECES = 24, 4
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from theory.maths.densities import Density
 from theory.maths.quadrature import integrate
-
-Array = jax.Array
 
 # Where the integral of max_square is cut; weights beyond 10^4 scale parameters are left out.
 MAX_EDGES = (0, 1, 2, 4, 8, 20, 100, 1e3, 1e4)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from perturb import RTN, network, sources
 from perturb.grid import expand
@@ -27,7 +28,6 @@ from theory.maths import outputs
 from theory.models import findings as assumptions_findings
 from theory.models import noise
 
-Array = jax.Array
 Progress = Callable[[str, float], None]  # what is being measured, and the fraction done
 BITS = (2, 3, 4, 6, 8)
 SPARSITIES = (0.1, 0.3, 0.5, 0.7)

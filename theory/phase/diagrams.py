@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.stats import kendalltau
 
 from theory.engine import instances
@@ -26,7 +27,6 @@ from theory.maths import elimination as obs
 from theory.maths.densities import Normal
 from theory.maths.grids import best_symmetric_step
 
-Array = jax.Array
 STAGES = ("blind", "aware", "compensated")
 WEIGHTS, ROWS = 12, 96
 RHO = (0.0, 0.5, 0.9)

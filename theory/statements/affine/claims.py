@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.stats import norm
 
 from theory.engine import instances
@@ -34,7 +35,6 @@ from theory.maths.densities import Laplace, Normal
 from theory.maths.quadrature import integrate
 from theory.statements.affine import measure, proof
 
-Array = jax.Array
 TURN = measure.TURN
 REACH = 9.0  # standard deviations of the noise that quadrature covers
 FORMS = (  # of theory.maths.closed_forms

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from theory.engine.statement import Finding
 from theory.maths.closed_forms import noise_advantage, noise_gap
@@ -15,7 +16,6 @@ from theory.maths.densities import DENSITIES, Normal, turning_threshold
 from theory.maths.gaussian import prune_error
 from theory.maths.grids import BITS, SPARSITIES, grid_table
 
-Array = jax.Array
 TURN = math.erf(math.sqrt(0.5))  # p at t = 1
 
 

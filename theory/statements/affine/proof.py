@@ -7,14 +7,13 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import sympy
+from jax import Array
 
 from theory.engine import symbolic
 from theory.engine.statement import Counterexample, Proof
 from theory.maths import densities
 from theory.maths.closed_forms import expected_advantage, noise_advantage, small_noise_advantage
 from theory.maths.densities import Normal, Uniform
-
-Array = jax.Array
 
 
 def prove() -> Proof:

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.special import erf
 from jax.scipy.stats import norm
 
@@ -38,7 +38,6 @@ from theory.maths import closed_forms as forms
 from theory.maths.quadrature import integrate
 from theory.statements.aware import measure, proof
 
-Array = jax.Array
 UNITS = 16
 FORMS = ("aware_mass", "aware_sum", "zero_threshold_sum")  # of theory.maths.closed_forms
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from theory.engine.statement import Finding
 from theory.maths.closed_forms import aware_advantage, noise_advantage, noise_gap
-
-Array = jax.Array
 
 
 def measure(key: Array) -> tuple[Finding, ...]:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Finding, Sides, Statement
@@ -33,7 +34,6 @@ from theory.maths import elimination as obs
 from theory.statements.compensation import proof
 from theory.statements.compensation.measure import against_best_mask
 
-Array = jax.Array
 WEIGHTS, TOP = 4, 3  # of the instances of claims; codes -TOP..TOP
 FORMS = ("residual", "settle")  # of theory.maths.elimination
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from perturb import SparseGPT
 from perturb.types import Moments
@@ -12,7 +13,6 @@ from theory.compressors import compress, start
 from theory.engine.statement import Finding
 from theory.maths.elimination import all_masks, best_of_size
 
-Array = jax.Array
 GREEDY = 10  # weights a row for the comparison with SparseGPT
 
 

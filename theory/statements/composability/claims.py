@@ -46,8 +46,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
@@ -55,7 +55,6 @@ from theory.maths import swaps as forms
 from theory.maths.swaps import POWERS
 from theory.statements.composability import measure, proof
 
-Array = jax.Array
 UNITS, GROUP = 12, 4  # weights; weights in a small block and in an N:M group
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from theory.engine.statement import Finding
 from theory.maths.swaps import POWERS, one_block_bound, swap_bound
 from theory.statements.composability.proof import necessity
 
-Array = jax.Array
 TRIALS, SIDE, BLOCK = 400, 16, 64
 BITS, RATIOS = (2, 3, 4, 6, 8), (0.25, 0.5, 0.75, 0.9)
 RHO = 0.9  # correlation of neighbouring inputs, for the output error

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.stats import norm
 
 from theory.engine import instances
@@ -23,8 +23,6 @@ from theory.maths.gaussian import prune_error, prune_threshold
 from theory.maths.grids import grid_error
 from theory.maths.quadrature import integrate
 from theory.statements.gaussian import measure, proof
-
-Array = jax.Array
 
 FORMS = ("prune_error", "grid_error")
 

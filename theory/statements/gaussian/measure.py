@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import jax
+from jax import Array
 
 from theory.engine.statement import Finding
 from theory.maths.gaussian import prune_snr_db
 from theory.maths.grids import grid_snr_db
-
-Array = jax.Array
 
 # dB as THEORY.md prints them: text, because the number of digits is part of the claim.
 PRUNE_SNR = {

@@ -12,8 +12,6 @@ from theory.maths import densities
 from theory.maths.densities import DENSITIES
 from theory.maths.gaussian import prune_error
 
-Array = jax.Array
-
 
 def prove() -> Proof:
     t, w, a, b, x = sympy.symbols("t w a b x", positive=True)

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from perturb import RTN, GridSpec
 from theory.compressors import compress, start
@@ -35,7 +35,6 @@ from theory.maths import scales as forms
 from theory.maths.densities import Laplace, Uniform
 from theory.statements.interference import measure, proof
 
-Array = jax.Array
 GROUPS, WIDTH = 2, 6
 MOST = 128  # weights a group in the family of closed forms
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.stats import hypergeom, kendalltau
 
 from theory.engine.statement import Finding
 from theory.maths.densities import Normal
 from theory.maths.scales import random_pruning, random_pruning_on_grid, scale_step
 
-Array = jax.Array
 ROWS, COLUMNS = 1000, 128  # a row is what a criterion ranks
 RATIOS, BITS, SIZES = (0.1, 0.3, 0.5, 0.7, 0.9), tuple(range(2, 9)), (16, 32, 128)
 CRITERIA = ("magnitude", "wanda", "random")

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-import jax
 import sympy
 
 from theory.engine import symbolic
 from theory.engine.statement import Counterexample, Exact, Proof
 from theory.maths import scales as forms
 from theory.maths.rational import rounding_error
-
-Array = jax.Array
 
 
 def rational_change(

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
@@ -35,7 +35,6 @@ from theory.maths.orders import (
 )
 from theory.statements.ordering import measure, proof
 
-Array = jax.Array
 MOST, CONTEXT = 6, 4  # methods in the additive and the context-dependent family
 
 

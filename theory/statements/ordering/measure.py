@@ -19,6 +19,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from perturb import RTN, GridSpec, Magnitude, Wanda
 from perturb.measure.errors import output_error
@@ -27,7 +28,6 @@ from theory.compressors import LowRank, compress, start
 from theory.engine.statement import Finding
 from theory.maths.orders import Order, orders, premise
 
-Array = jax.Array
 SIDE, TOKENS, INSTANCES = 16, 64, 128
 NAMES = ("magnitude", "wanda", "rtn", "rtn", "low rank")
 LOW_RANK = NAMES.index("low rank")

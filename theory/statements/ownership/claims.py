@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths.ownership import advantage_by_definition, advantage_by_ownership
 from theory.statements.ownership import measure, proof
 
-Array = jax.Array
 UNITS = 24
 FORMS = ("advantage_by_ownership",)
 ROWS, GROUPS, WIDTH = 4, 3, 4  # a weight matrix [ROWS, GROUPS * WIDTH], cut at three granularities

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import jax
+from jax import Array
 
 from theory.engine.statement import Finding
 from theory.statements.ownership.proof import exact
-
-Array = jax.Array
 
 
 def measure(key: Array) -> tuple[Finding, ...]:

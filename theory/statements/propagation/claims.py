@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Finding, Sides, Statement
@@ -39,7 +40,6 @@ from theory.maths.chains import (
 from theory.maths.norms import norm, spectral_norm
 from theory.statements.propagation import measure, proof
 
-Array = jax.Array
 DEPTH, WIDTH = 3, 4
 INPUTS = 3  # of the Gauss-Newton claims; each appears twice, with opposite residuals
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from perturb.measure.errors import spectral_norm
 from theory.compressors import compressed, names
@@ -20,7 +21,6 @@ from theory.engine.statement import Finding, verdict
 from theory.maths.chains import lipschitz_bound
 from theory.maths.outputs import SMALL, WITHIN, interaction_matrix, kl, off_diagonal
 
-Array = jax.Array
 WIDTH, EXAMPLES, NETS = 32, 64, 8
 DEPTHS = (2, 6)
 BITS = tuple(range(2, 9))

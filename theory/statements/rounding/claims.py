@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from perturb import RTN, GridSpec, Magnitude
 from perturb.types import Matrix
@@ -38,7 +38,6 @@ from theory.maths.densities import DENSITIES, Density
 from theory.maths.quadrature import integrate
 from theory.statements.rounding import measure, proof
 
-Array = jax.Array
 UNITS, LEVELS = 12, 5
 FORMS = ("benefit", "expected_advantage")  # of theory.maths.closed_forms
 

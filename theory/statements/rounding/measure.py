@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
+from jax import Array
 from scipy.stats import kendalltau
 
 from theory.engine.statement import Finding
 from theory.maths.densities import DENSITIES
 from theory.maths.grids import BITS, SPARSITIES, grid_table
-
-Array = jax.Array
 
 
 def measure(key: Array) -> tuple[Finding, ...]:
