@@ -18,10 +18,10 @@ VERDICTS = {
 }
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """A Markdown table; bars in cells are escaped."""
 
-    def line(cells: Iterable[Any]) -> str:
+    def line(cells: Iterable[object]) -> str:
         return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
 
     return [line(columns), "|" + "---|" * len(columns), *(line(r) for r in rows)]

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from fractions import Fraction
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +24,16 @@ from jax import Array
 
 Relation = Literal["<=", "=="]
 TOLERANCE = 1e-12
+
+
+class Instance(Protocol):
+    """What a family draws: a NamedTuple of arrays."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+Drawn = TypeVar("Drawn", bound=Instance)
+Judged = TypeVar("Judged", bound=Instance, contravariant=True)
 
 
 class Sides(NamedTuple):
@@ -34,7 +45,7 @@ class Sides(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Claim:
+class Claim(Generic[Judged]):
     """``left <= right`` or ``left == right`` on every instance of a family.
 
     sides: instance -> :class:`Sides`, in float64, traceable. A bound with both sides exactly 0 is
@@ -44,7 +55,7 @@ class Claim:
     name: str
     says: str
     relation: Relation
-    sides: Callable[[Any], Sides]
+    sides: Callable[[Judged], Sides]
 
     def margin(self, sides: Sides) -> tuple[Array, Array]:
         """(relative margin, whether the instance is vacuous), both ``[]``."""
@@ -57,7 +68,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(Generic[Drawn]):
     """Instances as a function of a point of the unit cube, and the claims made of all of them.
 
     decode: u [size] in [0, 1] -> instance (a NamedTuple of arrays), traceable. smooth: whether
@@ -69,8 +80,8 @@ class Family:
     name: str
     says: str
     size: int
-    decode: Callable[[Array], Any]
-    claims: tuple[Claim, ...]
+    decode: Callable[[Array], Drawn]
+    claims: tuple[Claim[Drawn], ...]
     smooth: bool = True
     share: float = 1.0
 
@@ -200,14 +211,14 @@ class Counterexample(NamedTuple):
     dropped: str
     instance: str
     relation: Relation
-    left: Any
-    right: Any
+    left: float | Fraction
+    right: float | Fraction
 
     @property
     def violates(self) -> bool:
-        if self.relation == "==":
-            return bool(abs(self.left - self.right) > TOLERANCE * max(1, abs(self.right)))
-        return bool(self.left > self.right + TOLERANCE * max(1, abs(self.right)))
+        rounding = TOLERANCE * max(1.0, abs(float(self.right)))
+        excess = self.left - self.right
+        return bool(excess > rounding or (self.relation == "==" and -excess > rounding))
 
 
 Verdict = Literal["holds", "narrower", "false", "measured"]
@@ -232,7 +243,7 @@ class Finding:
     says: str
     numbers: Mapping[str, float]
     columns: tuple[str, ...] = ()
-    rows: tuple[tuple[Any, ...], ...] = ()
+    rows: tuple[tuple[object, ...], ...] = ()
     required: bool = False
 
 
@@ -270,7 +281,7 @@ class Statement:
     assumptions: tuple[str, ...]
     claim: str
     latex: str
-    families: tuple[Family, ...]
+    families: tuple[Family[Any], ...]
     prove: Callable[[], Proof]
     necessity: Callable[[], tuple[Counterexample, ...]]
     exact: Callable[[], Exact | None] = field(default=_no_exact)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from theory.engine.statement import TOLERANCE, Array, Check, ClaimCheck, Family, Statement, Where
+from theory.engine.statement import TOLERANCE, Check, ClaimCheck, Drawn, Family, Statement, Where
 
 CHUNK = 1_000
 LEAST = 100  # points a chunk of the most costly families
@@ -50,7 +51,7 @@ def chunk_of(family: Family) -> int:
     return max(LEAST, round(CHUNK * family.share**0.5))
 
 
-def compiled(family: Family) -> Program:
+def compiled(family: Family[Drawn]) -> Program:
     """The family's program: points [chunk, size] -> :class:`Evaluated`.
 
     Instances are made by one program and judged by another, so that they are rounded once. In one
@@ -58,7 +59,7 @@ def compiled(family: Family) -> Program:
     the other, which is another instance: seen to break a bound by 2 % where W + dW cancels.
     """
 
-    def judge(instance: Any) -> tuple[Array, ...]:
+    def judge(instance: Drawn) -> tuple[Array, ...]:
         sides = [c.sides(instance) for c in family.claims]
         found = [c.margin(s) for c, s in zip(family.claims, sides, strict=True)]
         margin = jnp.stack([m for m, _ in found])

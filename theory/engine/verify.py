@@ -36,7 +36,7 @@ class Programs:
             for s in statements
         }
 
-    def of(self, name: str) -> tuple[list[Any], list[Any]]:
+    def of(self, name: str) -> tuple[list[sweep.Program], list[search.Slope | None]]:
         """The programs and the gradients of a statement's families; waits for them."""
         programs, slopes = self._made[name]
         return [f.result() for f in programs], [f.result() for f in slopes]
@@ -146,7 +146,7 @@ def extended(margin: float) -> float | str:
     return margin if math.isfinite(margin) else str(margin)
 
 
-def _number(x: Any) -> str:
+def _number(x: object) -> str:
     return f"{x:.6g}" if isinstance(x, float) else str(x)
 
 

@@ -7,11 +7,17 @@ Lists are ordered from the first layer to the last, W_1 ... W_L; matrices are [o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from theory.maths.algebra import Factor, Number
+
+Tensor = Array | np.ndarray
+Several = Iterable[Number] | Tensor  # numbers, one a layer
 
 LEAK = 0.1
 ACTIVATIONS: tuple[Callable[[Array], Array], ...] = (
@@ -22,7 +28,7 @@ ACTIVATIONS: tuple[Callable[[Array], Array], ...] = (
 )  # all of Lipschitz constant 1, times the gain of their layer
 
 
-def lipschitz_bound(lipschitz: Any, change: Any, after: Any, inputs: Any) -> Any:
+def lipschitz_bound(lipschitz: Several, change: Several, after: Several, inputs: Several) -> Any:
     """sum_l L_l |dW_l| |x_{l-1}| prod_{k>l} L_k |W'_k|; all arguments [L] numbers a layer.
 
     change: |dW_l|; after: |W_l + dW_l|; inputs: |x_{l-1}| of the unperturbed chain.
@@ -33,7 +39,7 @@ def lipschitz_bound(lipschitz: Any, change: Any, after: Any, inputs: Any) -> Any
     return total
 
 
-def input_bounds(lipschitz: Any, before: Any, start: Any, at_zero: Any) -> list[Any]:
+def input_bounds(lipschitz: Several, before: Several, start: Number, at_zero: Several) -> list[Any]:
     """Bounds of |x_{l-1}|, l = 1..L, by |x_l| <= L_l |W_l| |x_{l-1}| + |g_l(0)| from |x_0|.
 
     before: |W_l|; at_zero: |g_l(0)|. Without the latter, |x_0| prod_{k<l} L_k |W_k|.
@@ -44,7 +50,7 @@ def input_bounds(lipschitz: Any, before: Any, start: Any, at_zero: Any) -> list[
     return found
 
 
-def product(matrices: Any) -> Any:
+def product(matrices: Sequence[Factor] | Array) -> Any:
     """W_L ... W_1 of (W_1, ..., W_L)."""
     total = matrices[0]
     for w in matrices[1:]:
@@ -52,18 +58,18 @@ def product(matrices: Any) -> Any:
     return total
 
 
-def telescoped(before: Sequence[Any], change: Sequence[Any]) -> Any:
+def telescoped(before: Sequence[Factor], change: Sequence[Factor]) -> Any:
     """sum_l W'_L..W'_{l+1} dW_l W_{l-1}..W_1, with W' = W + dW."""
     after = [w + d for w, d in zip(before, change, strict=True)]
     return sum(product([*before[:i], d, *after[i + 1 :]]) for i, d in enumerate(change))
 
 
-def first_order(before: Sequence[Any], change: Sequence[Any]) -> Any:
+def first_order(before: Sequence[Factor], change: Sequence[Factor]) -> Any:
     """J dW = sum_l W_L..dW_l..W_1 of a linear chain."""
     return sum(product([*before[:i], d, *before[i + 1 :]]) for i, d in enumerate(change))
 
 
-def remainder(before: Sequence[Any], change: Sequence[Any]) -> Any:
+def remainder(before: Sequence[Factor], change: Sequence[Factor]) -> Any:
     """What the first order leaves out: sum_{l<m} W'..W' dW_m W..W dW_l W..W (telescoped twice)."""
     after = [w + d for w, d in zip(before, change, strict=True)]
     return sum(
@@ -72,12 +78,12 @@ def remainder(before: Sequence[Any], change: Sequence[Any]) -> Any:
     )
 
 
-def gauss_newton(tangents: Any, hessian: Any) -> Any:
+def gauss_newton(tangents: Tensor, hessian: Tensor) -> Any:
     """1/2 mean_x (J dW)^T H (J dW); tangents [x, out] = J dW at every input, hessian [out, out]."""
     return ((tangents @ hessian) * tangents).sum() / (2 * len(tangents))
 
 
-def interactions(tangents: Any, hessian: Any) -> Any:
+def interactions(tangents: Tensor, hessian: Tensor) -> Any:
     """K_lm = mean_x (J_l dW_l)^T H (J_m dW_m); tangents [L, x, out], hessian [out, out] -> [L, L].
 
     1/2 sum_lm K_lm is :func:`gauss_newton` of all layers, 1/2 K_ll that of layer l alone.
@@ -87,9 +93,9 @@ def interactions(tangents: Any, hessian: Any) -> Any:
     return image.reshape(flat) @ tangents.reshape(flat).T / tangents.shape[1]
 
 
-def remainder_bound(before: Any, change: Any, after: Any) -> Any:
+def remainder_bound(before: Array, change: Array, after: Array) -> Any:
     """sum_{l<m} |dW_l| |dW_m| prod_{k<m, k != l} |W_k| prod_{k>m} |W'_k|; all [L]: O(|dW|^2)."""
-    total = 0
+    total: Any = 0
     for i, j in itertools.combinations(range(len(before)), 2):
         term = change[i] * change[j]
         for k in range(len(before)):
@@ -98,9 +104,9 @@ def remainder_bound(before: Any, change: Any, after: Any) -> Any:
     return total
 
 
-def loss(outputs: Any, targets: Any, residual: Any, hessian: Any) -> Any:
+def loss(outputs: Tensor, targets: Tensor | int, residual: Tensor, hessian: Tensor) -> Any:
     """mean over inputs and both targets y +- r of 1/2 (f - y)^T H (f - y); all [inputs, out]."""
-    total = 0
+    total: Any = 0
     for sign in (1, -1):
         off = outputs - targets - sign * residual
         total = total + ((off @ hessian) * off).sum() / (4 * len(off))

@@ -16,6 +16,7 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from theory.maths import densities
+from theory.maths.algebra import Number
 from theory.maths.densities import Density
 from theory.maths.gaussian import prune_error, prune_threshold
 from theory.maths.quadrature import integrate
@@ -23,7 +24,7 @@ from theory.maths.quadrature import integrate
 BISECTIONS = 60
 
 
-def benefit(w: Any, q: Any) -> Any:
+def benefit(w: Number, q: Number) -> Any:
     """d = w^2 - (w - q)^2 = q (2 w - q): what keeping a weight at its level q saves."""
     return q * (2 * w - q)
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+
+from theory.maths.algebra import Number
 
 Order = tuple[int, ...]
+Loss = TypeVar("Loss", float, Fraction)
 
 
 def orders(n: int) -> list[Order]:
@@ -37,19 +42,19 @@ def out_of_place(order: Order) -> list[int]:
     return [i for i in range(len(order) - 1) if order[i] > order[i + 1]]
 
 
-def additive_loss(before: Any, stronger: Any, cost: Any) -> Any:
+def additive_loss(before: Number, stronger: Number, cost: Number) -> Any:
     """sum of cost over the inversions. before: see :func:`precedence`, [..., n, n]; stronger
     [n, n]: whether the row's method is stronger than the column's; cost [n, n]."""
     return (before * stronger * cost).sum((-2, -1))
 
 
-def accumulate(n: int, step: Any) -> list[Any]:
+def accumulate(n: int, step: Array) -> list[Array]:
     """The context-dependent loss of every order of n methods numbered by intensity.
 
     step: g of every order, in the order of :func:`orders`; that of the sorted order is its loss.
     """
     every = orders(n)
-    loss: dict[Order, Any] = {}
+    loss: dict[Order, Array] = {}
     for order in sorted(every, key=inversions):
         better = [loss[swapped(order, i)] for i in out_of_place(order)]
         most = better[0] if better else 0 * step[0]
@@ -59,7 +64,7 @@ def accumulate(n: int, step: Any) -> list[Any]:
     return [loss[order] for order in every]
 
 
-def premise(loss: Mapping[Order, Any], tolerance: float = 0.0) -> list[tuple[Order, bool]]:
+def premise(loss: Mapping[Order, Loss], tolerance: float = 0.0) -> list[tuple[Order, bool]]:
     """Every context of every adjacent pair: (the order with the stronger one first, whether the
     other is at least as good). Methods are numbered by intensity; ``loss`` has all orders."""
     found = []

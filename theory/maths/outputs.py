@@ -7,12 +7,11 @@ is 1/2 (J dW)^T H (J dW) with H = diag(p) - p p^T, the Gauss-Newton form of theo
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 SMALL = 0.1  # nats; what findings call a small perturbation of the outputs
 WITHIN = 0.1  # what two numbers may differ by, relatively, to be called equal
@@ -51,7 +50,7 @@ def interaction_matrix(z: Array, tangents: Array) -> Array:
     return jnp.matmul(flat, flat.T, precision="highest") / z[..., 0].size
 
 
-def off_diagonal(k: Any) -> tuple[float, float]:
+def off_diagonal(k: ArrayLike) -> tuple[float, float]:
     """How much of K is between layers: sum_{l != m} K / sum K, and the same of |K|; 0/0 is 0."""
     k = np.asarray(k, np.float64)
     shares = []

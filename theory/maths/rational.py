@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
-Vec = Sequence[Fraction]
+Vec = Sequence[Fraction] | Sequence[int] | Sequence[Fraction | int]
 
 
-def masked_error(w: Any, q: Any, gone: Any, h: Any = None) -> Fraction:
+def masked_error(w: Vec, q: Vec, gone: Sequence[int], h: Vec | None = None) -> Fraction:
     """sum of h (w - q)^2 over the kept and h w^2 over the removed weights, exactly; h = 1."""
     h = [1] * len(w) if h is None else h
     parts = zip(w, q, gone, h, strict=True)
@@ -21,7 +20,7 @@ def masks(n: int, k: int) -> list[tuple[int, ...]]:
     return [tuple(int(i in c) for i in range(n)) for c in itertools.combinations(range(n), k)]
 
 
-def may_remove(score: Any, gone: tuple[int, ...]) -> bool:
+def may_remove(score: Vec, gone: tuple[int, ...]) -> bool:
     """Whether the mask is one that removes the smallest scores, under some way to break ties."""
     kept = [s for s, out in zip(score, gone, strict=True) if not out]
     removed = [s for s, out in zip(score, gone, strict=True) if out]

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from theory.maths.algebra import Number
 from theory.maths.densities import Density
 from theory.maths.quadrature import integrate
 
@@ -18,17 +19,17 @@ from theory.maths.quadrature import integrate
 MAX_EDGES = (0, 1, 2, 4, 8, 20, 100, 1e3, 1e4)
 
 
-def scale_step(absmax: Any, bits: Any) -> Any:
+def scale_step(absmax: Number, bits: int | Number) -> Any:
     """D = absmax / (2^(b-1) - 1), the "full" convention: the largest weight is on the grid."""
     return absmax / (2 ** (bits - 1) - 1)
 
 
-def interference_bound(survivors: Any, step: Any) -> Any:
+def interference_bound(survivors: Number, step: Number) -> Any:
     """survivors D^2 / 4: every error is at most half a step."""
     return survivors * step**2 / 4
 
 
-def expected_interference(survivors: Any, step: Any, step_after: Any) -> Any:
+def expected_interference(survivors: Number, step: Number, step_after: Number) -> Any:
     """survivors (D^2 - D'^2) / 12, error before minus error after, for uniform errors."""
     return survivors * (step**2 - step_after**2) / 12
 

@@ -6,7 +6,7 @@ judged again. "narrower" means: true under a further condition, which the findin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from theory.engine.statement import Finding, verdict
 from theory.maths.outputs import SMALL, WITHIN
 from theory.models.noise import BINS
 
+Record = dict[str, Any]  # of a model or a layer, as it is written and read back
 ALONE = SMALL / 10  # nats; a small perturbation by one layer
 FLOOR = 1e-9  # nats; below, float32 outputs tell little of a KL
 SPREAD = 2.0  # kappas of layers within this factor are called one kappa
@@ -24,7 +25,7 @@ ORDER = ("median", "worst")  # of a noise measure over layers
 ERRORS = ("a token", "a prediction", "relative", "weights")  # what E may be taken to be
 
 
-def _errors(layer: Mapping[str, Any], kind: str) -> np.ndarray:
+def _errors(layer: Record, kind: str) -> np.ndarray:
     """E of a layer by setting: E||dW x||^2 a token, summed over the tokens of a prediction,
     relative to E||W x||^2, or ||dW||^2."""
     out = np.array(layer["error"])
@@ -53,13 +54,13 @@ def fit(error: np.ndarray, kl: np.ndarray, use: np.ndarray) -> dict[str, float]:
     }
 
 
-def spread(kappas: Any) -> dict[str, float]:
+def spread(kappas: Sequence[float]) -> dict[str, float]:
     """How far the layers' kappas are apart: largest / smallest, and the deviation of their log."""
     k = np.log(np.array(kappas))
     return {"factor": float(np.exp(np.ptp(k))), "log deviation": float(k.std())}
 
 
-def fits(result: Mapping[str, Any]) -> dict[str, Any]:
+def fits(result: Record) -> dict[str, Any]:
     """``linearity``: fits of KL against E by layer (E a token), on small perturbations and on
     all, and by kind of E the spread of kappa; ``noise``: by bits, each measure's median over
     layers and worst layer."""
@@ -93,7 +94,7 @@ def fits(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"linearity": linearity, "noise": noise}
 
 
-def findings(results: Mapping[str, Mapping[str, Any]]) -> tuple[Finding, ...]:
+def findings(results: Mapping[str, Record]) -> tuple[Finding, ...]:
     """Verdicts for each model of ``{name: measure_model(...)}``, one after the other."""
     found: list[Finding] = []
     for name, result in results.items():
@@ -110,7 +111,7 @@ def _short(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _independence(model: str, result: Mapping[str, Any]) -> Finding:
+def _independence(model: str, result: Record) -> Finding:
     """Assumption 1(a)."""
     told = result["together"]
     kl, total = np.array(told["kl"]), np.array(told["sum"])
@@ -139,7 +140,7 @@ def _independence(model: str, result: Mapping[str, Any]) -> Finding:
     )
 
 
-def _linearity(model: str, result: Mapping[str, Any]) -> Finding:
+def _linearity(model: str, result: Record) -> Finding:
     """Assumption 1(b)."""
     small, every = (result["linearity"][reach] for reach in ("small", "all"))
     slopes = {
@@ -181,7 +182,7 @@ def _linearity(model: str, result: Mapping[str, Any]) -> Finding:
     )
 
 
-def _prediction(model: str, result: Mapping[str, Any]) -> Finding:
+def _prediction(model: str, result: Record) -> Finding:
     """Theorem 6's second-order form on a trained model."""
     told = result["together"]
     kl, predicted = np.array(told["kl"]), np.array(told["kl predicted"])
@@ -208,7 +209,7 @@ def _prediction(model: str, result: Mapping[str, Any]) -> Finding:
     )
 
 
-def violations(layer: Mapping[str, Any], bits: str) -> dict[str, bool]:
+def violations(layer: Record, bits: str) -> dict[str, bool]:
     """Whether a layer's rounding error visibly breaks each assumption at so many bits: by more
     than the limits above and by more than SIGNIFICANT standard errors."""
     seen, root = layer["noise"][bits], layer["size"] ** 0.5
@@ -235,7 +236,7 @@ RULES = {
 }
 
 
-def _noise(model: str, result: Mapping[str, Any]) -> list[Finding]:
+def _noise(model: str, result: Record) -> list[Finding]:
     layers, found = result["layers"], []
     bits = sorted(result["noise"], key=int)
     broken = {b: [violations(x, b) for x in layers] for b in bits}

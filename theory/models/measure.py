@@ -12,7 +12,7 @@ Any model goes through :mod:`perturb.network`; verdicts are in :mod:`theory.mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,12 +23,17 @@ from jax import Array
 from perturb import RTN, network, sources
 from perturb.grid import expand
 from perturb.measure import errors
+from perturb.types import Moments
 from theory import compressors
 from theory.maths import outputs
-from theory.models import findings as assumptions_findings
 from theory.models import noise
+from theory.models.findings import Record, fits
 
 Progress = Callable[[str, float], None]  # what is being measured, and the fraction done
+Batch = Any  # any pytree of arrays, as the model takes it
+Weights = dict[str, Array]
+Logits = Callable[[Weights, Batch], Array]
+Compare = Callable[[Weights, Weights, Batch], dict[str, Array]]
 BITS = (2, 3, 4, 6, 8)
 SPARSITIES = (0.1, 0.3, 0.5, 0.7)
 SETTINGS = compressors.names(BITS, SPARSITIES)
@@ -38,14 +43,12 @@ PREDICTIONS = 3072  # at most; so many tell the KL to a few per cent
 FLOATS = 2**25  # of all layers' J dW at once; batches are cut to it
 DIGITS = 5  # of recorded numbers
 
-findings = assumptions_findings.findings
-
 
 def quiet(what: str, done: float) -> None:
     """No progress."""
 
 
-def measure_named(name: str, seed: int = 0, progress: Progress = quiet) -> dict[str, Any]:
+def measure_named(name: str, seed: int = 0, progress: Progress = quiet) -> Record:
     """:func:`measure_model` of a MODEL as the command line names it (:mod:`perturb.sources`).
 
     Raises :class:`perturb.sources.BadInput` for what names no model.
@@ -64,11 +67,11 @@ def measure_named(name: str, seed: int = 0, progress: Progress = quiet) -> dict[
 
 def measure_model(
     model: Any,
-    calibration: Any,
+    calibration: Batch,
     forward: network.Forward = network.call,
     *,
     progress: Progress = quiet,
-) -> dict[str, Any]:
+) -> Record:
     """How far a model keeps the assumptions, on calibration batches; plain numbers and lists.
 
     calibration: a batch of model inputs or a list of them, examples along the leading axis of
@@ -108,10 +111,12 @@ def measure_model(
             s: m["k"].tolist() for s, m in zip(SETTINGS, measured, strict=True) if s in KEPT
         },
     }
-    return tidy(result | assumptions_findings.fits(result))
+    return tidy(result | fits(result))
 
 
-def _programs(model: Any, specs: Any, forward: network.Forward) -> tuple[Any, Any]:
+def _programs(
+    model: Any, specs: Mapping[str, network.LayerSpec], forward: network.Forward
+) -> tuple[Logits, Compare]:
     """(logits(weights, batch), and a compiled comparison of two sets of matrices on a batch).
 
     One program serves every setting, and loops over the layers inside: nothing is compiled a
@@ -119,15 +124,15 @@ def _programs(model: Any, specs: Any, forward: network.Forward) -> tuple[Any, An
     """
     names = list(specs)
 
-    def logits(weights: Any, batch: Any) -> Array:
+    def logits(weights: Weights, batch: Batch) -> Array:
         out = forward(network.with_weights(model, specs, weights), batch)
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
-    def one(choice: Array, chosen: Any, others: Any) -> Any:
+    def one(choice: Array, chosen: Weights, others: Weights) -> Weights:
         """The chosen layer's matrix [L] of ``chosen``, the rest of ``others``."""
         return {n: jnp.where(choice[i], chosen[n], others[n]) for i, n in enumerate(names)}
 
-    def compare(weights: Any, after: Any, batch: Any) -> dict[str, Array]:
+    def compare(weights: Weights, after: Weights, batch: Batch) -> dict[str, Array]:
         each = jnp.eye(len(names), dtype=bool)
         z, push = jax.linearize(lambda w: logits(w, batch), weights)
         change = {n: after[n] - weights[n] for n in names}
@@ -149,7 +154,7 @@ def _programs(model: Any, specs: Any, forward: network.Forward) -> tuple[Any, An
     return logits, jax.jit(compare)
 
 
-def _cut(batches: list[Any], weights: Any, logits: Any) -> list[Any]:
+def _cut(batches: list[Batch], weights: Weights, logits: Logits) -> list[Batch]:
     """The first PREDICTIONS predictions, in batches whose J dW of all layers fit in FLOATS."""
     shape = jax.eval_shape(logits, weights, batches[0]).shape
     if not shape or shape[-1] < 2:
@@ -177,7 +182,7 @@ def _average(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 @jax.jit
-def _errors(dense: Array, after: Array, stats: Any) -> tuple[Array, Array, Array]:
+def _errors(dense: Array, after: Array, stats: Moments) -> tuple[Array, Array, Array]:
     """E||W x||^2 and, by setting, E||dW x||^2 and ||dW||^2."""
     change = after - dense
     energy = errors.output_error(dense, stats)
@@ -192,7 +197,7 @@ def _rounded(w: Array, bits: Array) -> tuple[Array, Array]:
     return layer.weight, expand(layer.grid, w.shape[-1])[0]
 
 
-def _layer(name: str, w: Array, after: Array, stats: Any, predictions: int) -> dict[str, Any]:
+def _layer(name: str, w: Array, after: Array, stats: Moments, predictions: int) -> Record:
     energy, error, weight = jax.device_get(_errors(w, after, stats))
     return {
         "name": name,

@@ -8,9 +8,8 @@ of w explains.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 BINS = 20  # of equally many weights
 
@@ -41,7 +40,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum()) / size if size else 0.0
 
 
-def describe(w: Any, rounded: Any, step: Any) -> dict[str, float]:
+def describe(w: ArrayLike, rounded: ArrayLike, step: ArrayLike) -> dict[str, float]:
     """Of the error of one matrix, all weights pooled; w, Q(w) and the steps D, all [out, in].
 
     mean        mean / standard deviation, and t = mean / standard error

@@ -153,7 +153,7 @@ def necessity() -> tuple[Counterexample, ...]:
     matrix = (f(3), a, b, b, b, a, -a, -b, -b)
     codes, small = (3, 1, 2, 2, 2, 1, -1, -2, -2), tuple(int(abs(v) == a) for v in matrix)
     square = {
-        name: np.linalg.norm(v.astype(float).reshape(3, 3), 2)
+        name: float(np.linalg.norm(v.astype(float).reshape(3, 3), 2))
         for name, v in rational_errors(matrix, [f(c) for c in codes], small, small, 3).items()
     }
     integers = (f(1), f(2), f(3))

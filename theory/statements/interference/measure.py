@@ -7,7 +7,7 @@ scales ("full" convention) per group, in both orders.
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def _estimate(rows: np.ndarray) -> Estimate:
     return Estimate(rows.mean(-1), rows.std(-1, ddof=1) / np.sqrt(rows.shape[-1]))
 
 
-def sample(key: Array) -> dict[str, Any]:
+def sample(key: Array) -> dict[str, np.ndarray]:
     """Gaussian rows pruned and rounded in both orders: errors a weight, variance 1.
 
     Arrays [criteria, ratios, sizes, bits, rows]: "interference", the change; "own" and "total",
@@ -109,7 +109,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
     return _ratio_only(found), _trend(found)
 
 
-def _ratio_only(found: dict[str, Any]) -> Finding:
+def _ratio_only(found: dict[str, np.ndarray]) -> Finding:
     v = found["noise"].mean(-1)  # [sizes, bits]
     mean, error = (a / v for a in _estimate(found["interference"]))
     spread = mean.max(0) - mean.min(0)  # over criteria: [ratios, sizes, bits]
@@ -165,7 +165,7 @@ def _ratio_only(found: dict[str, Any]) -> Finding:
     )
 
 
-def _trend(found: dict[str, Any]) -> Finding:
+def _trend(found: dict[str, np.ndarray]) -> Finding:
     rows, taus, broken, mended, rising = [], [], 0, 0, 0
     cells = list(itertools.product(range(len(CRITERIA)), range(len(RATIOS)), range(len(SIZES))))
     for c, r, g in cells:

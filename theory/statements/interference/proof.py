@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import sympy
 
@@ -16,7 +15,10 @@ from theory.maths.rational import rounding_error
 
 
 def rational_change(
-    w: Sequence[Fraction], kept: Sequence[int], bits: int, steps: Any = None
+    w: Sequence[Fraction],
+    kept: Sequence[int],
+    bits: int,
+    steps: tuple[Fraction, Fraction] | None = None,
 ) -> tuple[Fraction, Fraction, Fraction]:
     """(change, D, D') of one group; ``steps`` replaces absmax scales."""
     left = [x for x, keep in zip(w, kept, strict=True) if keep]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import sympy
@@ -46,7 +46,7 @@ def prove() -> Proof:
     e1, e2, kappa = sympy.symbols("e1 e2 kappa")
     a, b = sympy.symbols("a b")  # membership of the unit in S12 and S21
 
-    def unit(f: Any) -> sympy.Expr:
+    def unit(f: Callable[..., sympy.Expr]) -> sympy.Expr:
         cells = [np.array([s], object) for s in (e1, e2, a, b)]
         return f(*cells, kappa)
 

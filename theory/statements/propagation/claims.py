@@ -14,7 +14,7 @@ only where |x_{l-1}| is not measured but bounded by a product of norms.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,9 @@ def _chain(u: Array) -> Chain:
 CHAIN_SIZE = PAIR_SIZE + 4 * DEPTH + DEPTH * WIDTH + WIDTH + 1
 
 
+Carried = tuple[Array, Array, Array]  # x_l, x'_l as computed, and x'_l - x_l
+
+
 class Run(NamedTuple):
     """Both chains, layer by layer."""
 
@@ -107,7 +110,7 @@ class Run(NamedTuple):
 def run(c: Chain) -> Run:
     """d_l = g_l(W_l x_{l-1} + [W'_l d_{l-1} + dW_l x_{l-1}]) - g_l(W_l x_{l-1})."""
 
-    def layer(state: tuple[Array, Array, Array], these: tuple[Array, ...]) -> tuple[Any, Array]:
+    def layer(state: Carried, these: tuple[Array, ...]) -> tuple[Carried, Array]:
         x, y, d = state
         weight, change, kind, gain, offset = these
         z, dz = weight @ x, (weight + change) @ d + change @ x

@@ -8,7 +8,6 @@ All layers are compressed by rounding to nearest or by magnitude pruning.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,8 @@ SETTINGS = names(BITS, SPARSITIES)
 INSTANCES = 20_000
 HALVINGS = 8
 Network = Callable[[Array, Array], Array]
+Ratios = Callable[[Array], tuple[Array, Array, Array]]
+Measured = dict[str, np.ndarray]
 
 
 def mlp(activation: Callable[[Array], Array]) -> Network:
@@ -84,9 +85,7 @@ def _network(depth: int, key: Array) -> dict[str, Array]:
     return jax.lax.map(at, every)
 
 
-def measure(
-    key: Array, ratios: Callable[[Array], tuple[Array, Array, Array]], size: int
-) -> tuple[Finding, ...]:
+def measure(key: Array, ratios: Ratios, size: int) -> tuple[Finding, ...]:
     """ratios: a point [size] of the cube of chains -> error / Lipschitz bound, error / the bound
     from |x_0| that takes g_l(0) for 0, and whether the chain has g_l(0) != 0 in front."""
     with jax.enable_x64(True):
@@ -104,7 +103,7 @@ def measure(
         )
 
 
-def _offsets(key: Array, ratios: Callable[[Array], Any], size: int) -> Finding:
+def _offsets(key: Array, ratios: Ratios, size: int) -> Finding:
     points = jax.random.uniform(jax.random.fold_in(key, 0), (INSTANCES, size), jnp.float64)
     measured, unaware, has = (np.asarray(a) for a in jax.jit(jax.vmap(ratios))(points))
     worst = [float(np.nanmax(a[has])) for a in (measured, unaware)]  # 0/0: nothing was perturbed
@@ -118,7 +117,7 @@ def _offsets(key: Array, ratios: Callable[[Array], Any], size: int) -> Finding:
     )
 
 
-def _looseness(found: dict[int, Any]) -> Finding:
+def _looseness(found: dict[int, Measured]) -> Finding:
     median = {depth: float(np.median(f["looseness"])) for depth, f in found.items()}
     worst = max(float(f["bound"].max()) for f in found.values())
     rows = tuple((d, float(f"{m:.3g}")) for d, m in median.items())
@@ -139,8 +138,8 @@ def reach(size: np.ndarray, ratio: np.ndarray) -> float:
     return float(size[order][good].max(initial=0.0))
 
 
-def _predictions(found: dict[int, Any]) -> Finding:
-    rows: list[tuple[Any, ...]] = []
+def _predictions(found: dict[int, Measured]) -> Finding:
+    rows: list[tuple[object, ...]] = []
     numbers: dict[str, float] = {}
     for depth, f in found.items():
         size = np.median(f["size"], 0)
@@ -168,7 +167,7 @@ def _predictions(found: dict[int, Any]) -> Finding:
     )
 
 
-def _independence(found: dict[int, Any]) -> Finding:
+def _independence(found: dict[int, Measured]) -> Finding:
     rows, table, equal, small = [], [], [], []
     for depth, f in found.items():
         for i, setting in enumerate(SETTINGS):

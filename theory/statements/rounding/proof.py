@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import sympy
 
 from theory.engine import symbolic
 from theory.engine.statement import Counterexample, Exact, Proof
 from theory.maths.closed_forms import benefit
-from theory.maths.rational import masked_error, masks, may_remove, round_half_up
+from theory.maths.rational import Vec, masked_error, masks, may_remove, round_half_up
 
 
 def exact() -> Exact:
@@ -88,7 +88,9 @@ def necessity() -> tuple[Counterexample, ...]:
     f = Fraction
     first, second = (1, 0), (0, 1)
 
-    def advantage(w: Any, q: Any, pq: Any, qp: Any, h: Any = None) -> Fraction:
+    def advantage(
+        w: Vec, q: Vec, pq: Sequence[int], qp: Sequence[int], h: Vec | None = None
+    ) -> Fraction:
         return masked_error(w, q, pq, h) - masked_error(w, q, qp, h)
 
     half, low = f(1, 2), f(1, 10)
