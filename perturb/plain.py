@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -41,3 +42,8 @@ def plain(value: object) -> Any:
         case _ if is_dataclass(value) and not isinstance(value, type):
             return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     raise TypeError(f"JSON has no form for a {type(value).__name__}: {str(value)[:80]}")
+
+
+def to_json(value: object, indent: int | None = 2) -> str:
+    """One JSON text of :func:`plain`, with a newline at its end."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb.plain import plain
+from perturb.plain import plain, to_json
 
 
 class Pair(NamedTuple):
@@ -60,6 +60,11 @@ def test_values_as_json_knows_them(value, expected):
 def test_what_json_has_no_form_for_is_refused(value):
     with pytest.raises(TypeError, match="JSON has no form for a"):
         plain(value)
+
+
+def test_a_text_of_json_ends_in_a_newline():
+    assert to_json({"ä": float("nan")}, indent=None) == '{"ä": null}\n'
+    assert to_json([1]) == "[\n  1\n]\n"
 
 
 def test_keys_do_not_swallow_one_another():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from rich.table import Table
 from perturb import cli, sources
 from perturb.cli import BadInput
 from perturb.files import write_atomic
-from perturb.plain import plain
+from perturb.plain import plain, to_json
 from theory.engine import report
 from theory.engine import verify as engine
 from theory.engine.statement import Statement
@@ -111,7 +110,7 @@ def verify(
         }
     )
     file = out / "verify.json"
-    write_atomic(file, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+    write_atomic(file, to_json(record, indent=1))
     figures = _draw(file, out / "figures") if draw else []
     relative = [os.path.relpath(f, out) for f in figures]
     write_atomic(out / "report.md", report.markdown(record, relative))
@@ -181,17 +180,15 @@ def models(names: Sequence[str], seed: int, out: Path) -> int:
             with sources.printing_to_stderr():
                 results[name] = measure_named(name, seed, tell)
     found = [finding_record(f) for f in model_findings(results)]
-    record = plain(
-        {
-            "models": results,
-            "findings": found,
-            "settings": {"seed": seed},
-            "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-            "device": jax.default_backend(),
-        }
-    )
+    record = {
+        "models": results,
+        "findings": found,
+        "settings": {"seed": seed},
+        "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
+        "device": jax.default_backend(),
+    }
     file = out / "models.json"
-    write_atomic(file, json.dumps(record, ensure_ascii=False, allow_nan=False))
+    write_atomic(file, to_json(record, indent=None))
     for f in found:
         console.print(f"{f['verdict']:<9} {f['name']}: {f['says']}", highlight=False, markup=False)
     console.print(f"{file}", highlight=False)
