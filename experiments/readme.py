@@ -26,7 +26,7 @@ from experiments.summary import (
     Summary,
 )
 from perturb.files import write_atomic
-from theory import report
+from theory.engine import report
 
 ROOT = Path(__file__).parents[1]
 TITLES = {"natural": "accuracy / −perplexity", "log": "−NLL"}
