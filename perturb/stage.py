@@ -28,7 +28,7 @@ import numpy as np
 from perturb import registry
 from perturb.architecture import Architecture, architecture_of
 from perturb.family import run_family
-from perturb.network import Network, blocks_of, call_order
+from perturb.network import Network, blocks_of, call_order, get_vectors, has_vector
 from perturb.notes import starved_note
 from perturb.policy import Policy
 from perturb.state import (
@@ -208,7 +208,15 @@ class Sight:
     context: Context
     key: Array
     reference: Reference
-    moments: Mapping[str, Moments] | None  # of the layers' inputs, if the stage needs them
+    versions: Versions  # among which the state is
+    index: int
+
+    @cached_property
+    def moments(self) -> Mapping[str, Moments]:
+        """Moments of the layers' inputs, computed when they are asked for."""
+        moments = self.versions.moments
+        shared = next(iter(moments.values())).scatter.ndim == 2
+        return moments if shared else take(moments, np.int32(self.index))
 
     @property
     def network(self) -> Network:
@@ -220,6 +228,12 @@ class Sight:
 
     def parameters(self, state: State) -> Parameters:
         return parameters_of(state, dict(self.context.shapes))
+
+    def vectors(self, known: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        """Vectors by name: those known, else the model's own; without those it does not have."""
+        model = self.network.given
+        own = [n for n in names if n not in known and has_vector(model, n)]
+        return {n: known[n] for n in names if n in known} | get_vectors(model, own)
 
 
 # ------------------------------------------------------------------------- methods as stages
@@ -431,12 +445,7 @@ def _on_one(stage: Stage, state: State, before: Versions, index: int, key: Array
     context = before.context
     if isinstance(stage, Layerwise) and stage.needs_stats:
         return _block_by_block(stage, state, before.reference, context, key)
-    moments = None
-    if stage.needs_stats:
-        moments = before.moments
-        shared = next(iter(moments.values())).scatter.ndim == 2
-        moments = moments if shared else take(moments, np.int32(index))
-    return stage.on_state(state, Sight(context, key, before.reference, moments))
+    return stage.on_state(state, Sight(context, key, before.reference, before, index))
 
 
 def _block_by_block(
