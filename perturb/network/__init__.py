@@ -27,7 +27,7 @@ from perturb.network.norms import (
     set_norms,
 )
 from perturb.network.refused import Refused
-from perturb.network.vectors import get_vectors, has_vector, set_vectors
+from perturb.network.vectors import get_vectors, has_vector, set_vectors, trained
 
 __all__ = [
     "COVERED",
@@ -61,5 +61,6 @@ __all__ = [
     "set_vectors",
     "set_weights",
     "starved",
+    "trained",
     "with_weights",
 ]

@@ -10,7 +10,7 @@ state by one program, and the state is what outputs, moments and norms are compu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -34,6 +34,13 @@ def _placed(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> An
 
 def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
     return forward(nnx.merge(graphdef, state), batch)
+
+
+def _called(
+    graphdef: Any, specs: Any, forward: Forward, state: Any, parameters: Parameters, batch: Any
+) -> Any:
+    state = jax.tree.map(lambda a: a, state)  # variables that belong to this very trace
+    return _outputs(graphdef, _placed(graphdef, state, parameters, specs), batch, forward)
 
 
 _jitted_placed = jax.jit(_placed, static_argnames=("graphdef", "specs"))
@@ -92,6 +99,12 @@ class Network:
     def outputs(self, state: Any, batch: Any) -> Any:
         """``forward(model, batch)`` of the model with this state."""
         return self._run(state, batch)
+
+    @cached_property
+    def pure(self) -> Any:
+        """``pure(state, parameters, batch)``: the outputs of the model with this state and these
+        parameters in it, as a pure function, hashable, for programs that differentiate it."""
+        return partial(_called, self.graphdef, tuple(self.specs.items()), self.forward)
 
     def moments(
         self, state: Any, batches: Sequence[Any], layers: Sequence[str] | None = None
