@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -36,11 +36,17 @@ def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
     return forward(nnx.merge(graphdef, state), batch)
 
 
-def _called(
-    graphdef: Any, specs: Any, forward: Forward, state: Any, parameters: Parameters, batch: Any
-) -> Any:
-    state = jax.tree.map(lambda a: a, state)  # variables that belong to this very trace
-    return _outputs(graphdef, _placed(graphdef, state, parameters, specs), batch, forward)
+class Pure(NamedTuple):
+    """A network without its variables: equal for equal models, so that programs are shared."""
+
+    graphdef: Any
+    specs: tuple[tuple[str, LayerSpec], ...]
+    forward: Forward
+
+    def __call__(self, state: Any, parameters: Parameters, batch: Any) -> Any:
+        state = jax.tree.map(lambda a: a, state)  # variables that belong to this very trace
+        placed = _placed(self.graphdef, state, parameters, self.specs)
+        return _outputs(self.graphdef, placed, batch, self.forward)
 
 
 _jitted_placed = jax.jit(_placed, static_argnames=("graphdef", "specs"))
@@ -104,7 +110,12 @@ class Network:
     def pure(self) -> Any:
         """``pure(state, parameters, batch)``: the outputs of the model with this state and these
         parameters in it, as a pure function, hashable, for programs that differentiate it."""
-        return partial(_called, self.graphdef, tuple(self.specs.items()), self.forward)
+        made = Pure(self.graphdef, tuple(self.specs.items()), self.forward)
+        try:
+            hash(made)
+        except TypeError:  # known by itself only: another network is another program
+            return partial(made)
+        return made
 
     def moments(
         self, state: Any, batches: Sequence[Any], layers: Sequence[str] | None = None
