@@ -438,7 +438,9 @@ def _one_by_one(
             f"{family[0].name}: stages of one axis leave models of different structure; give "
             "each an axis of its own"
         )
-    return stack(tuple(states)), stack(tuple(reports)), reference
+    shared = set(reports[0]).intersection(*reports)  # not every method of an axis may report
+    told = tuple({n: r for n, r in mine.items() if n in shared} for mine in reports)
+    return stack(tuple(states)), stack(told), reference
 
 
 def _on_one(stage: Stage, state: State, before: Versions, index: int, key: Array) -> Outcome:
