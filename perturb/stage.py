@@ -433,7 +433,7 @@ def _one_by_one(
                         "with one value"
                     )
                 reference = outcome.reference
-    if len({jax.tree.structure(s) for s in states}) > 1:
+    if len({(jax.tree.structure(s), tuple(map(np.shape, jax.tree.leaves(s)))) for s in states}) > 1:
         raise ValueError(
             f"{family[0].name}: stages of one axis leave models of different structure; give "
             "each an axis of its own"

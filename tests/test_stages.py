@@ -116,8 +116,9 @@ def test_stages_that_are_no_family_are_the_same_loop(net: Net) -> None:
         both = expand(pruned, family, run.context, 1).versions
         for r, pair in enumerate(itertools.product(PRUNED, family)):
             same(both.one(r), follow(run, *pair).one(0), 1e-5)
-    with pytest.raises(ValueError, match=r"lora: stages of one axis .* different structure"):
-        expand(pruned, [LoRA(2, 0), LoRA(2, 0, where="head")], run.context, 1)
+    for other in (LoRA(2, 0, where="head"), LoRA(3, 0)):
+        with pytest.raises(ValueError, match=r"lora: stages of one axis .* different structure"):
+            expand(pruned, [LoRA(2, 0), other], run.context, 1)
 
 
 def test_a_chain_of_three_is_its_stages_one_after_another(net: Net) -> None:

@@ -10,8 +10,9 @@ state by one program, and the state is what outputs, moments and norms are compu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import nnx
@@ -36,7 +37,8 @@ def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
     return forward(nnx.merge(graphdef, state), batch)
 
 
-class Pure(NamedTuple):
+@dataclass(frozen=True)
+class Pure:
     """A network without its variables: equal for equal models, so that programs are shared."""
 
     graphdef: Any
