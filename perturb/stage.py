@@ -28,7 +28,7 @@ import numpy as np
 from perturb import registry
 from perturb.architecture import Architecture, architecture_of
 from perturb.family import run_family
-from perturb.network import Network, call_blocks
+from perturb.network import Network, call_blocks, get_vectors, has_vector
 from perturb.notes import starved_note
 from perturb.policy import Policy
 from perturb.state import (
@@ -207,7 +207,15 @@ class Sight:
     context: Context
     key: Array
     reference: Reference
-    moments: Mapping[str, Moments] | None  # of the layers' inputs, if the stage needs them
+    versions: Versions  # among which the state is
+    index: int
+
+    @cached_property
+    def moments(self) -> Mapping[str, Moments]:
+        """Moments of the layers' inputs, computed when they are asked for."""
+        moments = self.versions.moments
+        shared = next(iter(moments.values())).scatter.ndim == 2
+        return moments if shared else take(moments, np.int32(self.index))
 
     @property
     def network(self) -> Network:
@@ -219,6 +227,12 @@ class Sight:
 
     def parameters(self, state: State) -> Parameters:
         return parameters_of(state, dict(self.context.shapes))
+
+    def vectors(self, known: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        """Vectors by name: those known, else the model's own; without those it does not have."""
+        model = self.network.given
+        own = [n for n in names if n not in known and has_vector(model, n)]
+        return {n: known[n] for n in names if n in known} | get_vectors(model, own)
 
 
 # ------------------------------------------------------------------------- methods as stages
@@ -418,24 +432,21 @@ def _one_by_one(
                         "with one value"
                     )
                 reference = outcome.reference
-    if len({jax.tree.structure(s) for s in states}) > 1:
+    if len({(jax.tree.structure(s), tuple(map(np.shape, jax.tree.leaves(s)))) for s in states}) > 1:
         raise ValueError(
             f"{family[0].name}: stages of one axis leave models of different structure; give "
             "each an axis of its own"
         )
-    return stack(tuple(states)), stack(tuple(reports)), reference
+    shared = set(reports[0]).intersection(*reports)  # not every method of an axis may report
+    told = tuple({n: r for n, r in mine.items() if n in shared} for mine in reports)
+    return stack(tuple(states)), stack(told), reference
 
 
 def _on_one(stage: Stage, state: State, before: Versions, index: int, key: Array) -> Outcome:
     context = before.context
     if isinstance(stage, Layerwise) and stage.needs_stats:
         return _block_by_block(stage, state, before.reference, context, key)
-    moments = None
-    if stage.needs_stats:
-        moments = before.moments
-        shared = next(iter(moments.values())).scatter.ndim == 2
-        moments = moments if shared else take(moments, np.int32(index))
-    return stage.on_state(state, Sight(context, key, before.reference, moments))
+    return stage.on_state(state, Sight(context, key, before.reference, before, index))
 
 
 def _block_by_block(

@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 
 from figures.__main__ import main as draw
 from perturb import GPTQ, GridSpec, cli
-from perturb.lift import fresh
+from perturb.state import fresh
 from perturb.types import Moments
 from theory.__main__ import main
 from theory.engine import report, search, sweep

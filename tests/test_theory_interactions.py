@@ -11,7 +11,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import laplace, norm, t, uniform
 
-from perturb.lift import fresh
+from perturb.state import fresh
 from theory.compressors import LowRank
 from theory.engine.sweep import check
 from theory.maths import orders, scales, swaps

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from perturb import RTN, Magnitude
-from perturb.lift import fresh
-from perturb.types import Matrix, Moments, Solved
+from perturb.state import fresh
+from perturb.types import Matrix, Moments, Problem, Solved
 
 
 def start(weight: Array, kept: Array | None = None) -> Matrix:
@@ -28,8 +28,7 @@ def compress(
     reference [out, in]: the dense weight that it stands for; inputs: moments of what it is applied
     to, where the method asks for them.
     """
-    del reference  # a matrix still carries its own
-    return method(matrix, inputs, jax.random.key(0)).layer
+    return method(matrix, Problem(reference, inputs), jax.random.key(0)).matrix
 
 
 def names(bits: Sequence[int], sparsities: Sequence[float]) -> tuple[str, ...]:
@@ -57,7 +56,7 @@ class LowRank:
 
     rank: int | Array
 
-    def __call__(self, layer: Matrix, stats: Moments | None, key: Array) -> Solved:
-        u, s, v = jnp.linalg.svd(layer.weight, full_matrices=False)
+    def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
+        u, s, v = jnp.linalg.svd(matrix.weight, full_matrices=False)
         near = (u * jnp.where(jnp.arange(s.shape[0]) < self.rank, s, 0)) @ v
-        return Solved(layer._replace(weight=jnp.where(layer.mask, near, 0), grid=None), None)
+        return Solved(matrix._replace(weight=jnp.where(matrix.mask, near, 0), grid=None), None)

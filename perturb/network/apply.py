@@ -10,9 +10,11 @@ state by one program, and the state is what outputs, moments and norms are compu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import jax
 from flax import nnx
 
 from perturb.network.batches import Forward, TokenWeights, call, compiled
@@ -34,6 +36,20 @@ def _placed(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> An
 
 def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
     return forward(nnx.merge(graphdef, state), batch)
+
+
+@dataclass(frozen=True)
+class Pure:
+    """A network without its variables: equal for equal models, so that programs are shared."""
+
+    graphdef: Any
+    specs: tuple[tuple[str, LayerSpec], ...]
+    forward: Forward
+
+    def __call__(self, state: Any, parameters: Parameters, batch: Any) -> Any:
+        state = jax.tree.map(lambda a: a, state)  # variables that belong to this very trace
+        placed = _placed(self.graphdef, state, parameters, self.specs)
+        return _outputs(self.graphdef, placed, batch, self.forward)
 
 
 class Network:
@@ -88,6 +104,17 @@ class Network:
     def outputs(self, state: Any, batch: Any) -> Any:
         """``forward(model, batch)`` of the model with this state."""
         return self._run(state, batch)
+
+    @cached_property
+    def pure(self) -> Any:
+        """``pure(state, parameters, batch)``: the outputs of the model with this state and these
+        parameters in it, as a pure function, hashable, for programs that differentiate it."""
+        made = Pure(self.graphdef, tuple(self.specs.items()), self.forward)
+        try:
+            hash(made)
+        except TypeError:  # known by itself only: another network is another program
+            return partial(made)
+        return made
 
     def moments(
         self, state: Any, batches: Sequence[Any], layers: Sequence[str] | None = None
