@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.analysis import summarize
 from experiments.records import Record, latest, load
-from experiments.report import gap_text
+from experiments.report.table import gap_text
 from experiments.summary import (
     EQUAL,
     MEASURES,

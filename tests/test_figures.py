@@ -64,8 +64,10 @@ def test_figures_meet_records_and_findings_only():
             assert name.startswith(ours) or not name.startswith(
                 ("jax", "flax", "perturb", "experiments")
             )
-    for part in ("records", "summary", "report", "comparison", "analysis"):
-        for name in imports(folder.parent / "experiments" / f"{part}.py"):
+    read = folder.parent / "experiments"
+    parts = ("records.py", "records/*.py", "summary.py", "report/*.py", "analysis/*.py")
+    for path in (path for part in parts for path in read.glob(part)):
+        for name in imports(path):
             assert not name.startswith(("jax", "flax", "optax", "experiments.models"))
             assert name.startswith(
                 ("perturb.measure.intensity", "perturb.files")

@@ -1,7 +1,7 @@
 """One pruner against one quantizer on one model: the advantage of an order over the grid.
 
 Arrays are ``[rows, cells]``: row 0 the estimate, the others bootstrap replicates (see
-:mod:`experiments.analysis`); a leading axis ``seeds`` is averaged away cell by cell.
+:mod:`experiments.analysis.findings`); a leading axis ``seeds`` is averaged away cell by cell.
 """
 
 from __future__ import annotations

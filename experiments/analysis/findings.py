@@ -25,13 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison import Compared, Key, Rows, Run, Variant, compare, estimate
+from experiments.analysis.contrasts import Compared, Key, Rows, Run, Variant, compare, estimate
 from experiments.records import Record, decode, latest
-from experiments.report import render
 from experiments.summary import MEASURES, Score, Summary, Total
 from perturb.measure import intensity
-
-__all__ = ["Summary", "render", "summarize"]
 
 NLL_CAP = 700.0  # nats: exp overflows beyond; only a broken model gets there
 _GRID_KEYS = {"name", "sparsity", "bits", "ratio"}  # axes of the grid, not part of a method
