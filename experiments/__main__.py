@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,22 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 
+from experiments.analysis import render, summarize
+from experiments.records import RecordLogLocked, latest, load
+from experiments.watch import CELLS, RECORDS, Lines
 from perturb import cli
 from perturb.cli import BadInput
+from perturb.files import write_atomic
+from perturb.policy import CHOICES
 
 MANY_SEEDS, SHOWN = 1000, 10
-CELLS = "cells.txt"  # of a study's folder: the ids that its last run was about
 EPILOG = """\
 examples:
   python -m experiments list
@@ -72,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, metavar="N", help="training seeds 0..N-1")
     run.add_argument("--calibrate", help="sequential, recalibrate or dense: see perturb.compress")
     run.add_argument("--norms", help="reestimate or keep batch norms' statistics after a stage")
+    run.add_argument("--zeros", help="of the weights: free, or keep (count as pruned)")
     run.add_argument("--text", type=Path, metavar="FILE", help="the text of llama-text models")
     run.add_argument("--images-dir", type=Path, metavar="DIR", help="folder of IDX files (fashion)")
     run.add_argument("--no-figures", action="store_true", help="print only")
@@ -115,85 +121,86 @@ def _list(console: Console) -> None:
 
 def _train(arguments: argparse.Namespace, console: Console) -> None:
     from experiments.entry import check_cache
+    from experiments.runner.running import quality
     from experiments.train import load_or_train
 
     check_cache(arguments.model, [arguments.seed])
     trained = load_or_train(
         arguments.model, arguments.seed, text=arguments.text, images_dir=arguments.images_dir
     )
-    console.print(_quality(trained))
+    console.print(quality(trained))
 
 
-def _quality(trained) -> str:
-    """How good a trained model is, against the peer its data has."""
-    m = trained.metrics
-    if "accuracy" in m:
-        good = f"accuracy {m['accuracy']:.2%} on {len(trained.dataset.heldout)} held-out images"
-    else:
-        good = (
-            f"{m['bits_per_byte']:.3f} bits per byte on held-out text "
-            f"(a byte trigram: {m['trigram_bits_per_byte']:.3f})"
-        )
-    source = "cached" if trained.cached else f"trained in {trained.seconds:.0f} s"
-    return (
-        f"{trained.preset}, seed {trained.seed}: {good}, {m['parameters']:,} parameters, {source}"
-    )
+class _Bars:
+    """A :class:`experiments.runner.Watch` on a terminal: a bar of cells, lines above it."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress, self._bar = console, progress, TaskID(0)
+
+    def begin(self, cells: int, done: int) -> None:
+        # finished cells count too: the estimate is of what is left
+        self._bar = self._progress.add_task("cells", total=cells, completed=done)
+
+    def model(self, line: str) -> None:
+        self._console.print(line)
+
+    def note(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def cell(self, label: str) -> None:
+        self._progress.update(self._bar, advance=1, description=label[:40])
+
+    def alone(self, records: list[dict[str, Any]]) -> None:
+        _alone(self._console, records)
 
 
-def _data_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The data options that concern a model: in one study some are on a file, some are not."""
-    from experiments.models.presets import PRESETS
+class _Told(Lines):
+    """Without a terminal: lines on stderr, and the same tables on standard output."""
 
-    dataset = PRESETS[name].dataset
-    return {
-        "text": arguments.text if dataset == "text" else None,
-        "images_dir": arguments.images_dir if dataset == "fashion" else None,
-    }
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def model(self, line: str) -> None:
+        self._console.print(line)
+
+    def note(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def alone(self, records: list[dict[str, Any]]) -> None:
+        _alone(self._console, records)
 
 
 def _check(study: Any, arguments: argparse.Namespace) -> None:
     """Everything that can be refused before any training: data, paths, layers that do not fit."""
-    from flax import nnx
-
-    from experiments.data.load import load
-    from experiments.entry import check_cache
     from experiments.models.presets import PRESETS
-    from experiments.runner import check_study
+    from experiments.runner.running import check_models
 
-    data = {name: _data_of(name, arguments) for name in study.models}
-    for option, key in (("--text", "text"), ("--images-dir", "images_dir")):
+    takes = {PRESETS[m].dataset for m in study.models if isinstance(m, str)}
+    for option, key, dataset in (
+        ("--text", "text", "text"),
+        ("--images-dir", "images_dir", "fashion"),
+    ):
         given = getattr(arguments, key)
-        if given is not None and not any(options[key] for options in data.values()):
-            raise BadInput(
-                f"{option} {given}: no model of the study takes it ({', '.join(study.models)})"
-            )
+        if given is not None and dataset not in takes:
+            known = ", ".join(map(str, study.models))
+            raise BadInput(f"{option} {given}: no model of the study takes it ({known})")
     folder = arguments.out / study.name
     cli.check_folder("--out", folder)
     if folder.is_dir():
-        for name in ("records.jsonl", CELLS, "summary.json", "report.txt"):
+        for name in (RECORDS, CELLS, "summary.json", "report.txt"):
             cli.check_file("--out", folder / name)
         if not arguments.no_figures:
             cli.check_folder("--out", folder / "figures")
-    for name in study.models:
-        preset = PRESETS[name]
-        check_cache(name, study.seeds)
-        model = nnx.eval_shape(lambda preset=preset: preset.build(nnx.Rngs(0)))
-        try:
-            check_study(study, model)
-        except ValueError as error:
-            raise BadInput(f"study {study.name!r} on {name}: {error}") from error
-        if preset.dataset not in ("digits", "docstrings"):  # those are always there
-            load(preset.dataset, length=preset.window, **data[name])
+    check_models(study, text=arguments.text, images_dir=arguments.images_dir)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     import jax
 
-    from experiments.records import RecordLog, RecordLogLocked
-    from experiments.runner import Clock, Run, finished, run_model
-    from experiments.study import cell_names, find
-    from experiments.train import cache_dir, load_or_train
-    from perturb.files import write_atomic
+    from experiments.runner import Clock, run_study
+    from experiments.study import find
+    from perturb.sources import compilation_cache
 
     seeds = arguments.seeds
     if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
@@ -201,50 +208,45 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     study = find(arguments.study).with_options(
         models=tuple(arguments.models) if arguments.models else None,
         seeds=tuple(range(seeds)) if seeds else None,
-        calibrate=arguments.calibrate,
-        norms=arguments.norms,
     )
+    changed = {k: v for k in CHOICES if (v := getattr(arguments, k)) is not None}
+    if changed:
+        policies = (dataclasses.replace(p, **changed) for p in study.policies)
+        study = study.with_options(policies=tuple(dict.fromkeys(policies)))
     _check(study, arguments)
-    # Programs compiled once are read back by the next run.
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    compilation_cache()
 
     folder = arguments.out / study.name
-    path = folder / "records.jsonl"
-    mine = cell_names(study)
+    path = folder / RECORDS
+    chains = len(study.chains())
     console.print(
-        f"[bold]{escape(study.name)}[/]: {escape(study.description)}\n{len(mine)} compressed "
-        f"models ({len(study.models)} models x {len(study.seeds)} seeds), calibration "
-        f"{study.calibrate!r}, on {jax.devices()[0].device_kind}; records in {escape(str(path))}"
+        f"[bold]{escape(study.name)}[/]: {escape(study.description)}\n{chains * study.runs} "
+        f"models to measure ({len(study.models)} models x {len(study.seeds)} seeds x "
+        f"{len(study.calibrations)} calibration draws x {len(study.policies)} policies x {chains} "
+        f"chains of stages), on {jax.devices()[0].device_kind}; records in {escape(str(path))}"
     )
     clock = Clock()
     start = time.perf_counter()
+    options: dict[str, Any] = {"text": arguments.text, "images_dir": arguments.images_dir}
     try:
-        log = RecordLog(path)
+        if console.is_terminal:
+            with _progress(console) as progress:
+                bars = _Bars(console, progress)
+                run_study(
+                    study, arguments.out, watch=bars, clock=clock, progress=progress, **options
+                )
+        else:
+            run_study(study, arguments.out, watch=_Told(console), clock=clock, **options)
     except RecordLogLocked as error:
         raise BadInput(str(error)) from error
-    write_atomic(folder / CELLS, "\n".join(sorted(mine)))
-    with log, _progress(console) as progress:
-        done = finished(path)
-        if done & mine:
-            console.print(f"{len(done & mine)} cells are there already and stay as they are")
-        # finished cells count too: the estimate is of what is left
-        bar = progress.add_task("cells", total=len(mine), completed=len(done & mine))
-        for model in study.models:
-            for seed in study.seeds:
-                with clock.phase("train"):
-                    trained = load_or_train(
-                        model, seed, progress=progress, **_data_of(model, arguments)
-                    )
-                console.print(_quality(trained))
-                progress.update(bar, description=f"{model} s{seed}")
-                run = Run(study, trained, log, done, clock, partial(progress.advance, bar))
-                console.print(run.coverage.describe(), markup=False)
-                run_model(run, partial(_alone, console, path, study, model, seed))
-    records = _of(path, mine)
+    records = _last(folder)
     _report(records, folder, console)
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in clock.spent.items())
-    console.print(f"\n{time.perf_counter() - start:.0f} s in all: {spent}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    console.print(
+        f"\n{time.perf_counter() - start:.0f} s in all: {spent}; {clock.programs} programs, "
+        f"{peak:.1f} GB at most"
+    )
     drawn = arguments.no_figures or _draw(path, records, folder / "figures", console)
     failed = _failed(records, console)
     if failed:
@@ -252,11 +254,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     return 0 if drawn and not failed else 1
 
 
-def _of(path: Path, cells: Collection[str]) -> list[dict[str, Any]]:
-    """The records of these cells: a file may hold those of other seeds and earlier studies too."""
-    from experiments.records import load
-
-    return [record for record in load(path) if record["cell"] in cells]
+def _last(folder: Path) -> list[dict[str, Any]]:
+    """The records of the cells that a folder's last run was about, once each."""
+    records = latest(load(folder / RECORDS))
+    wanted = set((folder / CELLS).read_text(encoding="utf-8").split("\n"))
+    return [record for cell, record in records.items() if cell in wanted]
 
 
 def _draw(path: Path, records: Sequence[dict[str, Any]], out: Path, console: Console) -> bool:
@@ -264,14 +266,9 @@ def _draw(path: Path, records: Sequence[dict[str, Any]], out: Path, console: Con
 
     A process of its own: figures are drawn from records, never from what is in memory.
     """
-    from experiments.records import load
-
-    with ExitStack() as stack:
-        source = path
-        if len(records) < len(load(path)):
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            source = Path(folder) / path.name
-            source.write_text("".join(f"{json.dumps(r)}\n" for r in records), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / path.name
+        source.write_text("".join(f"{json.dumps(r)}\n" for r in records), encoding="utf-8")
         arguments = ["--records", str(source), "--out", str(out), "--measure", "all"]
         drawn = subprocess.run(
             [sys.executable, "-m", "figures", *arguments],
@@ -287,25 +284,22 @@ def _draw(path: Path, records: Sequence[dict[str, Any]], out: Path, console: Con
     return True
 
 
-def _alone(console: Console, path: Path, study: Any, model: str, seed: int) -> None:
-    """What each method does on its own: the first thing worth reading of a model."""
-    from experiments.study import cell_name, cells, label
-
-    names = {cell_name(model, seed, *cell): cell for cell in cells(study) if len(cell[0]) != 2}
-    mine = {r["cell"]: r for r in _of(path, names) if r["status"] == "ok"}
-    dense = mine.pop(cell_name(model, seed, "dense", None, None), None)
+def _alone(console: Console, records: Sequence[dict[str, Any]]) -> None:
+    """What each stage does on its own: the first thing worth reading of a model."""
+    held = [r for r in records if r["status"] == "ok"]
+    dense = next((r for r in held if not r["stages"]), None)
     if dense is None:
         return  # it failed, which is told at the end
-    name = "accuracy" if dense["kind"] == "images" else "perplexity"
+    metrics = dense["metrics"]
+    name = next(n for n in ("accuracy", "perplexity", *metrics) if n in metrics)
     shown = (lambda v: f"{v:.1%}") if name == "accuracy" else (lambda v: f"{v:.4g}")
-    best = shown(dense["metrics"][name])
-    console.print(f"{name} of each method alone (dense: {best})")
-    table = Table()
+    console.print(f"{name} of each method alone (dense: {shown(metrics[name])})")
     rows: dict[str, list[tuple[str, str]]] = {}
-    for cell, (order, p, q) in names.items():
-        if r := mine.get(cell):
-            amount = f"{r['sparsity']:.0%}" if order == "P" else f"{r['bits']} bit"
-            rows.setdefault(label(p or q), []).append((amount, shown(r["metrics"][name])))
+    for r in held:
+        if r["stages"]:
+            method, _, amount = r["label"].rpartition("/")[2].rpartition("-")
+            rows.setdefault(method, []).append((amount, shown(r["metrics"][name])))
+    table = Table()
     table.add_column("method", no_wrap=True)
     for _ in range(max(map(len, rows.values()), default=0)):
         table.add_column(justify="right")
@@ -316,9 +310,6 @@ def _alone(console: Console, path: Path, study: Any, model: str, seed: int) -> N
 
 def _report(records: Sequence[dict[str, Any]], folder: Path, console: Console) -> None:
     """Print and store the findings."""
-    from experiments.analysis import render, summarize
-    from perturb.files import write_atomic
-
     summary = summarize(records)
     write_atomic(folder / "summary.json", summary.to_json())
     text = io.StringIO()
@@ -330,13 +321,11 @@ def _report(records: Sequence[dict[str, Any]], folder: Path, console: Console) -
 
 def _failed(records: Sequence[dict[str, Any]], console: Console) -> int:
     """Print the first line of what made cells fail, each reason once; returns how many did."""
-    from experiments.records import latest
-
     reasons: dict[str, list[str]] = {}
-    for cell, record in latest(records).items():
+    for record in latest(records).values():
         if record["status"] != "ok":
             line = (str(record.get("error") or "").strip().splitlines() or ["no message"])[0]
-            reasons.setdefault(line, []).append(cell)
+            reasons.setdefault(line, []).append(record["label"])
     for line, cells in list(reasons.items())[:SHOWN]:
         more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
         console.print(f"failed: {cells[0]}{more}: {line}", markup=False, soft_wrap=True)
@@ -348,9 +337,6 @@ def _failed(records: Sequence[dict[str, Any]], console: Console) -> int:
 
 def _report_again(records: Path, console: Console) -> int:
     """The findings of all that a file holds, of a folder those of its last run; the exit code."""
-    from experiments.analysis import render, summarize
-    from experiments.records import load
-
     path, cells = records, None
     if records.is_dir():
         if (records / CELLS).is_file():

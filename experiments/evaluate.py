@@ -1,210 +1,108 @@
 """How well a model does on the test examples, and how far it has moved from the dense one.
 
-Per example (an image, or a window of text): the sum of the negative log-likelihood in nats, the
-number of correct answers, the KL divergence from the dense model and the squared logit
-difference. Sums per cluster of examples are what the bootstrap resamples.
+Of every measure of a task the sums over each cluster of examples: what the bootstrap resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from experiments.data.types import Split
-from experiments.records import encode_examples
-from perturb import network
-from perturb.types import Array, Moments
+from experiments.records import COUNT
+from experiments.task import Task
+from perturb.network import Network
+from perturb.state import Parameters, stack
+from perturb.types import Array
 
-# Examples and predictions per forward pass. On a CPU activations should stay in the cache.
-CPU_BATCH = {"images": 256, "text": 2048}
-DEVICE_BATCH = {"images": 4096, "text": 65536}
-
-
-class PerExample(NamedTuple):
-    """Sums over the predictions of each example, [N]."""
-
-    nll: Array  # nats
-    correct: Array
-    kl: Array  # nats, KL(dense || this model)
-    square: Array  # mean over classes of the squared logit difference
+# Predictions per forward pass. On a CPU activations should stay in the cache.
+CPU_BATCH = {"images": 256, "text": 2048, "own": 256}
+DEVICE_BATCH = {"images": 4096, "text": 65536, "own": 4096}
+KEPT = 1 << 28  # bytes of the dense model's outputs that are kept; beyond, they are computed again
+NAMES = {"correct": "accuracy", "square": "logit_mse"}  # metrics that are not named as their sums
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's performance: what a record stores."""
+    """A model's performance: what a record stores. Sums [clusters] by measure."""
 
     metrics: dict[str, float]
-    examples: dict[str, str | None]
-
-
-class Parameters(NamedTuple):
-    """What of a model differs between its compressed versions."""
-
-    weights: Mapping[str, Array]  # matrices [out, in], by layer
-    norms: dict[str, Any]  # running mean and variance by BatchNorm; none: the dense model's
-
-
-def _merged(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> Any:
-    model = nnx.merge(graphdef, state)
-    network.set_weights(model, dict(specs), parameters.weights)
-    network.set_norms(model, parameters.norms)
-    return model
-
-
-@partial(jax.jit, static_argnames=("graphdef", "specs"))
-def _logits(graphdef: Any, state: Any, parameters: Any, inputs: Array, specs: Any) -> Array:
-    return _merged(graphdef, state, parameters, specs)(inputs).astype(jnp.float32)
-
-
-class Batch(NamedTuple):
-    """Test examples with what the dense model says of them, computed once."""
-
-    inputs: Array
-    targets: Array
-    logits: Array  # [..., classes], of the dense model
-    probabilities: Array  # the same after the softmax
-    log_normalizer: Array  # [...], logsumexp of the logits
-
-
-@partial(jax.jit, static_argnames=("graphdef", "specs", "classify"))
-def _per_example(
-    graphdef: Any,
-    state: Any,
-    parameters: Any,  # fields [V, ...]
-    batch: Batch,
-    specs: Any,
-    classify: bool,
-) -> PerExample:
-    def one(p: Any) -> PerExample:
-        logits = _logits(graphdef, state, p, batch.inputs, specs)
-        normalizer = jax.nn.logsumexp(logits, -1)
-        moved = batch.logits - logits
-        at_target = jnp.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
-        correct = jnp.argmax(logits, -1) == batch.targets if classify else jnp.zeros_like(at_target)
-        values = PerExample(
-            normalizer - at_target,
-            correct.astype(jnp.float32),
-            # sum p (log p - log q), with both logarithms written as logit - normalizer
-            jnp.sum(batch.probabilities * moved, -1) + normalizer - batch.log_normalizer,
-            jnp.mean(moved**2, -1),
-        )
-        return jax.tree.map(lambda a: a.reshape(a.shape[0], -1).sum(-1), values)
-
-    return jax.vmap(one)(parameters)
-
-
-@partial(jax.jit, static_argnames=("graphdef", "specs"))
-def _stats(
-    graphdef: Any, state: Any, parameters: Any, batch: Any, specs: Any
-) -> dict[str, Moments]:
-    graphdef, state = nnx.split(_merged(graphdef, state, parameters, specs))
-    return network.moments(graphdef, state, batch, tuple(s for _, s in specs))
-
-
-@jax.jit
-def _merged_stats(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
-    return {n: a[n] + b[n] for n in a}
-
-
-@partial(jax.jit, static_argnames=("graphdef", "specs"))
-def _norms(graphdef: Any, state: Any, weights: Any, batch: Any, specs: Any) -> Any:
-    graphdef, state = nnx.split(_merged(graphdef, state, Parameters(weights, {}), specs))
-    return network.norm_moments(graphdef, state, batch)
+    sums: dict[str, np.ndarray]
 
 
 class Evaluator:
-    """A trained model whose matrices can be exchanged cheaply, with its test examples.
+    """A task's test examples, for whatever version of its model.
 
-    Compiled once: the matrices are arguments. ``lanes`` variants go through one vmapped pass
-    (1 on a CPU, where a batch of models is only a longer loop; more on an accelerator).
+    Compiled once: the model's state is an argument. ``lanes`` versions go through one vmapped
+    pass (1 on a CPU, where a batch of models is only a longer loop; more on an accelerator).
     """
 
     def __init__(
-        self,
-        model: nnx.Module,
-        specs: Mapping[str, network.LayerSpec],
-        test: Split,
-        kind: str,
-        *,
-        lanes: int = 1,
-        batch_size: int | None = None,
+        self, task: Task, network: Network, *, lanes: int = 1, batch_size: int | None = None
     ) -> None:
-        self.kind = kind
-        self.lanes = lanes
-        self.specs = tuple(specs.items())
-        self.graphdef, self.state = nnx.split(model)
-        per_example = int(np.prod(test.targets.shape[1:], dtype=int))
+        self.task, self.network, self.lanes = task, network, lanes
+        test, own = task.test, Parameters({}, {})
         limits = CPU_BATCH if jax.default_backend() == "cpu" else DEVICE_BATCH
-        size = batch_size or max(1, limits[kind] // per_example)
-        dense = Parameters(network.get_weights(model, specs), {})
-        self.has_norms = bool(network.norms_of(model))
-        self.batches = []
-        for i in range(0, len(test.inputs), size):
-            inputs, targets = (jnp.asarray(a[i : i + size]) for a in (test.inputs, test.targets))
-            logits = _logits(self.graphdef, self.state, dense, inputs, self.specs)
-            normalizer = jax.nn.logsumexp(logits, -1)
-            self.batches.append(Batch(inputs, targets, logits, jax.nn.softmax(logits), normalizer))
-        self.classes = int(logits.shape[-1])
-        _, self.cluster = np.unique(test.cluster, return_inverse=True)
-        self.predictions = per_example
-
-    def stats(self, parameters: Parameters, calibration: Sequence[Any]) -> Any:
-        """Moments of the layers' inputs in the model with these parameters."""
-        parts = [
-            _stats(self.graphdef, self.state, parameters, batch, self.specs)
-            for batch in calibration
+        size = batch_size or max(1, limits[task.kind] // task.predictions)
+        self.batches = [
+            (jnp.asarray(test.inputs[i : i + size]), jnp.asarray(test.targets[i : i + size]))
+            for i in range(0, len(test), size)
         ]
-        return reduce(_merged_stats, parts)
+        self._own = network.state(own)
+        measures = dict(task.measures)
 
-    def norms(self, weights: Mapping[str, Array], calibration: Sequence[Any]) -> dict[str, Any]:
-        """Running statistics of the BatchNorms in the model with these matrices, re-estimated."""
-        if not self.has_norms:
-            return {}
-        parts = [
-            _norms(self.graphdef, self.state, dict(weights), batch, self.specs)
-            for batch in calibration
-        ]
-        return network.combine_norms(parts, [len(batch) for batch in calibration])
+        @jax.jit
+        def sums(states: Any, inputs: Any, targets: Any, dense: Array) -> dict[str, Array]:
+            def one(state: Any) -> dict[str, Array]:
+                outputs = network.outputs(state, inputs).astype(jnp.float32)
+                return {name: f(outputs, dense, targets) for name, f in measures.items()}
 
-    def __call__(self, variants: Sequence[Parameters]) -> list[Evaluation]:
-        """Evaluate up to ``lanes`` variants in one pass (fewer are padded with the first)."""
-        padded = [*variants, *[variants[0]] * (self.lanes - len(variants))]
-        parameters = jax.tree.map(lambda *a: jnp.stack(a), *padded)
-        classify = self.kind == "images"
-        parts = [
-            _per_example(self.graphdef, self.state, parameters, batch, self.specs, classify)
-            for batch in self.batches
-        ]
-        joined = [
-            np.concatenate([np.asarray(part) for part in field], -1)
-            for field in zip(*parts, strict=True)
-        ]
-        return [self._summary(PerExample(*(f[v] for f in joined))) for v in range(len(variants))]
+            return jax.vmap(one)(states)
 
-    def _summary(self, values: PerExample) -> Evaluation:
-        sums = {
-            name: np.bincount(self.cluster, np.asarray(v, np.float64))
-            for name, v in values._asdict().items()
-        }
-        count = np.bincount(self.cluster) * self.predictions
-        total = count.sum()
+        self._sums = sums
+        self._dense_outputs = jax.jit(lambda x: network.outputs(self._own, x).astype(jnp.float32))
+        first = jax.eval_shape(self._dense_outputs, self.batches[0][0])
+        if not hasattr(first, "shape") or not first.shape:
+            raise ValueError(
+                f"the model returns {type(first).__name__}, not one array of outputs: say how to "
+                "get it, Task(forward=lambda model, batch: ...)"
+            )
+        self.classes = int(first.shape[-1])
+        whole = 4 * np.prod(first.shape) * len(self.batches)
+        self._kept = [self._dense_outputs(x) for x, _ in self.batches] if whole <= KEPT else None
+        self.clusters, self._cluster = np.unique(test.cluster, return_inverse=True)
+        self._count = np.bincount(self._cluster) * task.predictions
+
+    def __call__(self, versions: Sequence[Parameters]) -> list[Evaluation]:
+        """Evaluate up to ``lanes`` versions in one pass (fewer are padded with the first).
+
+        Raises FloatingPointError where outputs are not finite.
+        """
+        padded = [*versions, *[versions[0]] * (self.lanes - len(versions))]
+        states = stack(tuple(self.network.state(p) for p in padded))
+        parts = []
+        for i, (inputs, targets) in enumerate(self.batches):
+            dense = self._kept[i] if self._kept is not None else self._dense_outputs(inputs)
+            parts.append(self._sums(states, inputs, targets, dense))
+        host = jax.device_get(parts)
+        joined = {name: np.concatenate([p[name] for p in host], -1) for name in host[0]}
+        return [self._summary({n: v[k] for n, v in joined.items()}) for k in range(len(versions))]
+
+    def _summary(self, values: dict[str, np.ndarray]) -> Evaluation:
+        sums = {n: np.bincount(self._cluster, v.astype(np.float64)) for n, v in values.items()}
+        total = self._count.sum()
         mean = {name: float(v.sum() / total) for name, v in sums.items()}
-        if not np.isfinite([*mean.values()]).all():
-            raise FloatingPointError("the compressed model's outputs are not finite")
-        with np.errstate(over="ignore"):
-            text = {"perplexity": float(np.exp(mean["nll"]))}
-        metrics = {
-            "nll": mean["nll"],
-            **({"accuracy": mean["correct"]} if self.kind == "images" else text),
-            "kl": mean["kl"],
-            "logit_mse": mean["square"],
-        }
-        correct = sums["correct"] if self.kind == "images" else None
-        return Evaluation(metrics, encode_examples(count, sums["nll"], correct))
+        wrong = [name for name, v in mean.items() if not np.isfinite(v)]
+        if wrong:
+            raise FloatingPointError(
+                f"the compressed model's outputs are not finite ({', '.join(wrong)})"
+            )
+        metrics = {NAMES.get(name, name): v for name, v in mean.items()}
+        if self.task.kind == "text":
+            with np.errstate(over="ignore"):
+                metrics["perplexity"] = float(np.exp(mean["nll"]))
+        return Evaluation(metrics, {COUNT: self._count} | sums)

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from matplotlib.figure import Figure
 
 from experiments.analysis import summarize
-from experiments.records import load, write_atomic
+from experiments.records import load
+from perturb.files import write_atomic
 from figures.manifest import DRAWINGS, SCALES, THEORY, jobs
 from figures.style import FORMATS, to_bytes
 

@@ -167,7 +167,11 @@ def to_config(compressor: Any) -> dict[str, Any]:
             return value.item()
         return value
 
-    return {"name": compressor.name, **plain(compressor)}
+    if hasattr(compressor, "patterns"):  # per-layer rules: the first that matches counts
+        rules = zip(compressor.patterns, compressor.methods, strict=True)
+        return {"name": "per-layer", "rules": [[p, to_config(m)] for p, m in rules]}
+    settings = plain(compressor) if dataclasses.is_dataclass(compressor) else {}
+    return {"name": compressor.name, **settings}
 
 
 def parse(text: str) -> Any:

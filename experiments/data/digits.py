@@ -55,4 +55,5 @@ def load() -> Dataset:
             "test_warp": {**WARP, "copies": TEST_COPIES, "seed": WARP_SEED},
             "images": {"train": len(train), "test": len(test), "test_sources": len(heldout)},
         },
+        pool=train,
     )

@@ -42,6 +42,7 @@ def load(folder: Path | None = None) -> Dataset:
             "split": "as published; calibration is in train",
             "images": {"train": len(train), "test": len(test), "test_sources": len(test)},
         },
+        pool=train,
     )
 
 

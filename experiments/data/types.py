@@ -54,6 +54,20 @@ class Dataset:
     heldout: Split
     hash: str  # sha256 of everything above that matters
     info: dict[str, Any]  # plain JSON values: sources, versions, counts, how it was split
+    pool: Split | None = None  # what other draws of calibration examples are taken from
+
+    def draw(self, number: int) -> Split:
+        """Calibration examples: draw 0 is ``calibration``, others as many at random of ``pool``.
+
+        Raises ValueError for a data set without a pool.
+        """
+        if number == 0:
+            return self.calibration
+        if self.pool is None:
+            raise ValueError(f"data set {self.name!r} has no calibration draw {number}, only 0")
+        rng = np.random.default_rng([number, len(self.pool)])
+        size = min(len(self.calibration), len(self.pool))
+        return self.pool.take(np.sort(rng.choice(len(self.pool), size, replace=False)))
 
 
 def content_hash(*arrays: np.ndarray | bytes) -> str:

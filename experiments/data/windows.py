@@ -59,4 +59,5 @@ def text_dataset(name: str, parts: dict[str, bytes], length: int, info: dict[str
             "bytes": {part: len(text) for part, text in parts.items()},
             "windows": {part: len(split) for part, split in cut.items()},
         },
+        pool=cut["calibration"],
     )

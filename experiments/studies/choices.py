@@ -10,23 +10,25 @@ Run:      python -m experiments run choices
 
 from functools import partial
 
-from experiments.study import Study
+from experiments.study import Study, axis, pairs
 from perturb import RTN, Magnitude, SparseGPT
+
+PRUNERS = (
+    Magnitude,
+    partial(Magnitude, tie="index"),
+    partial(Magnitude, tie="dense"),
+    partial(Magnitude, target="dense"),
+    SparseGPT,
+    partial(SparseGPT, on_grid="snap"),
+    partial(SparseGPT, on_grid="release"),
+)
 
 STUDY = Study(
     name="choices",
     description="tie rules, reference-aware selection, SparseGPT on or off the grid; with RTN",
     models=("resnet-digits", "llama-docs"),
-    pruners=(
-        Magnitude,
-        partial(Magnitude, tie="index"),
-        partial(Magnitude, tie="dense"),
-        partial(Magnitude, target="dense"),
-        SparseGPT,
-        partial(SparseGPT, on_grid="snap"),
-        partial(SparseGPT, on_grid="release"),
+    plans=pairs(
+        [axis(pruner, sparsity=(0.3, 0.5, 0.7)) for pruner in PRUNERS],
+        [axis(RTN, bits=(4, 3, 2))],
     ),
-    sparsities=(0.3, 0.5, 0.7),
-    quantizers=(RTN,),
-    bits=(4, 3, 2),
 )

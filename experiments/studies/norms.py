@@ -6,16 +6,13 @@ re-estimating them on the calibration data.
 Run:      python -m experiments run norms
 """
 
-from experiments.study import Study
+from experiments.study import Policy, Study, axis, pairs
 from perturb import RTN, Magnitude
 
 STUDY = Study(
     name="norms",
     description="ResNet with the running statistics of the dense model",
     models=("resnet-digits",),
-    pruners=(Magnitude,),
-    sparsities=(0.3, 0.5, 0.6),
-    quantizers=(RTN,),
-    bits=(4, 3),
-    norms="keep",
+    plans=pairs([axis(Magnitude, sparsity=(0.3, 0.5, 0.6))], [axis(RTN, bits=(4, 3))]),
+    policies=(Policy(norms="keep"),),
 )

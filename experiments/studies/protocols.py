@@ -11,15 +11,17 @@ Run:      python -m experiments run protocols
 
 from functools import partial
 
-from experiments.study import Study
+from experiments.study import Study, axis, pairs
 from perturb import GPTQ, RTN, SparseGPT
+
+RULES = ("refit", "snap", "release")
 
 STUDY = Study(
     name="protocols",
     description="SparseGPT after a quantizer: rounded again, on the grid it came with, or off it",
     models=("resnet-digits", "vit-digits", "llama-docs"),
-    pruners=tuple(partial(SparseGPT, on_grid=rule) for rule in ("refit", "snap", "release")),
-    sparsities=(0.3, 0.5, 0.7),
-    quantizers=(RTN, GPTQ),
-    bits=(12, 8, 4, 3),
+    plans=pairs(
+        [axis(partial(SparseGPT, on_grid=rule), sparsity=(0.3, 0.5, 0.7)) for rule in RULES],
+        [axis(quantizer, bits=(12, 8, 4, 3)) for quantizer in (RTN, GPTQ)],
+    ),
 )

@@ -6,15 +6,18 @@ rounded to the grid it came with, and what compensation pushed beyond its ends i
 Run:      python -m experiments run snap
 """
 
-import dataclasses
 from functools import partial
 
-from experiments.studies.embedded import STUDY as EMBEDDED
+from experiments.studies.embedded import BITS, MODELS, QUANTIZERS, SPARSITIES
+from experiments.study import Study, axis, pairs
 from perturb import SparseGPT
 
-STUDY = dataclasses.replace(
-    EMBEDDED,
+STUDY = Study(
     name="snap",
     description="the embedded study's SparseGPT, kept on the grid it is handed",
-    pruners=(partial(SparseGPT, on_grid="snap"),),
+    models=MODELS,
+    plans=pairs(
+        [axis(partial(SparseGPT, on_grid="snap"), sparsity=SPARSITIES)],
+        [axis(quantizer, bits=BITS) for quantizer in QUANTIZERS],
+    ),
 )

@@ -15,6 +15,7 @@ from perturb.network.layers import (
     LayerSpec,
     find_layers,
     get_weights,
+    matching,
     set_weights,
     with_weights,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "get_vectors",
     "get_weights",
     "has_vector",
+    "matching",
     "moments",
     "norm_moments",
     "norms_of",

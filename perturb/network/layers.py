@@ -122,6 +122,11 @@ def compressible(model: nnx.Module) -> Iterator[tuple[str, Any]]:
             yield name_of(path, module), module
 
 
+def matching(model: nnx.Module, pattern: str) -> list[str]:
+    """Names of the layers, compressible or left alone, that a shell pattern matches."""
+    return [name for name, _ in compressible(model) if fnmatch.fnmatchcase(name, pattern)]
+
+
 def _check_model(model: Any) -> None:
     """Refuse what is no ``nnx.Module``, saying what it is and what to give instead."""
     if isinstance(model, nnx.Module):

@@ -1,0 +1,128 @@
+"""The grammar of studies: axes of stages, plans made of them, and the tree that plans form.
+
+    axis(Wanda, sparsity=(0.3, 0.5))                 two stages that differ in an amount
+    axis(partial(GPTQ, act_order=True), bits=(4, 3))
+    permutations(axis_a, axis_b, axis_c)             all orders of three axes
+    pairs((axis_p,), (axis_q, axis_r))               both orders of every pair
+
+A plan is a tuple of axes; its cells are all choices of one stage from each, and those of all its
+prefixes: the axes alone come for nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from experiments.labels import stage_name
+from perturb.stage import as_stage
+
+Plan = tuple["Axis", ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Stages that stand at one place of a chain, one after another; made by :func:`axis`."""
+
+    stages: tuple[Any, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(stage_name, self.stages))
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Axis) and self.names == other.names
+
+
+def axis(template: Callable[..., Any], **settings: Any) -> Axis:
+    """Stages ``template(**settings)`` for every choice of the settings that are tuples.
+
+    Raises ValueError, saying which, for values that the template refuses, for none at all, for
+    two that give the same stage, and for what is no stage.
+    """
+    varied = {k: v for k, v in settings.items() if isinstance(v, (tuple, list))}
+    fixed = {k: v for k, v in settings.items() if k not in varied}
+    shown = _shown(template)
+    for name, values in varied.items():
+        if not values:
+            raise ValueError(f"axis of {shown}: {name} is empty; give at least one value")
+    stages: list[Any] = []
+    for values in itertools.product(*varied.values()):
+        chosen = dict(zip(varied, values, strict=True))
+        told = ", ".join(f"{k} {v}" for k, v in chosen.items())
+        where = f"axis of {shown}" + (f" with {told}" if told else "")
+        try:
+            stage = template(**chosen, **fixed)
+            as_stage(stage)
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ValueError(f"{where}: {kind}{error}") from error
+        names = [stage_name(s) for s in stages]
+        if stage_name(stage) in names:
+            raise ValueError(f"{where} is a stage that is there already: leave one out")
+        stages.append(stage)
+    return Axis(tuple(stages))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, partial):
+        settings = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
+        return f"partial({', '.join([_shown(value.func), *settings])})"
+    return value.__name__ if hasattr(value, "__name__") else repr(value)[:100]
+
+
+def permutations(*axes: Axis) -> tuple[Plan, ...]:
+    """The plans of all orders of these axes."""
+    return tuple(itertools.permutations(axes))
+
+
+def pairs(first: Sequence[Axis], second: Sequence[Axis]) -> tuple[Plan, ...]:
+    """Both orders of every axis of one group with every axis of the other."""
+    return tuple(plan for a, b in itertools.product(first, second) for plan in ((a, b), (b, a)))
+
+
+@dataclass
+class Node:
+    """A place in the tree of plans: the axis applied here, and what follows it."""
+
+    axis: Axis
+    children: list[Node] = field(default_factory=list)
+
+    @property
+    def depth(self) -> int:
+        return 1 + max((c.depth for c in self.children), default=0)
+
+
+def tree(plans: Iterable[Plan]) -> list[Node]:
+    """Plans with their common prefixes joined, in the order in which they are given."""
+    roots: list[Node] = []
+    for plan in plans:
+        level = roots
+        for part in plan:
+            node = next((n for n in level if n.axis == part), None)
+            if node is None:
+                level.append(node := Node(part))
+            level = node.children
+    return roots
+
+
+Chain = tuple[Any, ...]  # stages, the first applied first
+
+
+def chains(nodes: Sequence[Node], before: Sequence[Chain] = ((),)) -> Iterator[Chain]:
+    """The chains of stages of all cells below, depth first; of a node, version r F + f."""
+    for node in nodes:
+        mine = extended(before, node.axis)
+        yield from mine
+        yield from chains(node.children, mine)
+
+
+def extended(before: Sequence[Chain], part: Axis) -> list[Chain]:
+    """Chains [R] followed by the stages [F] of an axis: [R F], as :func:`perturb.stage.expand`."""
+    return [(*chain, stage) for chain in before for stage in part.stages]

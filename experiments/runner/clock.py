@@ -1,0 +1,71 @@
+"""Where the time goes, and what compiling costs the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+
+
+@dataclass
+class _Compiling:
+    """Of the whole process: jax has no way to take a listener back, so there is one."""
+
+    seconds: float = 0.0
+    programs: int = 0
+    listening: bool = False
+
+    def listen(self) -> None:
+        if not self.listening:
+            jax.monitoring.register_event_duration_secs_listener(self._heard)
+            self.listening = True
+
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.seconds += duration_secs
+            self.programs += event.endswith("backend_compile_duration")
+
+
+_COMPILING = _Compiling()
+
+
+@dataclass
+class Clock:
+    """Where the time goes, in seconds; compilation (tracing and reading programs back, too) is
+    taken out of the phase it happened in. programs: made or read back since the clock began."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _COMPILING.listen()
+        self._before = _COMPILING.programs
+
+    @property
+    def programs(self) -> int:
+        return _COMPILING.programs - self._before
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start, compiled = time.perf_counter(), _COMPILING.seconds
+        try:
+            yield
+        finally:
+            compiling = _COMPILING.seconds - compiled
+            own = time.perf_counter() - start - compiling
+            self.spent[name] = self.spent.get(name, 0.0) + own
+            self.spent["compile"] = self.spent.get("compile", 0.0) + compiling
+
+
+def drop_programs_if_many(limit: int = 40_000, maps: Path = Path("/proc/self/maps")) -> bool:
+    """Forget the compiled programs if they take more than ``limit`` memory maps; whether so.
+
+    A program for a CPU takes dozens. Linux allows a process 65530, and LLVM dies of the next one.
+    """
+    if not maps.exists() or maps.read_bytes().count(b"\n") <= limit:
+        return False
+    jax.clear_caches()
+    return True

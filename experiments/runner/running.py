@@ -1,0 +1,199 @@
+"""A whole study: its models one after another, each with its seeds, draws and policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from experiments.data.load import load as load_data
+from experiments.data.types import content_hash
+from experiments.entry import check_cache
+from experiments.models.checkpoint import tensors, weights_hash
+from experiments.models.presets import PRESETS
+from experiments.records import RecordLog, latest, load
+from experiments.runner.clock import Clock
+from experiments.runner.job import Job, Shared
+from experiments.runner.walk import run_job
+from experiments.study import Own, Study
+from experiments.task import IMAGES, TEXT, Task, batched
+from experiments.train import load_or_train
+from experiments.watch import CELLS, RECORDS, Lines, Watch
+from perturb import network, sources
+from perturb.architecture import architecture_of
+from perturb.cli import BadInput
+from perturb.files import write_atomic
+from perturb.stage import as_stage
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    watch: Watch | None = None,
+    clock: Clock | None = None,
+    text: Path | None = None,
+    images_dir: Path | None = None,
+    cache: Path | None = None,
+    progress: Any = None,
+) -> Path:
+    """Run a study, or go on with it; the path of its records, in the folder ``out/NAME``.
+
+    What is there already is kept and not computed again. text, images_dir: the data of presets
+    that take a file or a folder; cache: of trained models. Raises ValueError for what does not fit
+    the models, :class:`experiments.records.RecordLogLocked` while another run has the records.
+    """
+    watch, clock = watch or Lines(), clock or Clock()
+    folder = Path(out) / study.name
+    path = folder / RECORDS
+    mine: set[str] = set()
+    with RecordLog(path) as log:
+        done = finished(path)
+        begun = False
+        for model in study.models:
+            for seed in study.seeds:
+                with clock.phase("train"):
+                    task, line = load_task(
+                        model,
+                        seed,
+                        text=text,
+                        images_dir=images_dir,
+                        cache=cache,
+                        progress=progress,
+                    )
+                watch.model(line)
+                shared = Shared(study, str(model), seed, task, log, done, clock)
+                for draw in study.calibrations:
+                    for policy in study.policies:
+                        job = Job(shared, draw, policy)
+                        ids = {job.cell_id(c): job.label(c) for c in study.chains()}
+                        mine |= ids.keys()
+                        write_atomic(folder / CELLS, "\n".join(sorted(mine)))
+                        if not begun:
+                            watch.begin(len(ids) * study.runs, 0)
+                            begun = True
+                        for cell in ids.keys() & done:
+                            watch.cell(ids[cell])
+                        shared.tick = watch.cell
+                        watch.note(job.opened.coverage.describe())
+                        run_job(job, lambda job=job: watch.alone(_alone(path, job)))  # type: ignore[misc]
+    return path
+
+
+def _alone(path: Path, job: Job) -> list[dict[str, Any]]:
+    """The records of the dense model and of every stage alone, in the study's order."""
+    wanted = [job.cell_id(c) for c in job.shared.study.chains() if len(c) <= 1]
+    held = latest(load(path))
+    return [held[cell] for cell in wanted if cell in held]
+
+
+def finished(path: Path) -> set[str]:
+    """Cells that need not run again: those recorded as ok."""
+    if not path.exists():
+        return set()
+    return {cell for cell, r in latest(load(path)).items() if r["status"] == "ok"}
+
+
+# ------------------------------------------------------------------------------------ tasks
+
+
+def load_task(
+    model: str | Own,
+    seed: int,
+    *,
+    text: Path | None = None,
+    images_dir: Path | None = None,
+    cache: Path | None = None,
+    progress: Any = None,
+) -> tuple[Task, str]:
+    """A model's task, trained if need be, and a line that says how good it is."""
+    if isinstance(model, Own):
+        return own_task(model, seed)
+    takes = PRESETS[model].dataset
+    trained = load_or_train(
+        model,
+        seed,
+        cache=cache,
+        text=text if takes == "text" else None,
+        images_dir=images_dir if takes == "fashion" else None,
+        progress=progress,
+    )
+    data = trained.dataset
+    task = Task(
+        trained.model,
+        batched(data.calibration.inputs),
+        data.test,
+        dict(IMAGES if data.kind == "images" else TEXT),
+        data.kind,
+        more=lambda draw: batched(data.draw(draw).inputs),
+        data={"name": data.name, "hash": data.hash, "weights": trained.weights_hash},
+    )
+    return task, quality(trained)
+
+
+def own_task(model: Own, seed: int) -> tuple[Task, str]:
+    """Raises :class:`perturb.cli.BadInput` for a source that gives no task, in one line."""
+    made = sources.loader(model.source)(seed)
+    what = f"model {model.source}"
+    if not isinstance(made, Task):
+        raise BadInput(
+            f"{what}: it must return an experiments.task.Task, got {type(made).__name__}"
+        )
+    data = {"name": model.source, "weights": weights_hash(tensors(made.model)), **made.data}
+    test = made.test
+    data.setdefault("hash", content_hash(test.inputs, test.targets, test.cluster))
+    task = Task(**{**vars(made), "data": data})
+    return task, f"{model.source}, seed {seed}: {len(task.test)} test examples"
+
+
+def quality(trained: Any) -> str:
+    """How good a trained model is, against the peer its data has."""
+    m = trained.metrics
+    if "accuracy" in m:
+        good = f"accuracy {m['accuracy']:.2%} on {len(trained.dataset.heldout)} held-out images"
+    else:
+        good = (
+            f"{m['bits_per_byte']:.3f} bits per byte on held-out text "
+            f"(a byte trigram: {m['trigram_bits_per_byte']:.3f})"
+        )
+    source = "cached" if trained.cached else f"trained in {trained.seconds:.0f} s"
+    return (
+        f"{trained.preset}, seed {trained.seed}: {good}, {m['parameters']:,} parameters, {source}"
+    )
+
+
+# ------------------------------------------------------------------------------------ checks
+
+
+def check_study(study: Study, model: Any) -> None:
+    """Refuse, before any work, stages that do not fit a model's layers (may be abstract)."""
+    exclude = [p for p in study.exclude if network.matching(model, p)]
+    specs, _ = network.find_layers(model, exclude=exclude)
+    architecture = architecture_of(model, {n: s.shape for n, s in specs.items()})
+    for plan in study.plans:
+        for part in plan:
+            for stage in part.stages:
+                as_stage(stage).check(architecture)
+
+
+def check_models(study: Study, *, text: Path | None = None, images_dir: Path | None = None) -> None:
+    """Everything that can be refused before any training: data, caches, layers that do not fit."""
+    for model in study.models:
+        if isinstance(model, Own):
+            sources.loader(model.source)
+            continue
+        preset = PRESETS[model]
+        check_cache(model, study.seeds)
+        built = nnx.eval_shape(lambda preset=preset: preset.build(nnx.Rngs(0)))
+        try:
+            check_study(study, built)
+        except ValueError as error:
+            raise BadInput(f"study {study.name!r} on {model}: {error}") from error
+        if preset.dataset not in ("digits", "docstrings"):  # those are always there
+            load_data(
+                preset.dataset,
+                length=preset.window,
+                text=text if preset.dataset == "text" else None,
+                images_dir=images_dir if preset.dataset == "fashion" else None,
+            )

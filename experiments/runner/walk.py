@@ -1,0 +1,128 @@
+"""Walking the tree of plans: prefixes once, families together, cells one by one.
+
+The methods alone come first: they are the first thing worth reading, and their versions are kept
+for what compares a chain with its stages alone. Then every branch is walked depth first (expand,
+measure, record, go on, drop), so that memory is depth x family. A branch with no missing cell is
+not walked: resuming a finished study computes nothing. A resumed branch computes its families in
+the same shapes as before, so that its records are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.axes import Chain, Node, chains, extended
+from experiments.runner.clock import drop_programs_if_many
+from experiments.runner.job import Cell, Job
+from perturb.measure.layers import layer_measures
+from perturb.stage import Reports, Versions, expand
+from perturb.state import Parameters
+from perturb.storage import BITS_DENSE, storages_of
+
+
+def run_job(job: Job, after_alone: Callable[[], None] = lambda: None) -> None:
+    """All missing cells of a job; ``after_alone``: called when every stage alone is recorded."""
+    tree = job.shared.study.tree
+    if not job.missing([(), *chains(tree)]):
+        after_alone()
+        return
+    start: Versions | None = None
+    if any(job.missing([(), *chains([node])]) for node in tree):
+        with job.shared.clock.phase("calibrate"):
+            start = job.opened.context.start()
+            job.record([_dense(job, start)])
+    alone: dict[int, Versions] = {}
+    for i, node in enumerate(tree):
+        if start is not None and job.missing(list(chains([node]))):
+            done = _expanded(job, node, start, [()])
+            if done is not None:
+                alone[i] = done
+    after_alone()
+    for i, node in enumerate(tree):
+        if i in alone:
+            _below(job, node, alone.pop(i), extended([()], node.axis))
+
+
+def _below(job: Job, node: Node, versions: Versions, before: list[Chain]) -> None:
+    for child in node.children:
+        if not job.missing(list(chains([child], before))):
+            continue
+        done = _expanded(job, child, versions, before)
+        if done is not None and child.children:
+            _below(job, child, done, extended(before, child.axis))
+
+
+def _expanded(job: Job, node: Node, before: Versions, chain: list[Chain]) -> Versions | None:
+    """The versions of a node, recorded; None if they could not be made, which is recorded, too."""
+    drop_programs_if_many()
+    context, clock = job.opened.context, job.shared.clock
+    mine = extended(chain, node.axis)
+    try:
+        with clock.phase("calibrate"):
+            _look(before, node)
+        with clock.phase("compress"):
+            done = expand(before, node.axis.stages, context, len(chain[0]))
+            jax.block_until_ready(done.versions.state)
+        if job.missing(mine):
+            job.record(_cells(job, done.versions, done.reports, mine))
+        return done.versions
+    except Exception as error:
+        job.fail(list(chains([node], chain)), error)
+        return None
+
+
+def _look(before: Versions, node: Node) -> None:
+    """What the stages see, computed where its time belongs."""
+    sequential = before.context.policy.calibrate == "sequential"
+    if not sequential and any(s.needs_stats for s in node.axis.stages):
+        jax.block_until_ready(before.moments)
+
+
+def _dense(job: Job, start: Versions) -> Cell:
+    """The model as it was given: its own norms, whatever the policy."""
+    opened = job.opened
+    shapes = opened.network.shapes
+    weights = jax.device_get(opened.network.weights)
+    layers = {
+        n: {"pruned": 0.0, "zero": float(np.mean(w == 0)), "bits": float(BITS_DENSE)}
+        for n, w in weights.items()
+    }
+    storage = storages_of(start.state, shapes, opened.coverage.parameters)[0]
+    return Cell((), lambda: Parameters({}, {}), storage, layers)
+
+
+def _cells(job: Job, versions: Versions, reports: Reports, mine: Sequence[Chain]) -> list[Cell]:
+    opened = job.opened
+    shapes = opened.network.shapes
+    with job.shared.clock.phase("measure"):
+        reference = versions.reference
+        measured = layer_measures(
+            versions.state, versions.size, shapes, reference.weights, reference.moments
+        )
+        stored = storages_of(versions.state, shapes, opened.coverage.parameters)
+        told = jax.device_get(dict(reports))
+    return [
+        Cell(
+            chain,
+            partial(versions.parameters, i),
+            stored[i],
+            {n: {k: v[i] for k, v in m.items()} for n, m in measured.items()},
+            _solver(told, i),
+        )
+        for i, chain in enumerate(mine)
+    ]
+
+
+def _solver(reports: Mapping[str, Any], index: int) -> dict[str, dict[str, float]]:
+    """Layers whose Hessian needed more damping than asked for, or had dead inputs."""
+    found = {}
+    for name, report in reports.items():
+        own = {k: v[index].item() for k, v in report._asdict().items()}
+        if own["retries"] or own["dead"]:
+            found[name] = own
+    return found

@@ -1,0 +1,126 @@
+"""Measures of all layers and versions of a model by one compiled program.
+
+Norms, output errors and cosines of a matrix do not change when rows and columns of zeros are added
+to it. So layers are brought to few shapes, and versions to parts of one size: a model has one
+program for whatever is measured of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb.measure import errors
+from perturb.state import State, layer_weight
+from perturb.storage import BITS_DENSE
+from perturb.types import Array, Moments
+
+PART = 8  # versions that one call measures
+STEP, EXACT = 64, 1024  # sides are rounded up to multiples of STEP, up to EXACT
+
+Shapes = tuple[tuple[str, tuple[int, int]], ...]
+
+
+def _side(n: int) -> int:
+    return n if n > EXACT else -(-n // STEP) * STEP
+
+
+def _padded(x: Array, *sides: int) -> Array:
+    """The last axes filled up with zeros."""
+    lead = [(0, 0)] * (x.ndim - len(sides))
+    ends = zip(sides, x.shape[x.ndim - len(sides) :], strict=True)
+    return jnp.pad(x, [*lead, *((0, side - n) for side, n in ends)])
+
+
+@partial(jax.jit, static_argnames=("shapes",))
+def _measured(
+    weights: dict[str, Array],
+    dense: dict[str, Array],
+    moments: dict[str, Moments],
+    shapes: Shapes,
+) -> dict[str, errors.Raw]:
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, (out, n_in) in shapes:
+        groups.setdefault((_side(out), _side(n_in)), []).append(name)
+    found: dict[str, errors.Raw] = {}
+    for (out, n_in), names in groups.items():
+
+        def one(x: Any) -> errors.Raw:
+            return errors.raw_measures(*x)
+
+        raw = jax.lax.map(
+            one,
+            (
+                jnp.stack([_padded(dense[n], out, n_in) for n in names]),
+                jnp.stack([_padded(weights[n], out, n_in) for n in names]),
+                _stacked([moments[n] for n in names], n_in),
+            ),
+        )
+        found |= {n: jax.tree.map(lambda a, i=i: a[i], raw) for i, n in enumerate(names)}
+    return found
+
+
+def _stacked(moments: list[Moments], n_in: int) -> Moments:
+    mean = [m.mean for m in moments]
+    if any(m is None for m in mean):
+        assert all(m is None for m in mean), "moments with and without a mean"
+        means = None
+    else:
+        means = jnp.stack([_padded(m, n_in) for m in mean if m is not None])
+    return Moments(
+        jnp.stack([_padded(m.scatter, n_in, n_in) for m in moments]),
+        jnp.stack([jnp.asarray(m.count) for m in moments]),
+        means,
+    )
+
+
+@partial(jax.jit, static_argnames=("shapes",))
+def _part(state: State, index: Array, shapes: Shapes) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Versions ``index`` [PART] of the layers' weights, and counts of what is stored of them."""
+    chosen = jax.tree.map(lambda a: a[index], state)
+    weights = {n: layer_weight(chosen, n, shape) for n, shape in shapes}
+    weights = {n: jnp.broadcast_to(w, (len(index), *w.shape[-2:])) for n, w in weights.items()}
+    counts = {}
+    for name, w in weights.items():
+        size = w.shape[-2] * w.shape[-1]
+        own = chosen.matrices.get(name)
+        gone = jnp.sum(w == 0, (-2, -1))
+        pruned = gone if own is None else jnp.sum(~own.mask, (-2, -1))
+        bits = BITS_DENSE if own is None or own.grid is None else own.grid.bits
+        counts[name] = {
+            "pruned": pruned / size,
+            "zero": gone / size,
+            "bits": jnp.broadcast_to(bits, pruned.shape),
+        }
+    return weights, counts
+
+
+def layer_measures(
+    state: State,
+    size: int,
+    shapes: Mapping[str, tuple[int, int]],
+    dense: Mapping[str, Array],
+    moments: Mapping[str, Moments],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Of every layer the measures [size] of all versions, float64 (:mod:`perturb.measure.errors`).
+
+    Besides: pruned, the fraction of weights that the mask has taken; zero, that is exactly 0;
+    bits of a kept weight. dense, moments: what is compared with, by layer.
+    """
+    fixed = tuple(shapes.items())
+    parts = []
+    for start in range(0, size, PART):
+        index = np.minimum(np.arange(start, start + PART), size - 1)
+        weights, counts = _part(state, index, fixed)
+        raw = _measured(weights, dict(dense), dict(moments), fixed)
+        parts.append(jax.device_get((raw, counts)))
+    done: dict[str, dict[str, np.ndarray]] = {}
+    for name in shapes:
+        rows = [errors.finish(raw[name]) | counts[name] for raw, counts in parts]
+        done[name] = {k: np.concatenate([r[k] for r in rows])[:size] for k in rows[0]}
+    return done
