@@ -60,16 +60,27 @@ class Job:
     scale: str
 
     def filename(self, format: str) -> str:
-        model = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.model)
-        return f"{self.drawing.name}-{model}-{self.scale}.{format}"
+        model, scale = (
+            "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+            for text in (self.model, self.scale)
+        )
+        return f"{self.drawing.name}-{model}-{scale}.{format}"
+
+
+def usual(summary: Summary, model: str) -> tuple[str, ...]:
+    """The scale a model is drawn on if none is asked for: its natural one, or its own."""
+    return tuple(scale for scale in summary.scales if summary.select(model, scale))[:1]
 
 
 def jobs(
-    summary: Summary, names: tuple[str, ...], models: tuple[str, ...], scales: tuple[str, ...]
+    summary: Summary,
+    names: tuple[str, ...],
+    models: tuple[str, ...],
+    scales: tuple[str, ...] | None = None,
 ) -> Iterator[Job]:
     """Every file that these names, models and scales give with what the study measured."""
     for name in names:
         for model in models:
-            for scale in scales:
+            for scale in usual(summary, model) if scales is None else scales:
                 if summary.select(model, scale):
                     yield Job(DRAWINGS[name], model, scale)
