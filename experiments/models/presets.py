@@ -123,6 +123,22 @@ _LLAMA_DOCS = Preset(
     description="Llama, three layers of width 128, on the bytes of installed packages' docstrings",
 )
 
+_LLAMA_DOCS_MINI = replace(
+    _LLAMA_DOCS,
+    name="llama-docs-mini",
+    config=LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+    ),
+    training=Training(steps=800, batch=16, learning_rate=8e-3, warmup=80),
+    expected="not measured",
+    description="Llama, two layers of width 64, on the bytes of installed packages' docstrings",
+)
+
 _FASHION_RESNET = Preset(
     name="resnet-fashion",
     config=_RESNET_DIGITS.config,  # the same shapes: the net is convolutional
@@ -161,6 +177,7 @@ _ALL = (
     _RESNET_DIGITS,
     _VIT_DIGITS,
     _LLAMA_DOCS,
+    _LLAMA_DOCS_MINI,
     replace(
         _LLAMA_DOCS,
         name="llama-text",
