@@ -216,6 +216,10 @@ class Summary:
         found = dict.fromkeys(measure_of(c.measure).scale for c in self.comparisons)
         return tuple([s for s in known if s in found] + [s for s in found if s not in known])
 
+    def usual_scale(self, model: str) -> str:
+        """The one a model is judged on if none is asked for: its natural one, else its first."""
+        return next((scale for scale in self.scales if self.select(model, scale)), "natural")
+
     @property
     def mean_of(self) -> str:
         """Over what a cell is the mean, in words; "" if over one run."""

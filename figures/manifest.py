@@ -67,20 +67,18 @@ class Job:
         return f"{self.drawing.name}-{model}-{scale}.{format}"
 
 
-def usual(summary: Summary, model: str) -> tuple[str, ...]:
-    """The scale a model is drawn on if none is asked for: its natural one, or its own."""
-    return tuple(scale for scale in summary.scales if summary.select(model, scale))[:1]
-
-
 def jobs(
     summary: Summary,
     names: tuple[str, ...],
     models: tuple[str, ...],
     scales: tuple[str, ...] | None = None,
 ) -> Iterator[Job]:
-    """Every file that these names, models and scales give with what the study measured."""
+    """Every file that these names, models and scales give with what the study measured.
+
+    scales: by default the one that a model is usually judged on.
+    """
     for name in names:
         for model in models:
-            for scale in usual(summary, model) if scales is None else scales:
+            for scale in scales or (summary.usual_scale(model),):
                 if summary.select(model, scale):
                     yield Job(DRAWINGS[name], model, scale)

@@ -615,7 +615,6 @@ def test_bad_input_is_one_line(name, argv, says, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
 @pytest.mark.parametrize("below", ["", "sub"])
 def test_a_folder_without_permission_is_refused(tmp_path, below):

@@ -191,8 +191,7 @@ def _failures(summary: Summary, scale: str, console: Console) -> None:
     if not wrong:
         console.print(f"{heading}.")
         return
-    # the size of A in its own interval's half-widths compares cells across units
-    wrong.sort(key=lambda pair: -_strength(pair[1]))
+    wrong.sort(key=lambda pair: -strength(pair[1]))
     console.print(f"{heading}, the clearest first")
     roomy = console.width >= ROOMY
     table = Table(box=None, pad_edge=False, padding=(0, 2 if roomy else 1, 0, 0))
@@ -213,7 +212,8 @@ def _failures(summary: Summary, scale: str, console: Console) -> None:
     console.print(table)
 
 
-def _strength(cell: Cell) -> float:
+def strength(cell: Cell) -> float:
+    """|A| in its own interval's widths: comparable across units."""
     if cell.low is None or cell.high is None or cell.high <= cell.low:
         return math.inf
     return abs(cell.advantage) / (cell.high - cell.low)
