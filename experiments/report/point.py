@@ -129,7 +129,7 @@ def advice(summary: Summary, rows: Sequence[Row]) -> str:
     runs = summary.mean_of
     basis = f"each a mean of {runs}" if runs else "one training of each model: another may differ"
     if not most:
-        return f"Either order: in none of {count} is one shown to be better ({basis})."
+        return f"Either order: neither is shown to be better in any of {count} ({basis})."
     if not least:
         return (
             f"{first.capitalize()}: shown to be better in {most} of {count} and worse in none, "
