@@ -22,7 +22,7 @@ from experiments.summary import (
     Estimate,
     Score,
 )
-from perturb.measure import intensity
+from perturb.measure import bootstrap, intensity
 from tests.synthetic import amount_of, identified, make_record, make_study
 
 CLUSTERS = 20
@@ -127,7 +127,7 @@ def test_intervals_are_the_paired_cluster_bootstrap():
     summary = summarize(records, replicates=300, bootstrap_seed=7)
     by_label = {r["label"]: decode_sums(r)["correct"] for r in records}
     rng = np.random.default_rng([7, 80])
-    weights = intensity.cluster_bootstrap_weights(80, 300, rng)
+    weights = bootstrap.cluster_bootstrap_weights(80, 300, rng)
     for cell in only(summary, "accuracy").cells:
         pq = by_label[f"m/s0/wanda-{cell.sparsity:g}>rtn-{cell.bits}"]
         qp = by_label[f"m/s0/rtn-{cell.bits}>wanda-{cell.sparsity:g}"]
@@ -558,7 +558,7 @@ def test_a_divergence_with_sums_has_intervals_like_the_others():
     assert NO_INTERVAL not in found.wins
     held = {r["label"]: decode_sums(r) for r in records}
     rng = np.random.default_rng([3, 60])
-    weights = intensity.cluster_bootstrap_weights(60, 100, rng)
+    weights = bootstrap.cluster_bootstrap_weights(60, 100, rng)
     for cell in found.cells:
         pq = held[f"m/s0/wanda-{cell.sparsity:g}>rtn-{cell.bits}"]
         qp = held[f"m/s0/rtn-{cell.bits}>wanda-{cell.sparsity:g}"]

@@ -27,7 +27,8 @@ MAY = {  # which of OURS a package may import, besides itself
 }
 FIGURES_READ = {"records", "analysis", "summary", "report"}  # of experiments
 FIGURES_USE = {"cli", "files"}  # of perturb: the frame of command lines, which needs no jax
-NO_JAX = {*FIGURES_USE, "plain", "policy", "backend", "measure.intensity"}  # of perturb
+NO_JAX = {*FIGURES_USE, "plain", "policy", "backend"}  # of perturb, with its numbers:
+NO_JAX |= {f"measure.{name}" for name in ("bootstrap", "intensity", "ranks")}
 FRAMEWORKS = {"flax", "optax"}
 
 
