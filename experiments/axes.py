@@ -17,8 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from experiments.labels import stage_name
-from perturb.stage import as_stage
+from perturb import composition
+from perturb.registry import LEAVES
+from perturb.stage import Stage, as_stage
+from perturb.types import MatrixMethod
 
 Plan = tuple["Axis", ...]
 
@@ -28,6 +33,9 @@ class Axis:
     """Stages that stand at one place of a chain, one after another; made by :func:`axis`."""
 
     stages: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        return f"axis({', '.join(self.names)})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,22 +51,36 @@ class Axis:
 def axis(template: Callable[..., Any], **settings: Any) -> Axis:
     """Stages ``template(**settings)`` for every choice of the settings that are tuples.
 
+    Lists, ranges and rows of numbers (numpy, jax) are as good as tuples.
+
     Raises ValueError, saying which, for values that the template refuses, for none at all, for
     two that give the same stage, and for what is no stage.
     """
-    varied = {k: v for k, v in settings.items() if isinstance(v, (tuple, list))}
-    fixed = {k: v for k, v in settings.items() if k not in varied}
     shown = _shown(template)
-    for name, values in varied.items():
-        if not values:
+    made = not isinstance(template, type) and isinstance(template, (Stage, MatrixMethod))
+    if made or not callable(template):
+        raise ValueError(
+            f"axis of {shown}: give a class and what to call it with, as in axis(RTN, bits=(4, 3))"
+        )
+    varied: dict[str, list[Any]] = {}
+    fixed: dict[str, Any] = {}
+    for name, value in settings.items():
+        values = _several(value)
+        if values is None:
+            fixed[name] = _one(value, name, f"axis of {shown}")
+        elif not values:
             raise ValueError(f"axis of {shown}: {name} is empty; give at least one value")
+        else:
+            varied[name] = [_one(v, name, f"axis of {shown}") for v in values]
     stages: list[Any] = []
-    for values in itertools.product(*varied.values()):
-        chosen = dict(zip(varied, values, strict=True))
+    for choice in itertools.product(*varied.values()):
+        chosen = dict(zip(varied, choice, strict=True))
         told = ", ".join(f"{k} {v}" for k, v in chosen.items())
         where = f"axis of {shown}" + (f" with {told}" if told else "")
         try:
             stage = template(**chosen, **fixed)
+            if isinstance(stage, composition.Chain):
+                raise ValueError("a chain is no stage; make its stages axes of a plan")
             as_stage(stage)
         except Exception as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -70,11 +92,30 @@ def axis(template: Callable[..., Any], **settings: Any) -> Axis:
     return Axis(tuple(stages))
 
 
+def _several(value: Any) -> list[Any] | None:
+    """The values of a tuple and of what is as good as one; None for a single value."""
+    if isinstance(value, (tuple, list, range)):
+        return list(value)
+    return list(value) if hasattr(value, "__array__") and np.ndim(value) == 1 else None
+
+
+def _one(value: Any, name: str, where: str) -> Any:
+    """A single value. An amount that is none would not be seen by its method's own checks, which
+    pass what they cannot look at: arrays of several amounts, as families have them."""
+    if hasattr(value, "__array__") and np.ndim(value) == 0:
+        return np.asarray(value).item()
+    if name in LEAVES and not (value is None or isinstance(value, (int, float, str))):
+        raise ValueError(
+            f"{where}: {name} is {_shown(value)}; it must be a number, or a tuple of them"
+        )
+    return value
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, partial):
         settings = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
         return f"partial({', '.join([_shown(value.func), *settings])})"
-    return value.__name__ if hasattr(value, "__name__") else repr(value)[:100]
+    return value.__name__ if hasattr(value, "__name__") else " ".join(repr(value).split())[:100]
 
 
 def permutations(*axes: Axis) -> tuple[Plan, ...]:

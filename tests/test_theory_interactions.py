@@ -12,6 +12,7 @@ from scipy.integrate import quad
 from scipy.stats import laplace, norm, t, uniform
 
 from perturb.state import fresh
+from perturb.types import Problem
 from theory.compressors import LowRank
 from theory.engine.sweep import check
 from theory.maths import orders, scales, swaps
@@ -178,10 +179,10 @@ def test_low_rank_is_the_nearest_matrix_then_masked(rank):
     near = (u[:, :rank] * s[:rank]) @ v[:rank]
     method = LowRank(rank)
     layer = fresh(jnp.asarray(w))
-    done = method(layer, None, jax.random.key(0)).layer
+    done = method(layer, Problem(layer.weight), jax.random.key(0)).matrix
     assert np.asarray(done.weight) == pytest.approx(near, abs=1e-12)
     mask = jnp.asarray(w > 0)
-    done = method(layer._replace(mask=mask), None, jax.random.key(0)).layer
+    done = method(layer._replace(mask=mask), Problem(layer.weight), jax.random.key(0)).matrix
     assert np.asarray(done.weight) == pytest.approx(np.where(w > 0, near, 0), abs=1e-12)
     assert done.grid is None
 
