@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from rich.progress import (
 from rich.table import Table
 
 from experiments.analysis import Summary, render, summarize
+from experiments.analysis.variants import role
 from experiments.records import RecordLogLocked, latest, load
 from experiments.report import parse_point, point_json, render_point
 from experiments.watch import CELLS, RECORDS, Lines
@@ -40,6 +42,7 @@ from perturb.plain import to_json
 from perturb.policy import CHOICES
 
 MANY_SEEDS, SHOWN = 1000, 10
+AMOUNT = re.compile(r"(.+?)-([\d.]+(?:e[-+]\d+)?)")  # ends a stage's name; 1e-05 is one amount
 EPILOG = """\
 examples:
   python -m experiments list
@@ -303,7 +306,7 @@ def _alone(console: Console, records: Sequence[dict[str, Any]]) -> None:
     rows: dict[str, list[tuple[str, str]]] = {}
     for r in held:
         if r["stages"]:
-            method, _, amount = r["label"].rpartition("/")[2].rpartition("-")
+            method, amount = _method_and_amount(r)
             rows.setdefault(method, []).append((amount, shown(r["metrics"][name])))
     table = Table()
     table.add_column("method", no_wrap=True)
@@ -312,6 +315,16 @@ def _alone(console: Console, records: Sequence[dict[str, Any]]) -> None:
     for method, values in rows.items():
         table.add_row(escape(method), *(f"[dim]{amount}[/]\n{value}" for amount, value in values))
     console.print(table)
+
+
+def _method_and_amount(record: dict[str, Any]) -> tuple[str, str]:
+    """Of a stage alone: what it is called, and how much of it."""
+    name, stage = record["label"].rpartition("/")[2], record["stages"][0]
+    parts = AMOUNT.fullmatch(name)
+    if parts is None:
+        return name, ""
+    told = {"P": lambda: f"{stage['sparsity']:.0%}", "Q": lambda: f"{stage['bits']} bit"}
+    return parts[1], told.get(role(stage) or "", lambda: parts[2])()
 
 
 def _report(records: Sequence[dict[str, Any]], folder: Path, console: Console) -> None:
