@@ -144,9 +144,8 @@ class _Bars:
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console, self._progress, self._bar = console, progress, TaskID(0)
 
-    def begin(self, cells: int, done: int) -> None:
-        # finished cells count too: the estimate is of what is left
-        self._bar = self._progress.add_task("cells", total=cells, completed=done)
+    def begin(self, cells: int) -> None:
+        self._bar = self._progress.add_task("cells", total=cells)
 
     def model(self, line: str) -> None:
         self._console.print(line)

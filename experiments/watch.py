@@ -13,7 +13,7 @@ LINE_EVERY = 30.0  # seconds between two lines of a run without a terminal
 class Watch(Protocol):
     """Who is told how a run goes on."""
 
-    def begin(self, cells: int, done: int) -> None: ...
+    def begin(self, cells: int) -> None: ...
 
     def model(self, line: str) -> None:
         """A model is there, and how good it is."""
@@ -41,9 +41,9 @@ class Lines:
         self._told = time.monotonic()
         print(f"[{self._told - self._start:6.0f} s] {text}", file=sys.stderr, flush=True)
 
-    def begin(self, cells: int, done: int) -> None:
-        self.total, self.seen = cells, done
-        self._say(f"{cells} cells, {done} of them there already")
+    def begin(self, cells: int) -> None:
+        self.total = cells
+        self._say(f"{cells} cells")
 
     def model(self, line: str) -> None:
         self._say(line)

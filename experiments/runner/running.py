@@ -71,9 +71,12 @@ def run_study(
                         mine |= ids.keys()
                         write_atomic(folder / CELLS, "\n".join(sorted(mine)))
                         if not begun:
-                            watch.begin(len(ids) * study.runs, 0)
+                            watch.begin(len(ids) * study.runs)
                             begun = True
-                        for cell in ids.keys() & done:
+                        held = ids.keys() & done
+                        if held:
+                            watch.note(f"{len(held)} cells are there already and stay as they are")
+                        for cell in held:
                             watch.cell(ids[cell])
                         shared.tick = watch.cell
                         watch.note(job.opened.coverage.describe())
