@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -75,10 +76,14 @@ class Evaluator:
                 "get it, Task(forward=lambda model, batch: ...)"
             )
         self.classes = int(first.shape[-1])
-        whole = 4 * np.prod(first.shape) * len(self.batches)
-        self._kept = [self._dense_outputs(x) for x, _ in self.batches] if whole <= KEPT else None
+        self._small = 4 * np.prod(first.shape) * len(self.batches) <= KEPT
         self.clusters, self._cluster = np.unique(test.cluster, return_inverse=True)
         self._count = np.bincount(self._cluster) * task.predictions
+
+    @cached_property
+    def _kept(self) -> list[Array] | None:
+        """The dense model's outputs, if they are few enough to keep."""
+        return [self._dense_outputs(x) for x, _ in self.batches] if self._small else None
 
     def __call__(self, versions: Sequence[Parameters]) -> list[Evaluation]:
         """Evaluate up to ``lanes`` versions in one pass (fewer are padded with the first).
