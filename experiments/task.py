@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.types import Split, content_hash
+from experiments.records.schema import KINDS
 from perturb import network
 from perturb.measure.outputs import kl_divergence
 from perturb.types import Array
@@ -87,6 +88,15 @@ class Task:
         if self.more is None:
             raise ValueError(f"this task has no calibration draw {number}: it gives no `more`")
         return list(self.more(number))
+
+    def __post_init__(self) -> None:
+        for what, wrong in (
+            (f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}", self.kind not in KINDS),
+            ("measures is empty: name at least one", not self.measures),
+            ("test has no examples", not len(self.test)),
+        ):
+            if wrong:
+                raise ValueError(f"task: {what}")
 
     @property
     def predictions(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from experiments.data.load import load as load_data
@@ -62,6 +63,8 @@ def run_study(
                         cache=cache,
                         progress=progress,
                     )
+                for draw in study.calibrations:  # refused before any work on the others
+                    task.draw(draw)
                 watch.model(line)
                 shared = Shared(study, str(model), seed, task, log, done, clock)
                 for draw in study.calibrations:
@@ -71,10 +74,13 @@ def run_study(
                         mine |= ids.keys()
                         write_atomic(folder / CELLS, "\n".join(sorted(mine)))
                         if not begun:
-                            watch.begin(len(ids) * study.runs, 0)
+                            watch.begin(len(ids) * study.runs)
                             begun = True
-                        for cell in ids.keys() & done:
-                            watch.cell(ids[cell])
+                        there = [label for cell, label in ids.items() if cell in done]
+                        if there:
+                            watch.note(f"{len(there)} cells are there already")
+                        for label in there:
+                            watch.cell(label)
                         shared.tick = watch.cell
                         watch.note(job.opened.coverage.describe())
                         run_job(job, lambda job=job: watch.alone(_alone(path, job)))  # type: ignore[misc]
@@ -140,9 +146,10 @@ def own_task(model: Own, seed: int) -> tuple[Task, str]:
         raise BadInput(
             f"{what}: it must return an experiments.task.Task, got {type(made).__name__}"
         )
-    data = {"name": model.source, "weights": weights_hash(tensors(made.model)), **made.data}
+    data = {"name": str(model), "weights": weights_hash(tensors(made.model)), **made.data}
     test = made.test
-    data.setdefault("hash", content_hash(test.inputs, test.targets, test.cluster))
+    arrays = (np.asarray(a) for a in (test.inputs, test.targets, test.cluster))
+    data.setdefault("hash", content_hash(*arrays))
     task = Task(**{**vars(made), "data": data})
     return task, f"{model.source}, seed {seed}: {len(task.test)} test examples"
 
