@@ -18,12 +18,14 @@ from functools import partial
 from typing import Any
 
 from experiments.labels import stage_name
-from perturb.stage import as_stage
+from perturb.registry import LEAVES, known_number
+from perturb.stage import Stage, as_stage
+from perturb.types import MatrixMethod
 
 Plan = tuple["Axis", ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Axis:
     """Stages that stand at one place of a chain, one after another; made by :func:`axis`."""
 
@@ -32,6 +34,9 @@ class Axis:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(map(stage_name, self.stages))
+
+    def __repr__(self) -> str:
+        return f"axis({', '.join(self.names)})"
 
     def __hash__(self) -> int:
         return hash(self.names)
@@ -43,14 +48,28 @@ class Axis:
 def axis(template: Callable[..., Any], **settings: Any) -> Axis:
     """Stages ``template(**settings)`` for every choice of the settings that are tuples.
 
-    Raises ValueError, saying which, for values that the template refuses, for none at all, for
-    two that give the same stage, and for what is no stage.
+    A list, a range and an array are as good as a tuple. Raises ValueError, saying which, for
+    values that the template refuses, for none at all, for two that give the same stage, and for
+    what is no stage.
     """
-    varied = {k: v for k, v in settings.items() if isinstance(v, (tuple, list))}
-    fixed = {k: v for k, v in settings.items() if k not in varied}
     shown = _shown(template)
-    for name, values in varied.items():
-        if not values:
+    made = not isinstance(template, (type, partial)) and isinstance(template, (Stage, MatrixMethod))
+    if made or not callable(template):
+        raise ValueError(
+            f"axis of {shown}: it must be the class of a stage, or partial(CLASS, setting=...)"
+        )
+    twice = settings.keys() & (template.keywords if isinstance(template, partial) else {})
+    if twice:
+        raise ValueError(f"axis of {shown}: {min(twice)} is given twice: leave one out")
+    varied: dict[str, list[Any]] = {}
+    fixed: dict[str, Any] = {}
+    for name, value in settings.items():
+        values = _several(value)
+        if values is None:
+            fixed[name] = _number(name, value, shown)
+        elif values:
+            varied[name] = [_number(name, v, shown) for v in values]
+        else:
             raise ValueError(f"axis of {shown}: {name} is empty; give at least one value")
     stages: list[Any] = []
     for values in itertools.product(*varied.values()):
@@ -68,6 +87,24 @@ def axis(template: Callable[..., Any], **settings: Any) -> Axis:
             raise ValueError(f"{where} is a stage that is there already: leave one out")
         stages.append(stage)
     return Axis(tuple(stages))
+
+
+def _several(value: Any) -> list[Any] | None:
+    """What a setting is varied over; None for a single value."""
+    several = isinstance(value, (tuple, list, range)) or len(getattr(value, "shape", ())) == 1
+    return list(value) if several else None
+
+
+def _number(name: str, value: Any, shown: str) -> Any:
+    """An amount as Python's number, one that is equal as the same; any other setting as it is."""
+    if name not in LEAVES:
+        return value
+    number = known_number(value)
+    if number is None or isinstance(number, (bool, str)):
+        told = f"{name} is {value!r}; it must be a number, or a tuple of numbers"
+        raise ValueError(f"axis of {shown}: {told}")
+    whole = name == "bits" and float(number).is_integer()
+    return int(number) if whole else float(number)
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ it has no threads that a fork could lose.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -91,6 +92,11 @@ def study_that_stays(
         keep_programs(programs)
         sys.exit(main(["run", str(path), "--out", str(out), "--no-figures"]))
     study(path, out, programs)
+
+
+def command(module: str, argv: list[str]) -> int:
+    """``python -m module`` with these arguments."""
+    return int(importlib.import_module(f"{module}.__main__").main(argv))
 
 
 def wait(marker: Path) -> int:

@@ -8,13 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import threading
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,8 +25,11 @@ import experiments.__main__ as door
 import figures.__main__
 import perturb.__main__
 import theory.__main__
-from experiments.records import RecordLog, load
-from experiments.study import Study, cell_name, cell_names, cells, find, label
+from experiments.labels import chain_name, label, stage_name
+from experiments.records import RecordLog, encode_sums, load
+from experiments.runner import Job, running
+from experiments.runner.job import DECISIVE
+from experiments.study import Policy, Study, axis, find, pairs
 from perturb import (
     GPTQ,
     RTN,
@@ -37,7 +42,9 @@ from perturb import (
     Wanda,
     cli,
 )
-from tests.synthetic import make_record
+from perturb import sources as cli_sources
+from perturb.stage import per_layer
+from tests import child
 
 ROOT = Path(__file__).parent.parent
 MAINS = {
@@ -48,17 +55,17 @@ MAINS = {
 }
 STUDY = """
 from functools import partial
-from experiments.study import Study
+from experiments.study import Own, Policy, Study, axis, pairs, permutations
 from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda
 
 STUDY = Study(
     name="mine",
     description="for tests",
     models=("tiny-resnet",),
-    pruners=(Magnitude,),
-    sparsities=(0.3, 0.5),
-    quantizers=(RTN,),
-    bits=(4,),
+    plans=pairs(
+        [axis(Magnitude, sparsity=(0.3, 0.5))],
+        [axis(RTN, bits=(4,))],
+    ),
 )
 """
 
@@ -86,6 +93,16 @@ def one_line(capsys, says: str) -> None:
 
 # -------------------------------------------------------------------------------- study files
 
+PRUNE, QUANTIZE, LAST = "axis(Magnitude, sparsity=(0.3, 0.5))", "axis(RTN, bits=(4,))", "    ),\n)"
+PLANS = "pairs(\n        [axis(Magnitude, sparsity=(0.3, 0.5))],\n        [axis(RTN, bits=(4,))],\n    )"
+NO_CLASS = "it must be the class of a stage, or partial(CLASS, setting=...)"
+
+
+def more(text: str) -> tuple[str, str]:
+    """A further argument of the study."""
+    return LAST, f"    ),\n    {text},\n)"
+
+
 WRONG = {  # what of STUDY becomes what, and what is said of it
     "syntax": ("STUDY = Study(", "STUDY = Study((", "SyntaxError: '(' was never closed (study.py"),
     "raises": (
@@ -101,71 +118,94 @@ WRONG = {  # what of STUDY becomes what, and what is said of it
     ),
     "no study": ("STUDY =", "STUDIES =", "study.py defines no STUDY = "),
     "no Study": ("STUDY = Study(", "STUDY = dict(", "Study(...), got {'name': 'mine'"),
-    "missing field": ("    bits=(4,),\n", "", "argument: 'bits' (study.py, line 6)"),
-    "unknown field": ("bits=", "bit=", "unexpected keyword argument 'bit' (study.py, line 6)"),
-    "bare number": (
-        "bits=(4,)",
-        "bits=4",
-        "bits is 4; it must be a tuple, each a whole number from 2 to 16, as in bits=(4,) (study",
-    ),
-    "bare sparsity": ("(0.3, 0.5)", "0.3", "sparsities is 0.3; it must be a tuple, each a number"),
+    "missing field": (f"    plans={PLANS},\n", "", "argument: 'plans' (study.py, line 6)"),
+    "unknown field": ("plans=", "plan=", "unexpected keyword argument 'plan' (study.py, line 6)"),
     "bare model": ('("tiny-resnet",)', '"tiny-resnet"', "as in models=('tiny-resnet',)"),
-    "bare pruner": ("(Magnitude,)", "Magnitude", "as in pruners=(Magnitude,)"),
-    "bare quantizer": ("(RTN,)", "RTN", "as in quantizers=(RTN,)"),
-    "bare seed": ("bits=(4,)", "bits=(4,), seeds=3", "as in seeds=(3,)"),
-    "bare pattern": ("bits=(4,)", 'bits=(4,), exclude="fc"', "as in exclude=('fc',)"),
-    "a set": ("bits=(4,)", "bits={4}", "bits is {4}; it must be a tuple"),
-    "an iterator": ("bits=(4,)", "bits=iter((4,))", "it must be a tuple, each a whole"),
-    "ready-made pruner": (
-        "(Magnitude,)",
-        "(Magnitude(0.5),)",
-        "it must be the class of a pruner or partial(CLASS, setting=...)",
+    "bare axis": (PLANS, "axis(RTN, bits=4)", "plans is axis(rtn-4); it must be a tuple, each a"),
+    "bare plan's axis": (PLANS, "(RTN,)", "plans[0] is RTN; it must be a tuple of axes"),
+    "bare stage": (PLANS, "(RTN(4),)", "plans[0] is RTN(bits=4"),
+    "empty plan": (PLANS, "((),)", "plans[0] is (); it must be a tuple of axes"),
+    "a set of plans": (PLANS, f"set({PLANS})", "it must be a tuple, each a tuple of axes"),
+    "an iterator of plans": (PLANS, f"iter({PLANS})", "it must be a tuple, each a tuple of axes"),
+    "no plans": (PLANS, "()", "plans is empty; each must be a tuple of axes"),
+    "same plan": (PLANS, f"2 * {PLANS}", "plans lists a value twice: (axis(magnitude-0.3, magni"),
+    "same chain": (
+        PLANS,
+        f"({PRUNE}, axis(Magnitude, sparsity=0.3))",
+        "its plans give magnitude-0.3 twice: leave one out",
     ),
-    "ready-made quantizer": ("(RTN,)", "(RTN(4),)", "it must be the class of a quantizer"),
-    "a text for a pruner": ("(Magnitude,)", "('magnitude',)", "pruners[0] is 'magnitude'; it must"),
-    "pruner as quantizer": ("(RTN,)", "(Wanda,)", "quantizers[0] is Wanda; it must be the class"),
-    "quantizer as pruner": (
-        "(Magnitude,)",
-        "(partial(GPTQ, damp=0.1),)",
-        "pruners[0] is partial(GPTQ, damp=0.1); it must be the class of a pruner",
+    "bare seed": (*more("seeds=3"), "as in seeds=(3,)"),
+    "bare draw": (*more("calibrations=3"), "as in calibrations=(3,)"),
+    "bare policy": (*more("policies=Policy()"), "as in policies=(Policy("),
+    "bare pattern": (*more('exclude="fc"'), "as in exclude=('fc',)"),
+    "no text for a pattern": (*more("include=(3,)"), "include[0] is 3; it must be a shell pattern"),
+    "a set": ("bits=(4,)", "bits={4}", "axis of RTN: bits is {4}; it must be a number, or a tuple"),
+    "an iterator": ("bits=(4,)", "bits=iter((4,))", "it must be a number, or a tuple of numbers"),
+    "nothing": ("bits=(4,)", "bits=None", "bits is None; it must be a number, or a tuple of"),
+    "ready-made": ("axis(RTN, bits=(4,))", "axis(RTN(4), bits=(4,))", NO_CLASS),
+    "ready-made alone": ("axis(RTN, bits=(4,))", "axis(RTN(4))", NO_CLASS),
+    "a text for a stage": ("Magnitude, s", "'magnitude', s", f"axis of 'magnitude': {NO_CLASS}"),
+    "no stage": (
+        "Magnitude, s",
+        "dict, s",
+        "axis of dict with sparsity 0.3: {'sparsity': 0.3} is ",
     ),
-    "no method": ("(Magnitude,)", "(abs,)", "with sparsity 0.3 gives 0.3; it must be the class"),
+    "no amount": (", bits=(4,)", "", "axis of RTN: TypeError: "),
+    "another's amount": ("RTN, bits", "RTN, sparsity", "axis of RTN with sparsity 4.0: TypeError"),
     "setting": (
-        "(Magnitude,)",
-        "(partial(Magnitude, tye='index'),)",
+        "Magnitude, s",
+        "partial(Magnitude, tye='index'), s",
         "unexpected keyword argument 'tye'",
     ),
     "setting's value": (
-        "(Magnitude,)",
-        "(partial(Magnitude, tie='first'),)",
-        "pruners[0], partial(Magnitude, tie='first'), with sparsity 0.3: tie must be one of",
+        "Magnitude, s",
+        "partial(Magnitude, tie='first'), s",
+        "axis of partial(Magnitude, tie='first') with sparsity 0.3: tie must be one of",
     ),
-    "amount in partial": ("(Magnitude,)", "(partial(Magnitude, sparsity=0.5),)", "'sparsity'"),
-    "damp": ("(RTN,)", "(partial(GPTQ, damp=-1),)", "damp must be a finite number"),
-    "block": ("(Magnitude,)", "(partial(SparseGPT, block=0),)", "block must be a whole number"),
+    "amount in partial": (
+        "Magnitude, s",
+        "partial(Magnitude, sparsity=0.5), s",
+        "axis of partial(Magnitude, sparsity=0.5): sparsity is given twice",
+    ),
+    "damp": ("RTN, b", "partial(GPTQ, damp=-1), b", "damp must be a finite number"),
+    "block": ("Magnitude, s", "partial(SparseGPT, block=0), s", "block must be a whole number"),
     "same pruner": (
-        "(Magnitude,)",
-        "(Magnitude, partial(Magnitude, tie='random'))",
-        "is the same method as pruners[0]",
+        PRUNE,
+        f"{PRUNE}, axis(partial(Magnitude, tie='random'), sparsity=(0.3, 0.5))",
+        "plans lists a value twice: (axis(magnitude-0.3, magnitude-0.5), axis(rtn-4))",
     ),
-    "nan": ("(0.3, 0.5)", "(float('nan'),)", "sparsities[0] is nan; it must be a number from 0"),
-    "one": ("(0.3, 0.5)", "(0.3, 1.0)", "sparsities[1] is 1.0; it must be a number from 0"),
-    "text": ("(0.3, 0.5)", "('0.3',)", "sparsities[0] is '0.3'; it must be a number"),
-    "bits": ("bits=(4,)", "bits=(4, 1)", "bits[1] is 1; it must be a whole number from 2 to 16"),
-    "half bits": ("bits=(4,)", "bits=(4.5,)", "bits[0] is 4.5; it must be a whole number"),
-    "bool bits": ("bits=(4,)", "bits=(True,)", "bits[0] is True; it must be a whole number"),
-    "huge seed": ("bits=(4,)", "bits=(4,), seeds=(2**32,)", "from 0 to 4294967295"),
-    "negative seed": ("bits=(4,)", "bits=(4,), seeds=(-1,)", "seeds[0] is -1"),
-    "twice": ("(0.3, 0.5)", "(0, 0.0)", "sparsities lists a value twice: 0.0"),
-    "empty": ("bits=(4,)", "bits=()", "bits is empty; each must be a whole number"),
+    "nan": ("(0.3, 0.5)", "(float('nan'),)", "with sparsity nan: sparsity must lie in [0, 1)"),
+    "one": ("(0.3, 0.5)", "(0.3, 1.0)", "with sparsity 1.0: sparsity must lie in [0, 1), got 1.0"),
+    "text": ("(0.3, 0.5)", "('0.3',)", "sparsity is '0.3'; it must be a number"),
+    "bits": ("bits=(4,)", "bits=(4, 1)", "with bits 1: bits must be a whole number from 2 to 16"),
+    "half bits": ("bits=(4,)", "bits=(4.5,)", "with bits 4.5: bits must be a whole number"),
+    "bool bits": ("bits=(4,)", "bits=(True,)", "bits is True; it must be a number"),
+    "huge seed": (*more("seeds=(2**32,)"), "from 0 to 4294967295"),
+    "negative seed": (*more("seeds=(-1,)"), "seeds[0] is -1"),
+    "negative draw": (*more("calibrations=(-1,)"), "calibrations[0] is -1; it must be a whole"),
+    "half a draw": (*more("calibrations=(0.5,)"), "calibrations[0] is 0.5; it must be a whole"),
+    "twice": ("(0.3, 0.5)", "(0, 0.0)", "axis of Magnitude with sparsity 0.0 is a stage that is"),
+    "draw twice": (*more("calibrations=(1, 1)"), "calibrations lists a value twice: 1"),
+    "policy twice": (*more("policies=(Policy(), Policy('recalibrate'))"), "policies lists a value"),
+    "empty": ("bits=(4,)", "bits=()", "axis of RTN: bits is empty; give at least one value"),
+    "no draws": (*more("calibrations=()"), "calibrations is empty; each must be a whole number"),
     "model": ("tiny-resnet", "gpt", "unknown model 'gpt'; known: "),
     "model's type": ('"tiny-resnet"', "18", "unknown model 18; known: "),
     "name": ('"mine"', '"../mine"', "name is '../mine'; it must be a text that can name"),
     "no name": ('"mine"', "None", "name is None; it must be a text that"),
-    "calibrate": ("bits=(4,)", "bits=(4,), calibrate='no'", "calibrate must be one of sequential"),
-    "norms": ("bits=(4,)", "bits=(4,), norms='no'", "norms must be one of reestimate, keep, got"),
-    "zeros": ("bits=(4,)", "bits=(4,), zeros=0", "zeros must be one of free, keep, got 0"),
-    "zeros' type": ("bits=(4,)", "bits=(4,), zeros=[]", "zeros must be one of free, keep, got []"),
+    "no policy": (*more("policies=('keep',)"), "policies[0] is 'keep'; it must be a Policy("),
+    "calibrate": (*more("policies=(Policy(calibrate='no'),)"), "calibrate must be one of 'recalib"),
+    "norms": (
+        *more("policies=(Policy(norms='no'),)"),
+        "norms must be one of 'reestimate', 'keep'; got 'no'",
+    ),
+    "zeros": (*more("policies=(Policy(zeros=0),)"), "zeros must be one of 'free', 'keep'; got 0"),
+    "zeros' type": (
+        *more("policies=(Policy(zeros=[]),)"),
+        "zeros must be one of 'free', 'keep'; got []",
+    ),
+    "own": ('"tiny-resnet"', "Own('none.py:task')", "there is no file none.py"),
+    "own's function": ('"tiny-resnet"', "Own('study.py:task')", "has no function 'task'"),
 }
 
 
@@ -186,20 +226,38 @@ def test_a_study_file_imports_its_neighbours_and_prints_to_stderr(tmp_path, caps
     text = f"from neighbour import BITS\nprint('hello')\n{STUDY}".replace("(4,)", "BITS")
     (folder / "near.py").write_text(text)
     study = find("studies/near.py")
-    assert study.bits == (4, 3)
+    assert study.plans[0][1].names == ("rtn-4", "rtn-3")
     assert capsys.readouterr() == ("", "hello\n")
     sys.modules.pop("neighbour"), sys.modules.pop("near")
 
 
-def test_axes_may_be_lists_ranges_and_numpy_numbers():
-    axes: dict[str, Any] = {"sparsities": [np.float64(0.5), 0], "bits": range(2, 5)}
-    study = Study("a", "", ["tiny-resnet"], [Magnitude], quantizers=[RTN], seeds=[1], **axes)  # type: ignore[arg-type]
-    assert (study.models, study.sparsities, study.bits) == (("tiny-resnet",), (0.5, 0.0), (2, 3, 4))
-    assert {type(b) for b in study.bits} == {int}
-    assert {type(s) for s in study.sparsities} == {float}
-    assert study.with_options(norms="keep", zeros=None) == Study(
-        **{**vars(study), "norms": "keep", "zeros": "free"}
-    )
+def test_axes_may_be_lists_ranges_and_arrays():
+    prune = axis(Magnitude, sparsity=[np.float64(0.5), 0])
+    quantize = axis(RTN, bits=range(2, 5))
+    assert [s.sparsity for s in prune.stages] == [0.5, 0.0]
+    assert [s.bits for s in quantize.stages] == [2, 3, 4]
+    assert {type(s.bits) for s in quantize.stages} == {int}
+    assert {type(s.sparsity) for s in prune.stages} == {float}
+    for same in (np.arange(2, 5), jnp.arange(2, 5), (2.0, 3.0, 4.0), [np.int8(2), 3, 4]):
+        again = axis(RTN, bits=same)
+        assert again == quantize
+        assert {type(s.bits) for s in again.stages} == {int}
+    assert axis(RTN, bits=jnp.int32(4)) == axis(RTN, bits=4)
+    study = Study("a", "", ["tiny-resnet"], [[prune, quantize], prune], seeds=range(2))  # type: ignore[arg-type]
+    assert (study.models, study.seeds) == (("tiny-resnet",), (0, 1))
+    assert study.plans == ((prune, quantize), (prune,))
+    other = study.with_options(policies=(Policy(norms="keep"),), seeds=None)
+    assert other == Study(**{**vars(study), "policies": (Policy(norms="keep"),)})
+    assert other != study
+
+
+def test_axes_vary_settings_too():
+    varied = axis(partial(SparseGPT, damp=0.1), sparsity=(0.3, 0.5), tie=("index", "random"))
+    assert len(varied.stages) == 4
+    assert {(s.sparsity, s.tie, s.damp) for s in varied.stages} == {
+        (s, t, 0.1) for s in (0.3, 0.5) for t in ("index", "random")
+    }
+    assert repr(axis(RTN, bits=(4, 3))) == "axis(rtn-4, rtn-3)"
 
 
 # --------------------------------------------------------------------------- labels and cells
@@ -213,13 +271,15 @@ def test_labels_and_names_as_they_stand_in_records():
     assert label(SparseGPT(scope=NofM(2, 4), damp=1)) == "sparsegpt[scope=2:4,damp=1.0]"
     assert label(Joint(0.5, 4)) == "joint"
     assert label(Joint(0.5, 3)) == "joint[bits=3]"
-    name = partial(cell_name, "llama-docs", 2)
-    assert name("dense", None, None) == "llama-docs/s2/dense"
-    assert name("P", Wanda(0.5), None) == "llama-docs/s2/wanda-0.5"
-    assert name("Q", None, RTN(np.int32(4))) == "llama-docs/s2/rtn-4"
-    assert name("QP", Wanda(1 / 3), RTN(4)) == "llama-docs/s2/rtn-4>wanda-0.3333333333333333"
-    assert name("PQ", Wanda(0.3333333), RTN(4)) == "llama-docs/s2/wanda-0.3333333>rtn-4"
-    assert name("P", Wanda(0.1 + 0.2), None) == "llama-docs/s2/wanda-0.30000000000000004"
+    assert chain_name(()) == "dense"
+    assert chain_name((Wanda(0.5),)) == "wanda-0.5"
+    assert chain_name((RTN(np.int32(4)),)) == "rtn-4"
+    assert chain_name((RTN(4), Wanda(1 / 3))) == "rtn-4>wanda-0.3333333333333333"
+    assert chain_name((Wanda(0.3333333), RTN(4))) == "wanda-0.3333333>rtn-4"
+    assert chain_name((Wanda(0.1 + 0.2),)) == "wanda-0.30000000000000004"
+    assert chain_name((RTN(4), Wanda(0.5), GPTQ(3))) == "rtn-4>wanda-0.5>gptq-3"
+    rules = per_layer({"*.down": GPTQ(8), "*": RTN(4, GridSpec(symmetric=False))})
+    assert stage_name(rules) == "gptq-8@*.down+rtn[symmetric=False]-4@*"
 
 
 def _any_of(cls: Any, **choices: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -294,9 +354,9 @@ def test_each_setting_alone_changes_the_label():
 @settings(max_examples=300, deadline=None)
 @given(AMOUNTS, AMOUNTS)
 def test_amounts_that_differ_name_different_cells(one, other):
-    names = {cell_name("m", 0, "P", Magnitude(s), None) for s in (one, other)}
+    names = {stage_name(Magnitude(s)) for s in (one, other)}
     assert len(names) == len({one, other})
-    assert all(float(name.removeprefix("m/s0/magnitude-")) in (one, other) for name in names)
+    assert all(float(name.removeprefix("magnitude-")) in (one, other) for name in names)
 
 
 def test_settings_of_two_nested_ones_are_told_apart():
@@ -315,26 +375,49 @@ def test_settings_of_two_nested_ones_are_told_apart():
 
 
 def test_every_cell_of_a_study_once():
+    quantizers = (RTN, partial(RTN, grid=GridSpec(symmetric=False)))
     study = Study(
         "a",
         "",
         ("tiny-resnet", "llama-docs"),
-        (Magnitude, Wanda),
-        (0.3, 0.5),
-        (RTN, partial(RTN, grid=GridSpec(symmetric=False))),
-        (4, 3),
+        pairs(
+            [axis(pruner, sparsity=(0.3, 0.5)) for pruner in (Magnitude, Wanda)],
+            [axis(quantizer, bits=(4, 3)) for quantizer in quantizers],
+        ),
         seeds=(0, 7),
     )
-    listed = cells(study)
-    assert len(listed) == study.cells_per_run == 1 + 4 + 4 + 2 * 16
-    names = cell_names(study)
-    assert len(names) == 4 * len(listed)
-    assert "llama-docs/s7/rtn[symmetric=False]-3>wanda-0.3" in names
-    for order, p, q in listed:
-        assert (p is not None, q is not None) == ("P" in order, "Q" in order)
+    names = [chain_name(c) for c in study.chains()]
+    assert len(names) == len(set(names)) == 1 + 4 + 4 + 2 * 16
+    assert names[0] == "dense"
+    assert "rtn[symmetric=False]-3>wanda-0.3" in names
+    assert study.runs == 4
+    assert len(study.tree) == 4  # each method first, once
+    assert sum(len(node.children) for node in study.tree) == 8
 
 
 # ----------------------------------------------------------------------------- a run's report
+
+
+class MadeUp(Job):
+    """Cells with an identity and without a model."""
+
+    def __init__(self, shared: Any, draw: int, policy: Policy) -> None:
+        self.shared, self.draw, self.policy = shared, draw, policy
+        coverage = SimpleNamespace(describe=lambda: "all of the parameters")
+        self.opened = SimpleNamespace(coverage=coverage)  # type: ignore[assignment]
+        self.base = {
+            "schema": 2,
+            "study": shared.study.name,
+            "model": shared.model,
+            "kind": "images",
+            "seed": shared.seed,
+            "calibration": {"draw": draw, "examples": 8, "batch": 8, "hash": f"{draw}"},
+            "policy": asdict(policy),
+            "skipped": {},
+            "versions": dict.fromkeys(DECISIVE, "1"),
+            "data": {"name": "made up", "hash": "0", "weights": "0", "measures": ["nll"]},
+            "device": "cpu cpu",
+        }
 
 
 @pytest.fixture
@@ -343,44 +426,35 @@ def made_up(monkeypatch):
     broken: dict[str, str] = {}
     evaluated: list[str] = []
 
-    def run_model(run: Any, after_alone: Any) -> None:
-        for order, p, q in cells(run.study):
-            cell = cell_name(run.model, run.seed, order, p, q)
-            if order == "PQ":
+    def run_job(job: MadeUp, after_alone: Any) -> None:
+        chains = sorted(job.shared.study.chains(), key=len)
+        for i, c in enumerate(chains):
+            if len(c) == 2 and len(chains[i - 1]) == 1:
                 after_alone()
-                after_alone = lambda: None  # noqa: E731
-            if cell in run.done:
+            if not job.missing([c]):
                 continue
-            evaluated.append(cell)
-            failed = next((text for end, text in broken.items() if cell.endswith(end)), None)
-            record = make_record(
-                order,
-                sparsity=p and p.sparsity,
-                bits=q and q.bits,
-                pruner=p.name if p else "",
-                quantizer=q.name if q else "",
-                model=run.model,
-                kind="images",
-                seed=run.seed,
-                study=run.study.name,
-                nll=np.random.default_rng(len(cell)).gamma(2, size=20),
-                kl=0.1,
-                status="ok" if failed is None else "error",
-            )
-            assert record["cell"] == cell
-            run.log.append(record | {"error": failed})
+            label = job.label(c)
+            evaluated.append(label)
+            failed = next((text for end, text in broken.items() if label.endswith(end)), None)
+            nll = np.random.default_rng(len(label)).gamma(2, size=20)
+            sums = {"count": np.ones(20), "nll": nll, "correct": np.zeros(20), "kl": nll / 20}
+            bits = np.prod([s.bits / 16 if hasattr(s, "bits") else 1 - s.sparsity for s in c])
+            result = {
+                "status": "ok",
+                "error": None,
+                "metrics": {"nll": nll.mean(), "accuracy": 0.0, "kl": nll.mean() / 20},
+                "sums": encode_sums(sums),
+                "layers": {},
+                "ratio": 1 / bits,
+                "achieved_sparsity": 0.0,
+            }
+            failure = {"status": "error", "error": failed}
+            job._write(job._begun(c) | (result if failed is None else failure))
 
-    def made(study, trained, log, done, clock, tick):
-        coverage = SimpleNamespace(describe=lambda: "all of the parameters")
-        return SimpleNamespace(study=study, log=log, done=done, coverage=coverage, **vars(trained))
-
-    monkeypatch.setattr("experiments.runner.run_model", run_model)
-    monkeypatch.setattr("experiments.runner.Run", made)
-    monkeypatch.setattr(
-        "experiments.train.load_or_train",
-        lambda model, seed, **_: SimpleNamespace(model=model, seed=seed),
-    )
-    monkeypatch.setattr(door, "_quality", lambda trained: f"{trained.model} is there")
+    monkeypatch.setattr(running, "run_job", run_job)
+    monkeypatch.setattr(running, "Job", MadeUp)
+    task = SimpleNamespace(draw=lambda number: None)
+    monkeypatch.setattr(running, "load_task", lambda model, *_, **__: (task, f"{model} is there"))
     return SimpleNamespace(broken=broken, evaluated=evaluated)
 
 
@@ -392,7 +466,7 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
 
     def draw(command, **_):
         source = Path(command[command.index("--records") + 1])
-        drawn.append([r["cell"] for r in load(source)])
+        drawn.append([r["label"] for r in load(source)])
         return SimpleNamespace(returncode=0, stdout="a.png\nb.png\n", stderr="")
 
     monkeypatch.setattr(door.subprocess, "run", draw)
@@ -418,7 +492,8 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
     assert (summary["records"], summary["ok"], summary["seeds"]) == (8, 8, [0])
     (comparison,) = (c for c in summary["comparisons"] if c["measure"] == "accuracy")
     assert [c["sparsity"] for c in comparison["cells"]] == [0.5, 0.7]
-    assert set(drawn[1]) == cell_names(find("study.py"))
+    chains = find("study.py").chains()
+    assert set(drawn[1]) == {f"tiny-resnet/s0/{chain_name(c)}" for c in chains}
     assert len(load(Path("out/mine/records.jsonl"))) == 16 + 3  # nothing is thrown away
     assert door.main(["report", "out/mine"]) == 0
     said = capsys.readouterr().out
@@ -483,7 +558,17 @@ def test_options_reach_the_study(made_up, monkeypatch):
     monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study))
     options = ("--norms", "keep", "--calibrate", "dense", "--no-figures")
     assert door.main([*RUN, *options]) == 0
-    assert (seen[0].norms, seen[0].calibrate, seen[0].zeros) == ("keep", "dense", "free")
+    assert seen[0].policies == (Policy("dense", "keep", "free"),)
+
+
+def test_options_change_every_policy_of_a_study(made_up, monkeypatch, tmp_path):
+    """Those that are the same then are one."""
+    seen: list[Study] = []
+    monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study))
+    policies = "policies=(Policy(), Policy(norms='keep'), Policy(zeros='keep'))"
+    (tmp_path / "study.py").write_text(STUDY.replace(*more(policies)))
+    assert door.main([*RUN, "--norms", "keep", "--no-figures"]) == 0
+    assert seen[0].policies == (Policy(norms="keep"), Policy(norms="keep", zeros="keep"))
 
 
 # ----------------------------------------------------------------- what is refused before work
@@ -492,7 +577,7 @@ def test_options_reach_the_study(made_up, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ((*RUN, "--norms", "no"), "norms must be one of reestimate, keep, got 'no'"),
+        ((*RUN, "--norms", "no"), "norms must be one of 'reestimate', 'keep'; got 'no'"),
         ((*RUN, "--seeds", "1000000000"), "--seeds 1000000000: must be at least 1 and at most"),
         ((*RUN, "--seeds", "2", "--seeds", "3"), "--seeds is given twice"),
         ((*RUN, "--models", "gpt"), "unknown model 'gpt'"),
@@ -676,6 +761,39 @@ def test_ctrl_c_is_130_and_one_line(name, monkeypatch, capsys):
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["perturb", "experiments", "theory"])
+def test_sigterm_is_143_and_one_line(name, monkeypatch, capsys):
+    """As Ctrl-C: whatever is open is closed, and nothing takes it for a failure of its own."""
+    closed: list[str] = []
+
+    def stop(argv: list[str]) -> int:
+        try:
+            cli_sources.user_code("MODEL m", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        except Exception:
+            closed.append("taken for a failure")
+        finally:
+            closed.append("closed")
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MAINS[name], "run", stop)
+    assert MAINS[name].main([]) == 143
+    captured = capsys.readouterr()
+    assert captured.err.startswith("stopped")
+    assert captured.err.count("\n") == 1
+    assert closed == ["closed"]
+    assert signal.getsignal(signal.SIGTERM) is before  # a caller's own handler is back
+
+
+def test_a_command_may_be_called_from_a_thread(capsys):
+    """Where Python allows no signal handlers."""
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(door.main(["list"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
 @pytest.mark.parametrize("name", MAINS)
 def test_a_warning_is_one_line(name, monkeypatch, capsys):
     import warnings
@@ -685,20 +803,33 @@ def test_a_warning_is_one_line(name, monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: odd thing\n"
 
 
-INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+STOPPED = "import os, signal, time\nos.kill(os.getpid(), signal.SIG{})\ntime.sleep(60)\n"
 
 
-@pytest.mark.parametrize("argv", [("experiments", "run", "it.py"), ("theory", "models", "it.py:f")])
-def test_ctrl_c_while_a_users_file_runs(argv, tmp_path):
-    (tmp_path / "it.py").write_text(INTERRUPTED)
+def test_ctrl_c_while_a_users_file_runs(tmp_path):
+    (tmp_path / "it.py").write_text(STOPPED.format("INT"))
     done = subprocess.run(
-        [sys.executable, "-m", *argv],
+        [sys.executable, "-m", "experiments", "run", "it.py"],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (130, "", 1)
+
+
+@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143)])
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [("experiments", ("run", "it.py")), ("theory", ("models", "it.py:f"))],
+)
+def test_a_signal_while_a_users_file_runs(module, argv, name, code, tmp_path):
+    (tmp_path / "it.py").write_text(STOPPED.format(name))
+    log = tmp_path / "log"
+    process = child.start(child.command, log, module, list(argv))
+    process.join(60)
+    said = log.read_text()
+    assert (process.exitcode, said[:7], said.count("\n")) == (code, "stopped", 1)
 
 
 def test_ctrl_c_while_figures_wait_for_their_records(tmp_path):

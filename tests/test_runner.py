@@ -822,7 +822,10 @@ def test_lines_come_now_and_then(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (MINE.replace("    return Task(", "    return ("), "must return an experiments.task.Task"),
+        (
+            MINE.replace("test, measures, more=draw)", ")").replace("Task(model", "(model"),
+            "got tuple",
+        ),
         (MINE.replace(", more=draw", ", kind='sound'"), "kind must be one of images, text, own"),
         (MINE.replace("test, measures", "test, {}"), "measures is empty"),
         ("def task(:\n", "SyntaxError"),
