@@ -94,7 +94,7 @@ def one_line(capsys, says: str) -> None:
 # -------------------------------------------------------------------------------- study files
 
 PRUNE, QUANTIZE, LAST = "axis(Magnitude, sparsity=(0.3, 0.5))", "axis(RTN, bits=(4,))", "    ),\n)"
-PLANS = "pairs(\n        [axis(Magnitude, sparsity=(0.3, 0.5))],\n        [axis(RTN, bits=(4,))],\n    )"
+PLANS = f"pairs(\n        [{PRUNE}],\n        [{QUANTIZE}],\n    )"
 NO_CLASS = "it must be the class of a stage, or partial(CLASS, setting=...)"
 
 
