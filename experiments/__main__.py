@@ -29,12 +29,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from experiments.analysis import render, summarize
+from experiments.analysis import Summary, render, summarize
 from experiments.records import RecordLogLocked, latest, load
+from experiments.report import parse_point, point_json, render_point
 from experiments.watch import CELLS, RECORDS, Lines
 from perturb import cli
 from perturb.cli import BadInput
 from perturb.files import write_atomic
+from perturb.plain import to_json
 from perturb.policy import CHOICES
 
 MANY_SEEDS, SHOWN = 1000, 10
@@ -51,6 +53,8 @@ examples:
       your own grid (a file that defines STUDY) on your own text
   python -m experiments report results/embedded
       the findings again, from the records alone
+  python -m experiments report results/embedded --at sparsity=0.5,bits=4
+      which order to take there: both orders of every pair, and one sentence of advice
 
 A run may be stopped at any time and started again: finished cells are never computed twice.
 What is reported after a run is that run's: its study as it is now, its models and its seeds.
@@ -83,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--no-figures", action="store_true", help="print only")
     report = commands.add_parser("report", help="print what the records of a study say")
     report.add_argument("records", type=Path, help="a study's folder, or its records.jsonl[.gz]")
+    report.add_argument("--at", metavar="sparsity=S,bits=B", help="which order to take there")
+    report.add_argument("--json", action="store_true", help="the same as JSON, for programs")
     train = commands.add_parser("train", help="train (or load) one model and say how good it is")
     train.add_argument("model")
     train.add_argument("--seed", type=cli.seed, default=0, help="of the training (0)")
@@ -335,14 +341,32 @@ def _failed(records: Sequence[dict[str, Any]], console: Console) -> int:
     return failed
 
 
-def _report_again(records: Path, console: Console) -> int:
-    """The findings of all that a file holds, of a folder those of its last run; the exit code."""
-    path, cells = records, None
-    if records.is_dir():
-        if (records / CELLS).is_file():
-            cells = set((records / CELLS).read_text(encoding="utf-8").split("\n"))
-        names = ("records.jsonl", "records.jsonl.gz")
-        path = next((records / n for n in names if (records / n).is_file()), records)
+def _report_again(arguments: argparse.Namespace, console: Console) -> int:
+    """The findings of all that a file holds, of a folder those of its last run; the exit code.
+
+    As JSON they stand alone on standard output: what else there is to say goes to stderr.
+    """
+    point = None if arguments.at is None else parse_point(arguments.at)
+    beside = Console(stderr=True) if arguments.json else console
+    summary, records = _read_again(arguments.records, beside)
+    if arguments.json:
+        sys.stdout.write(
+            summary.to_json() if point is None else to_json(point_json(summary, point))
+        )
+    elif point is not None:
+        render_point(summary, point, console)
+    else:
+        render(summary, console)
+    return 1 if _failed(records, beside) else 0
+
+
+def _read_again(given: Path, console: Console) -> tuple[Summary, list[dict[str, Any]]]:
+    path, cells = given, None
+    if given.is_dir():
+        if (given / CELLS).is_file():
+            cells = set((given / CELLS).read_text(encoding="utf-8").split("\n"))
+        names = (RECORDS, f"{RECORDS}.gz")
+        path = next((given / n for n in names if (given / n).is_file()), given)
     if not path.is_file():
         raise BadInput(f"no records at {path}: run the study first, or give its folder")
     try:
@@ -357,8 +381,7 @@ def _report_again(records: Path, console: Console) -> int:
                 f"{path} alone shows them too"
             )
         held = mine
-    render(summarize(held), console)
-    return 1 if _failed(held, console) else 0
+    return summarize(held), held
 
 
 def run(argv: list[str]) -> int:
@@ -371,7 +394,7 @@ def run(argv: list[str]) -> int:
         elif arguments.command == "train":
             _train(arguments, console)
         elif arguments.command == "report":
-            return _report_again(arguments.records, console)
+            return _report_again(arguments, console)
         else:
             return _run(arguments, console)
     except (ValueError, OSError) as error:

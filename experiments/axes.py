@@ -17,26 +17,29 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from experiments.labels import stage_name
-from perturb.registry import LEAVES, known_number
+from perturb import composition
+from perturb.registry import LEAVES
 from perturb.stage import Stage, as_stage
 from perturb.types import MatrixMethod
 
 Plan = tuple["Axis", ...]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Axis:
     """Stages that stand at one place of a chain, one after another; made by :func:`axis`."""
 
     stages: tuple[Any, ...]
 
+    def __repr__(self) -> str:
+        return f"axis({', '.join(self.names)})"
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(map(stage_name, self.stages))
-
-    def __repr__(self) -> str:
-        return f"axis({', '.join(self.names)})"
 
     def __hash__(self) -> int:
         return hash(self.names)
@@ -48,15 +51,16 @@ class Axis:
 def axis(template: Callable[..., Any], **settings: Any) -> Axis:
     """Stages ``template(**settings)`` for every choice of the settings that are tuples.
 
-    A list, a range and an array are as good as a tuple. Raises ValueError, saying which, for
-    values that the template refuses, for none at all, for two that give the same stage, and for
-    what is no stage.
+    Lists, ranges and rows of numbers (numpy, jax) are as good as tuples.
+
+    Raises ValueError, saying which, for values that the template refuses, for none at all, for
+    two that give the same stage, and for what is no stage.
     """
     shown = _shown(template)
-    made = not isinstance(template, (type, partial)) and isinstance(template, (Stage, MatrixMethod))
+    made = not isinstance(template, type) and isinstance(template, (Stage, MatrixMethod))
     if made or not callable(template):
         raise ValueError(
-            f"axis of {shown}: it must be the class of a stage, or partial(CLASS, setting=...)"
+            f"axis of {shown}: give a class and what to call it with, as in axis(RTN, bits=(4, 3))"
         )
     twice = settings.keys() & (template.keywords if isinstance(template, partial) else {})
     if twice:
@@ -66,18 +70,20 @@ def axis(template: Callable[..., Any], **settings: Any) -> Axis:
     for name, value in settings.items():
         values = _several(value)
         if values is None:
-            fixed[name] = _number(name, value, shown)
-        elif values:
-            varied[name] = [_number(name, v, shown) for v in values]
-        else:
+            fixed[name] = _one(value, name, f"axis of {shown}")
+        elif not values:
             raise ValueError(f"axis of {shown}: {name} is empty; give at least one value")
+        else:
+            varied[name] = [_one(v, name, f"axis of {shown}") for v in values]
     stages: list[Any] = []
-    for values in itertools.product(*varied.values()):
-        chosen = dict(zip(varied, values, strict=True))
+    for choice in itertools.product(*varied.values()):
+        chosen = dict(zip(varied, choice, strict=True))
         told = ", ".join(f"{k} {v}" for k, v in chosen.items())
         where = f"axis of {shown}" + (f" with {told}" if told else "")
         try:
             stage = template(**chosen, **fixed)
+            if isinstance(stage, composition.Chain):
+                raise ValueError("a chain is no stage; make its stages axes of a plan")
             as_stage(stage)
         except Exception as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -90,28 +96,33 @@ def axis(template: Callable[..., Any], **settings: Any) -> Axis:
 
 
 def _several(value: Any) -> list[Any] | None:
-    """What a setting is varied over; None for a single value."""
-    several = isinstance(value, (tuple, list, range)) or len(getattr(value, "shape", ())) == 1
-    return list(value) if several else None
+    """The values of a tuple and of what is as good as one; None for a single value."""
+    if isinstance(value, (tuple, list, range)):
+        return list(value)
+    return list(value) if hasattr(value, "__array__") and np.ndim(value) == 1 else None
 
 
-def _number(name: str, value: Any, shown: str) -> Any:
-    """An amount as Python's number, one that is equal as the same; any other setting as it is."""
-    if name not in LEAVES:
-        return value
-    number = known_number(value)
-    if number is None or isinstance(number, (bool, str)):
-        told = f"{name} is {value!r}; it must be a number, or a tuple of numbers"
-        raise ValueError(f"axis of {shown}: {told}")
-    whole = name == "bits" and float(number).is_integer()
-    return int(number) if whole else float(number)
+def _one(value: Any, name: str, where: str) -> Any:
+    """A single value. An amount that is none would not be seen by its method's own checks, which
+    pass what they cannot look at: arrays of several amounts, as families have them."""
+    if hasattr(value, "__array__") and np.ndim(value) == 0:
+        value = np.asarray(value).item()
+    if name in LEAVES and isinstance(value, (int, float)) and not isinstance(value, bool):
+        # equal amounts are one cell, whose id is a hash of how they are written
+        whole = name == "bits" and float(value).is_integer()
+        return int(value) if whole else float(value)
+    if name in LEAVES and not isinstance(value, (bool, str)):
+        raise ValueError(
+            f"{where}: {name} is {_shown(value)}; it must be a number, or a tuple of them"
+        )
+    return value
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, partial):
         settings = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
         return f"partial({', '.join([_shown(value.func), *settings])})"
-    return value.__name__ if hasattr(value, "__name__") else repr(value)[:100]
+    return value.__name__ if hasattr(value, "__name__") else " ".join(repr(value).split())[:100]
 
 
 def permutations(*axes: Axis) -> tuple[Plan, ...]:

@@ -1,5 +1,7 @@
 """The parts of the README that are made from records: ``python -m experiments.readme``.
 
+``--check`` compares and writes nothing: exit code 1 where the README says something else.
+
 Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stands what the records say, never what somebody
 typed; a test compares the two.
 """
@@ -9,21 +11,24 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.analysis import summarize
+from experiments.analysis.variants import order_of
 from experiments.records import Record, latest, load
-from experiments.report import gap_text
+from experiments.report.table import gap_text
 from experiments.summary import (
     EQUAL,
-    MEASURES,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
     UNDECIDED,
     Estimate,
     Score,
     Summary,
+    measure_of,
 )
 from perturb.files import write_atomic
 from theory import report
@@ -59,7 +64,7 @@ def _wins(wins: dict[str, int]) -> str:
 
 
 def _models(records: list[Record]) -> list[str]:
-    dense = [r for r in records if r["order"] == "dense"]
+    dense = [r for r in records if not r["stages"]]
     lines = []
     for r in dense:
         m = r["metrics"]
@@ -77,8 +82,7 @@ def _models(records: list[Record]) -> list[str]:
 def _failures(summary: Summary) -> list[str]:
     worst: list[tuple[float, str]] = []
     for c in summary.comparisons:
-        measure = MEASURES[c.measure]
-        if measure.scale == "log":
+        if _is_log(c.measure):
             for cell in c.failures:
                 pair = f"{c.pruner} {cell.sparsity:.0%} with {c.quantizer} {cell.bits} bit"
                 a = f"{cell.advantage:+.3g} [{cell.low:+.3g}, {cell.high:+.3g}]"
@@ -95,8 +99,8 @@ def findings() -> str:
     lines = [
         f"{summary.ok} compressed models measured, {summary.failed} failed, seeds "
         f"{', '.join(map(str, summary.seeds))}, calibration "
-        f"`{records[0]['policies']['calibrate']}`, BatchNorms "
-        f"`{records[0]['policies']['norms']}`, on {records[0]['device']}, jax "
+        f"`{records[0]['policy']['calibrate']}`, BatchNorms "
+        f"`{records[0]['policy']['norms']}`, on {records[0]['device']}, jax "
         f"{records[0]['versions']['jax']}: " + "; ".join(_models(records)) + ".",
         "",
     ]
@@ -155,7 +159,7 @@ def _protocol_table() -> list[str]:
     columns = [f"{q}, {rule}" for q in ("rtn", "gptq") for rule in ("refit", "snap", "release")]
     largest = dict.fromkeys(("refit", "snap", "release"), 0.0)
     for c in summary.comparisons:
-        if MEASURES[c.measure].scale != "log":
+        if not _is_log(c.measure):
             continue
         rule = next(r for r in largest if f"on_grid={r}" in c.pruner)
         for cell in c.cells:
@@ -215,14 +219,14 @@ def _verdict_table(embedded: Summary, snap: Summary, before: dict[str, Any]) -> 
     return lines
 
 
-def _is_log(measure: str) -> bool:
-    return MEASURES[measure].scale == "log"
+def _is_log(name: str) -> bool:
+    return measure_of(name).scale == "log"
 
 
 def _norms_table() -> list[str]:
     """Accuracy of the same cells with the dense model's norm statistics and with their own."""
-    kept = {r["cell"]: r for r in _study("norms")}
-    again = {r["cell"]: r for r in _study("embedded")}
+    kept = {r["label"]: r for r in _study("norms")}
+    again = {r["label"]: r for r in _study("embedded")}
     model = next(iter(kept.values()))["model"]
     lines = [
         f"Accuracy of {model} with BatchNorms as trained (`keep`) and re-estimated on the "
@@ -231,10 +235,10 @@ def _norms_table() -> list[str]:
         "| cell | keep | reestimate |",
         "|---|--:|--:|",
     ]
-    for cell, record in kept.items():
-        if record["order"] != "Q":
-            name = cell.split("/")[-1].replace(">", " → ")
-            both = [r["metrics"]["accuracy"] for r in (record, again[cell])]
+    for label, record in kept.items():
+        if order_of(record) != "Q":
+            name = label.split("/")[-1].replace(">", " → ")
+            both = [r["metrics"]["accuracy"] for r in (record, again[label])]
             lines.append(f"| {name} | {both[0]:.1%} | {both[1]:.1%} |")
     return lines
 
@@ -267,5 +271,19 @@ def rendered(text: str) -> str:
     return text
 
 
+def main(argv: Sequence[str]) -> int:
+    """Write the README anew; with ``--check`` only say whether it is what the records say."""
+    if [*argv] not in ([], ["--check"]):
+        print(f"error: unknown option {' '.join(argv)}; there is --check", file=sys.stderr)
+        return 2
+    text = README.read_text(encoding="utf-8")
+    made = rendered(text)
+    if argv and made != text:
+        print("README.md is not what the records say: run python -m experiments.readme")
+    elif not argv:
+        write_atomic(README, made)
+    return int(bool(argv) and made != text)
+
+
 if __name__ == "__main__":
-    write_atomic(README, rendered(README.read_text()))
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ import importlib
 import numbers
 import pkgutil
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,13 @@ class Own:
     """
 
     source: str
+
+    def __post_init__(self) -> None:
+        where, colon, function = str(self.source).rpartition(":")
+        if not isinstance(self.source, str) or not (where and colon and function.isidentifier()):
+            raise ValueError(
+                f"Own({self.source!r}): it must be 'FILE.py:FUNCTION' or 'PACKAGE.MODULE:FUNCTION'"
+            )
 
     def __str__(self) -> str:
         return self.source.rpartition("/")[2]
@@ -88,8 +96,14 @@ class Study:
             if not made and field not in ("exclude", "include"):
                 raise ValueError(f"study {name!r}: {field} is empty; each must be {right}")
             object.__setattr__(self, field, tuple(made))
-        labels = [chain_name(c) for c in self.chains()]
-        twice = next((x for x in labels if labels.count(x) > 1), None)
+        named = Counter(map(str, self.models))
+        alike = next((x for x, count in named.items() if count > 1), None)
+        if alike is not None:
+            raise ValueError(
+                f"study {name!r}: models has two that records would call {alike}: rename one's file"
+            )
+        labels = Counter(chain_name(c) for c in self.chains())
+        twice = next((x for x, count in labels.items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"study {name!r}: its plans give {twice} twice: leave one out")
 

@@ -9,12 +9,11 @@ are a censored side.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import astuple, dataclass, field
 from statistics import median
-from typing import Any
+
+from perturb.plain import plain, to_json
 
 PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL = "prune first", "quantize first", "open", "equal"
 NO_INTERVAL = "no interval"  # a measure without per-example sums: no winner can be told
@@ -22,11 +21,15 @@ NO_INTERVAL = "no interval"  # a measure without per-example sums: no winner can
 
 @dataclass(frozen=True)
 class Measure:
-    """A performance M, higher is better. ``shown`` = value * factor, in ``unit``."""
+    """A performance M, higher is better. ``shown`` = value * factor, in ``unit``.
+
+    scale: which question it answers, across kinds of model ("natural", "log", "kl"); that of a
+    person's own measure is its name.
+    """
 
     name: str
-    kinds: tuple[str, ...]
-    scale: str  # "natural", "log" or "kl": which question it answers, across kinds of model
+    sums: str  # what of a record it is the mean of
+    scale: str
     label: str
     unit: str
     factor: float = 1.0
@@ -35,12 +38,30 @@ class Measure:
 MEASURES = {
     measure.name: measure
     for measure in (
-        Measure("accuracy", ("images",), "natural", "accuracy", "percentage points", 100.0),
-        Measure("neg_perplexity", ("text",), "natural", "−perplexity", "perplexity"),
-        Measure("neg_nll", ("images", "text"), "log", "−NLL", "nats"),
-        Measure("neg_kl", ("images", "text"), "kl", "−KL to dense", "nats"),
+        Measure("accuracy", "correct", "natural", "accuracy", "percentage points", 100.0),
+        Measure("neg_perplexity", "nll", "natural", "−perplexity", "perplexity"),
+        Measure("neg_nll", "nll", "log", "−NLL", "nats"),
+        Measure("neg_kl", "kl", "kl", "−KL to dense", "nats"),
     )
 }
+OWN = "own:"  # begins the name of a measure of a person's own task, a loss
+TEXT_ONLY = "neg_perplexity"
+
+
+def measure_of(name: str) -> Measure:
+    """The measure of that name: one of MEASURES, or a person's own."""
+    if name in MEASURES:
+        return MEASURES[name]
+    sums = name.removeprefix(OWN)
+    return Measure(name, sums, name, f"−{sums}", sums)
+
+
+def compared_by(kind: str, sums: str) -> list[Measure]:
+    """What a kind of model is compared by, of these sums of its records."""
+    known = [m for m in MEASURES.values() if m.sums == sums]
+    if known:
+        return [m for m in known if m.name != TEXT_ONLY or kind == "text"]
+    return [measure_of(OWN + sums)]
 
 
 @dataclass(frozen=True)
@@ -69,33 +90,42 @@ class Score:
 
 @dataclass(frozen=True)
 class Cell:
-    """One (sparsity, bits): both orders compared, averaged over the seeds that have both."""
+    """One (sparsity, bits): both orders compared, averaged over the runs that have both.
+
+    A run is a trained model under one calibration draw: (seed, draw).
+    """
 
     sparsity: float
     bits: int
-    advantage: float  # A(Q->P)
+    prune_first: float  # M(P then Q)
+    quantize_first: float  # M(Q then P)
+    advantage: float  # A(Q->P) = M(Q then P) - M(P then Q)
     low: float | None  # its interval; None for a measure without per-example sums
     high: float | None
     winner: str  # PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL (A is exactly 0) or NO_INTERVAL
     performance_gap: float | None  # G(P, Q) = M(P alone) - M(Q alone)
     pruner_ratio: float | None  # C*_P; the bound where censored
-    quantizer_ratio: float | None  # C_Q; None where some seed lacks the quantizer alone
+    quantizer_ratio: float | None  # C_Q; None where some run lacks the quantizer alone
     gap: float | None  # C*_P - C_Q
     gap_low: float
     gap_high: float
-    status: str  # "ok", "below", "above", "tie", "mixed" over seeds, "unknown"
+    status: str  # "ok", "below", "above", "tie", "mixed" over runs, "unknown"
     # of significant cells "right", "wrong", "undecided" or "no gap", else "not significant", or
     # NO_INTERVAL
     pih: str
-    seeds: tuple[int, ...]
-    advantage_by_seed: tuple[float, ...]
+    runs: tuple[tuple[int, int], ...]
+    advantage_by_run: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One pruner against one quantizer on one model, in one measure, over the whole grid."""
+    """One pruner against one quantizer on one model, in one measure, over the whole grid.
+
+    policy: what of it sets this comparison apart from others of the study; "" if nothing does.
+    """
 
     model: str
+    policy: str
     kind: str
     pruner: str
     quantizer: str
@@ -106,6 +136,11 @@ class Comparison:
     tau_sparsity: Estimate  # only pairs of one bit width: along the pruning axis
     spearman: Estimate  # over the cells whose gap is not censored
     score: Score
+
+    @property
+    def subject(self) -> str:
+        """The model, with the policy where the study has several."""
+        return f"{self.model} [{self.policy}]" if self.policy else self.model
 
     @property
     def wins(self) -> Counter[str]:
@@ -130,7 +165,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Total:
-    """Comparisons pooled: of one model, or (``model`` None) of all models on one scale.
+    """Comparisons pooled: of one subject, or (``model`` None) of all of them on one scale.
 
     Models of ``Summary.at_chance`` have no total and are in none.
     """
@@ -150,7 +185,9 @@ class Total:
 class Summary:
     """Everything a study found. ``problems`` says what is missing, failed or was left out.
 
-    ``at_chance``: models of which a seed's dense model does no better than guessing, so that what
+    ``models`` are subjects: with their policy where the study has several. ``notes``: what the
+    records hold besides, of which no comparison of two orders can speak.
+    ``at_chance``: models of which a run's dense model does no better than guessing, so that what
     an order does to them is noise; ``problems`` gives the numbers.
     """
 
@@ -159,39 +196,48 @@ class Summary:
     ok: int
     failed: int
     seeds: tuple[int, ...]
+    draws: tuple[int, ...]
     replicates: int
     level: float
     comparisons: tuple[Comparison, ...]
     totals: tuple[Total, ...]
     problems: tuple[str, ...] = field(default=())
     at_chance: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(comparison.model for comparison in self.comparisons))
+        return tuple(dict.fromkeys(comparison.subject for comparison in self.comparisons))
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """'natural', 'log', 'kl' and those of people's own measures, if anything is on them."""
+        known = dict.fromkeys(m.scale for m in MEASURES.values())
+        found = dict.fromkeys(measure_of(c.measure).scale for c in self.comparisons)
+        return tuple([s for s in known if s in found] + [s for s in found if s not in known])
+
+    def usual_scale(self, model: str) -> str:
+        """The one a model is judged on if none is asked for: its natural one, else its first."""
+        return next((scale for scale in self.scales if self.select(model, scale)), "natural")
+
+    @property
+    def mean_of(self) -> str:
+        """Over what a cell is the mean, in words; "" if over one run."""
+        counts = {"training seeds": len(self.seeds), "calibration draws": len(self.draws)}
+        return " x ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
 
     def comparisons_on(self, scale: str) -> tuple[Comparison, ...]:
-        """The comparisons of all models on one scale ('natural', 'log', 'kl')."""
-        return tuple(c for c in self.comparisons if MEASURES[c.measure].scale == scale)
+        """The comparisons of all models on one scale."""
+        return tuple(c for c in self.comparisons if measure_of(c.measure).scale == scale)
 
     def select(self, model: str, scale: str) -> tuple[Comparison, ...]:
-        """The comparisons of one model on one scale ('natural', 'log', 'kl')."""
-        return tuple(c for c in self.comparisons_on(scale) if c.model == model)
+        """The comparisons of one model on one scale."""
+        return tuple(c for c in self.comparisons_on(scale) if c.subject == model)
 
     def to_json(self) -> str:
         """Strict JSON, stable from run to run; infinite and undefined numbers are null."""
-        plain = asdict(self)
-        for entry, comparison in zip(plain["comparisons"], self.comparisons, strict=True):
+        said = plain(self)
+        for entry, comparison in zip(said["comparisons"], self.comparisons, strict=True):
             entry["wins"] = dict(comparison.wins)
             entry["median_advantage"] = comparison.median_advantage
-        return json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return to_json(said, indent=1)

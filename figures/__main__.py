@@ -7,19 +7,19 @@ import gzip
 import json
 import os
 import sys
-import tempfile
-import warnings
 import zlib
 from pathlib import Path
-from typing import Any, NoReturn
 
 from matplotlib.figure import Figure
 
 from experiments.analysis import summarize
 from experiments.records import load
-from perturb.files import write_atomic
+from experiments.summary import OWN
 from figures.manifest import DRAWINGS, SCALES, THEORY, jobs
 from figures.style import FORMATS, to_bytes
+from perturb import cli
+from perturb.cli import BadInput
+from perturb.files import write_atomic
 
 EPILOG = """\
 examples:
@@ -34,69 +34,15 @@ examples:
       what a verification of the theorems found (phase, affine, margins)
 
 measures: natural (accuracy for images, -perplexity for text), log (-NLL), kl (-KL to the dense
-model; no intervals), all. A(Q->P) > 0 means that quantizing first is better.
+model), own:NAME (a measure of your own task), all. A(Q->P) > 0 means that quantizing first is
+better.
 exit codes: 0 drawn, 2 bad input (one line on stderr), 130 stopped by Ctrl-C, 1 failure of ours.
 """
 MOST_REPLICATES = 100_000
 
 
-class BadInput(Exception):
-    """Something the user can put right; its text is the one line they read."""
-
-
-# This package imports nothing of perturb: what follows is of perturb.cli, cut to its needs.
-
-
-class _Once(argparse.Action):
-    """Stores a value, and refuses a second one: silently the last would count."""
-
-    seen = False
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if option_string is not None:
-            if self.seen:
-                parser.error(f"{option_string} is given twice: leave one out")
-            self.seen = True
-        setattr(namespace, self.dest, values)
-
-
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name in (None, "store"):
-            self.register("action", name, _Once)
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; see python -m figures --help")
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to. Leaves nothing behind."""
-    try:
-        place = folder
-        while not place.is_symlink() and not place.exists():
-            place = place.parent
-        if not place.is_dir():
-            raise BadInput(f"--out {folder}: {place} is a file, not a folder; name another")
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise BadInput(
-            f"--out {folder}: cannot write there ({error.strerror}); name another folder"
-        ) from error
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = cli.Parser(
         prog="python -m figures",
         description="Draw figures from the records of a study. Nothing is trained or computed "
         "anew: the same records give the same files.",
@@ -118,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder to write to, made if needed")
     parser.add_argument("--format", default="png", choices=FORMATS, help="default: png")
     parser.add_argument(
-        "--measure", default="natural", choices=(*SCALES, "all"), help="default: natural"
+        "--measure", help=f"{', '.join(SCALES)}, own:NAME or all; default: natural, or your own"
     )
     parser.add_argument("--model", action="append", help="only this model (may be repeated)")
     parser.add_argument(
@@ -201,7 +147,10 @@ def run(argv: list[str]) -> None:
         raise BadInput(
             f"--replicates {arguments.replicates}: must be at least 1 and at most {MOST_REPLICATES}"
         )
-    _check_folder(arguments.out)
+    wanted = arguments.measure
+    if wanted not in (None, "all", *SCALES) and not wanted.startswith(OWN):
+        raise BadInput(f"--measure {wanted}: choose {', '.join(SCALES)}, {OWN}NAME or all")
+    cli.check_folder("--out", arguments.out)
     if arguments.records is not None and arguments.theory is not None:
         raise BadInput("--records and --theory exclude each other: draw one after the other")
     if arguments.theory is not None:
@@ -215,7 +164,9 @@ def run(argv: list[str]) -> None:
     for model in arguments.model or ():
         if model not in summary.models:
             raise BadInput(f"no model {model!r} in {file}: it has {', '.join(summary.models)}")
-    scales = SCALES if arguments.measure == "all" else (arguments.measure,)
+    if wanted is not None and wanted.startswith(OWN) and wanted not in summary.scales:
+        raise BadInput(f"--measure {wanted}: {file} has {', '.join(summary.scales) or 'none'}")
+    scales = summary.scales if wanted == "all" else None if wanted is None else (wanted,)
     names = tuple(dict.fromkeys(arguments.names)) or tuple(DRAWINGS)
     models = tuple(dict.fromkeys(arguments.model or summary.models))
     todo = list(jobs(summary, names, models, scales))
@@ -229,22 +180,19 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0 drawn, 2 bad input, 130 Ctrl-C. Anything else raises: Python's 1."""
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, head for one, has seen enough: the rest is not drawn
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    """The exit code (:func:`perturb.cli.call`); 1 where the reader of its output, head for one,
+    had seen enough: the rest is not drawn."""
+
+    def drawn(arguments: list[str]) -> int:
+        try:
+            run(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return 0
+
+    return cli.call(drawn, argv)
 
 
 if __name__ == "__main__":

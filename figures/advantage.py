@@ -14,16 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.summary import MEASURES, NO_INTERVAL, Cell, Comparison, Measure, Summary
+from experiments.summary import NO_INTERVAL, Cell, Comparison, Measure, Summary, measure_of
 from figures import style
 
 SYMLOG_FROM = 25.0  # largest |A| over its median: beyond, a linear axis hides most cells
 
 
 def draw(summary: Summary, model: str, scale: str) -> Figure:
-    """The figure of one model on one scale ('natural', 'log', 'kl')."""
+    """The figure of one model on one scale of ``summary.scales``."""
     comparisons = summary.select(model, scale)
-    measure = MEASURES[comparisons[0].measure]
+    measure = measure_of(comparisons[0].measure)
     sparsities = sorted({cell.sparsity for c in comparisons for cell in c.cells})
     colours = dict(zip(sparsities, style.ramp(len(sparsities)), strict=True))
     every = [cell for c in comparisons for cell in c.cells]
@@ -45,9 +45,10 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
         _x_range([ax for _, ax in placed], every)
         _key(figure, colours, any(c.status in ("above", "below", "mixed") for c in every))
         bars = f"bars: paired bootstrap {summary.level:.0%} intervals"
+        told = any(cell.low is not None for cell in every)
         style.foot(
             figure,
-            f"Points: bit widths (numbers); {'no intervals' if scale == 'kl' else bars}. "
+            f"Points: bit widths (numbers); {bars if told else 'no intervals'}. "
             "Tinted: the order PIH expects (the stronger method last) wins.",
         )
     return figure
@@ -75,11 +76,11 @@ def takeaway(comparisons: Iterable[Comparison]) -> str:
 
 
 def _subtitle(summary: Summary, measure: Measure, threshold: float | None) -> str:
-    seeds = f"; mean of {len(summary.seeds)} seeds" if len(summary.seeds) > 1 else ""
+    runs = f"; mean of {summary.mean_of}" if summary.mean_of else ""
     axis = f"; vertical axis linear within ±{threshold:g}, logarithmic beyond" if threshold else ""
     return (
         f"A(Q→P) = M(quantize first) − M(prune first), M = {measure.label}; "
-        f"gap in intensity = C*$_P$ − C$_Q$, C = dense bits / stored bits{axis}{seeds}"
+        f"gap in intensity = C*$_P$ − C$_Q$, C = dense bits / stored bits{axis}{runs}"
     )
 
 

@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 
 from experiments.summary import (
     EQUAL,
-    MEASURES,
     NO_INTERVAL,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
@@ -23,6 +22,7 @@ from experiments.summary import (
     Comparison,
     Measure,
     Summary,
+    measure_of,
 )
 from figures import style
 
@@ -32,9 +32,9 @@ HATCH = {UNDECIDED: "////", NO_INTERVAL: "...."}  # a strong colour must not pas
 
 
 def draw(summary: Summary, model: str, scale: str) -> Figure:
-    """The figure of one model on one scale ('natural', 'log', 'kl')."""
+    """The figure of one model on one scale of ``summary.scales``."""
     comparisons = summary.select(model, scale)
-    measure = MEASURES[comparisons[0].measure]
+    measure = measure_of(comparisons[0].measure)
     cells = [cell for c in comparisons for cell in c.cells]
     sparsities = sorted({cell.sparsity for cell in cells})
     bits = sorted({cell.bits for cell in cells}, reverse=True)
@@ -96,8 +96,8 @@ def takeaway(comparisons: Iterable[Comparison]) -> str:
 
 
 def _subtitle(summary: Summary, measure: Measure) -> str:
-    seeds = f"; mean of {len(summary.seeds)} seeds" if len(summary.seeds) > 1 else ""
-    return f"A(Q→P) = M(quantize first) − M(prune first), M = {measure.label}{seeds}"
+    runs = f"; mean of {summary.mean_of}" if summary.mean_of else ""
+    return f"A(Q→P) = M(quantize first) − M(prune first), M = {measure.label}{runs}"
 
 
 def _panel(

@@ -60,16 +60,25 @@ class Job:
     scale: str
 
     def filename(self, format: str) -> str:
-        model = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.model)
-        return f"{self.drawing.name}-{model}-{self.scale}.{format}"
+        model, scale = (
+            "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+            for text in (self.model, self.scale)
+        )
+        return f"{self.drawing.name}-{model}-{scale}.{format}"
 
 
 def jobs(
-    summary: Summary, names: tuple[str, ...], models: tuple[str, ...], scales: tuple[str, ...]
+    summary: Summary,
+    names: tuple[str, ...],
+    models: tuple[str, ...],
+    scales: tuple[str, ...] | None = None,
 ) -> Iterator[Job]:
-    """Every file that these names, models and scales give with what the study measured."""
+    """Every file that these names, models and scales give with what the study measured.
+
+    scales: by default the one that a model is usually judged on.
+    """
     for name in names:
         for model in models:
-            for scale in scales:
+            for scale in scales or (summary.usual_scale(model),):
                 if summary.select(model, scale):
                     yield Job(DRAWINGS[name], model, scale)

@@ -2,25 +2,38 @@
 
 A method is an immutable value; ``chain(f1, f2)`` applies f1 first; ``compress`` lifts either to
 an ``nnx.Module``; ``score`` measures what they do, layer by layer.
+
+Names are imported when they are first taken, so that what needs no jax (the command lines'
+frame, files, the numbers of a study) comes without it.
 """
 
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from perturb.backend import turn_off_broken_fusion
-from perturb.composition import Chain, chain
-from perturb.compression import Compression, compress
-from perturb.grid import GridSpec
-from perturb.masks import NofM
-from perturb.methods.prune.global_magnitude import GlobalMagnitude
-from perturb.methods.prune.magnitude import Magnitude
-from perturb.methods.prune.sparsegpt import SparseGPT
-from perturb.methods.prune.wanda import Wanda
-from perturb.methods.quantize.gptq import GPTQ
-from perturb.methods.quantize.joint import Joint
-from perturb.methods.quantize.rtn import RTN
-from perturb.score import Scores, score
+
+if TYPE_CHECKING:
+    from perturb.composition import Chain, chain
+    from perturb.compression import Compression, compress
+    from perturb.grid import GridSpec
+    from perturb.masks import NofM
+    from perturb.methods.prune.global_magnitude import GlobalMagnitude
+    from perturb.methods.prune.magnitude import Magnitude
+    from perturb.methods.prune.sparsegpt import SparseGPT
+    from perturb.methods.prune.wanda import Wanda
+    from perturb.methods.quantize.gptq import GPTQ
+    from perturb.methods.quantize.joint import Joint
+    from perturb.methods.quantize.rtn import RTN
+    from perturb.policy import Policy
+    from perturb.score import Scores, score
 
 __version__ = "0.2.0"
-
-turn_off_broken_fusion()
 
 __all__ = [
     "GPTQ",
@@ -32,6 +45,7 @@ __all__ = [
     "Joint",
     "Magnitude",
     "NofM",
+    "Policy",
     "Scores",
     "SparseGPT",
     "Wanda",
@@ -39,3 +53,51 @@ __all__ = [
     "compress",
     "score",
 ]
+
+_HOMES = {
+    "GPTQ": "methods.quantize.gptq",
+    "RTN": "methods.quantize.rtn",
+    "Chain": "composition",
+    "Compression": "compression",
+    "GlobalMagnitude": "methods.prune.global_magnitude",
+    "GridSpec": "grid",
+    "Joint": "methods.quantize.joint",
+    "Magnitude": "methods.prune.magnitude",
+    "NofM": "masks",
+    "Policy": "policy",
+    "Scores": "score",
+    "SparseGPT": "methods.prune.sparsegpt",
+    "Wanda": "methods.prune.wanda",
+    "chain": "composition",
+    "compress": "compression",
+    "score": "score",
+}
+
+# At once, though it is for jax: whoever imports a module of ours by its path takes no name here.
+# It is an environment variable, and costs no import.
+with suppress(PackageNotFoundError):
+    turn_off_broken_fusion()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Python puts a module it has imported into its package by name; ``perturb.score`` is the
+    function all the same, whichever of the two was asked for first."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,6 @@
 """What the command lines share: bad input in one line, checks before any work, exit codes.
 
-``figures`` may not import this package (its records need no jax) and has its own few lines.
+No jax: ``figures`` and the reports on records come without it.
 """
 
 from __future__ import annotations

@@ -9,13 +9,15 @@ and damps with the damage, so that variants are paired as they are on real test 
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.records import Record, encode_examples
+from experiments.records import Record, encode_sums
 
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8)
 BITS = (8, 6, 5, 4, 3, 2)
@@ -29,55 +31,90 @@ def make_record(
     nll: Any = (1.0, 1.0),
     count: Any = None,
     correct: Any = None,
-    pruner: str = "wanda",
-    quantizer: str = "gptq",
+    kl: Any = None,
+    sums: dict[str, Any] | None = None,
+    pruner: str | dict[str, Any] = "wanda",
+    quantizer: str | dict[str, Any] = "gptq",
     model: str = "llama-docs",
     kind: str = "text",
     seed: int = 0,
+    draw: int = 0,
+    policy: dict[str, Any] | None = None,
     study: str = "synthetic",
     status: str = "ok",
     **extra: Any,
 ) -> Record:
-    """One record by hand: per-cluster sums in, everything else filled in consistently."""
-    has_p, has_q = "P" in order, "Q" in order
-    stages = {"P": f"{pruner}-{sparsity:g}" if has_p else "", "Q": f"{quantizer}-{bits}"}
-    chain = "dense" if order == "dense" else ">".join(stages[letter] for letter in order)
+    """One record by hand: per-cluster sums in, everything else filled in consistently.
+
+    kl: its sums, or, as in records before schema 2, the mean alone. sums: further ones.
+    pruner, quantizer: a name, or all settings but the amount.
+    """
+    amounts = {"P": {"sparsity": sparsity}, "Q": {"bits": bits}}
+    methods = {
+        letter: {"name": given} if isinstance(given, str) else given
+        for letter, given in (("P", pruner), ("Q", quantizer))
+    }
+    letters = "" if order == "dense" else order
+    stages = [methods[letter] | amounts[letter] for letter in letters]
+    names = {
+        "P": f"{methods['P']['name']}-{sparsity or 0:g}",
+        "Q": f"{methods['Q']['name']}-{bits}",
+    }
+    chain = ">".join(names[letter] for letter in letters) or "dense"
     nll = np.asarray(nll, float)
     count = np.ones(nll.size, int) if count is None else np.asarray(count)
     if kind == "images" and correct is None:
         correct = np.zeros(nll.size, int)
-    mean = float(nll.sum() / count.sum())
-    metrics: dict[str, Any] = {"nll": mean, "kl": extra.pop("kl", None), "logit_mse": 0.0}
+    held = {"count": count, "nll": nll, "correct": correct, **(sums or {})}
+    held["kl"] = kl if np.ndim(kl) else None
+    held = {name: values for name, values in held.items() if values is not None}
+    metrics: dict[str, Any] = {
+        name: float(np.sum(values) / count.sum())
+        for name, values in held.items()
+        if name != "count"
+    }
+    metrics["kl"] = metrics.get("kl", kl)
     if correct is not None:
-        metrics["accuracy"] = float(np.sum(correct) / count.sum())
+        metrics["accuracy"] = metrics.pop("correct")
     else:
-        metrics["perplexity"] = float(np.exp(min(mean, 700.0)))
+        metrics["perplexity"] = float(np.exp(min(metrics["nll"], 700.0)))
+    drawn = f"/c{draw}" if draw else ""
     record: Record = {
-        "schema": 1,
-        "cell": f"{model}/s{seed}/{chain}",
+        "schema": 2,
+        "label": f"{model}/s{seed}{drawn}/{chain}",
         "study": study,
         "model": model,
         "kind": kind,
         "seed": seed,
-        "order": order,
-        "pruner": {"name": pruner} if has_p else None,
-        "quantizer": {"name": quantizer} if has_q else None,
-        "sparsity": sparsity if has_p else None,
-        "bits": bits if has_q else None,
+        "calibration": {"draw": draw},
+        "policy": policy or {},
+        "stages": stages,
         "ratio": 16 / ((1 - (sparsity or 0)) * (bits or 16)),  # dense bits / stored bits
         "status": status,
         "error": None if status == "ok" else "ValueError: made to fail",
         "metrics": metrics,
-        "examples": encode_examples(count, nll, correct),
+        "sums": encode_sums(held),
         "layers": {},
         "achieved_sparsity": sparsity or 0.0,
-        "policies": {},
+        "skipped": {},
         "versions": {},
         "data": {},
         "device": "cpu",
         "seconds": {"total": 0.0},
     }
-    return record | extra
+    return identified(record | extra)
+
+
+def amount_of(record: Record, name: str) -> Any:
+    """The sparsity or the bits of a record, None if no stage has any."""
+    return next((s[name] for s in record["stages"] if s.get(name) is not None), None)
+
+
+def identified(record: Record) -> Record:
+    """With the id that a runner would give it: of the settings that decide it."""
+    decisive = ("model", "seed", "calibration", "policy", "stages", "study")
+    text = repr([record[key] for key in decisive])
+    return record | {"cell": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def make_study(
@@ -92,13 +129,15 @@ def make_study(
     slope: float = 0.3,
     offset: float = 0.0,
     noise: float = 0.3,
+    draws: Sequence[int] = (0,),
+    kl_sums: bool = False,
 ) -> list[Record]:
-    """Every record of a complete grid; deterministic."""
+    """Every record of a complete grid; deterministic. kl_sums: as since schema 2."""
     models = models or {"llama-docs": "text", "resnet-digits": "images"}
     records = []
     for model, kind in models.items():
-        for seed in seeds:
-            world = _World(model, kind, seed, clusters, slope, offset, noise)
+        for seed, draw in itertools.product(seeds, draws):
+            world = _World(model, kind, seed, draw, clusters, slope, offset, noise, kl_sums)
             records += list(world.records(pruners, quantizers, sparsities, bits))
     return records
 
@@ -109,18 +148,21 @@ class _World:
         model: str,
         kind: str,
         seed: int,
+        draw: int,
         clusters: int,
         slope: float,
         offset: float,
         noise: float,
+        kl_sums: bool,
     ) -> None:
-        self.common: dict[str, Any] = {"model": model, "kind": kind, "seed": seed}
+        self.common: dict[str, Any] = {"model": model, "kind": kind, "seed": seed, "draw": draw}
+        self.kl_sums = kl_sums
         self.kind, self.slope, self.offset, self.noise = kind, slope, offset, noise
         shared = np.random.default_rng(zlib.crc32(model.encode()))
         self.count = shared.integers(64, 192, clusters) if kind == "text" else np.ones(clusters)
         self.base = (1.5 if kind == "text" else 0.1) + shared.gamma(2.0, 0.2, clusters)
         self.hardness = shared.uniform(0.0, 4.0, clusters)  # nll at which an image is missed
-        self.key = f"{model}/{seed}"
+        self.key = f"{model}/{seed}" + (f"/{draw}" if draw else "")
 
     def records(
         self,
@@ -158,13 +200,13 @@ class _World:
         jitter = 1.0 + self.noise * rng.standard_normal(self.base.size)
         per_token = self.base + damage * np.maximum(jitter, 0.0)
         correct = (per_token < self.hardness).astype(int) if self.kind == "images" else None
-        kl = float(np.mean(damage * jitter)) if damage else 0.0
+        kl = np.maximum(damage * jitter, 0.0) * self.count
         return make_record(
             order,
             nll=per_token * self.count,
             count=self.count.astype(int),
             correct=correct,
-            kl=max(kl, 0.0),
+            kl=kl if self.kl_sums else float(kl.sum() / self.count.sum()),
             **method,
             **self.common,
         )

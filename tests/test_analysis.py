@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from experiments.analysis import render, summarize
-from experiments.records import decode_examples
+from experiments.analysis.variants import order_of, role
+from experiments.records import decode_sums
 from experiments.summary import (
     EQUAL,
     NO_INTERVAL,
@@ -22,7 +23,7 @@ from experiments.summary import (
     Score,
 )
 from perturb.measure import intensity
-from tests.synthetic import make_record, make_study
+from tests.synthetic import amount_of, identified, make_record, make_study
 
 CLUSTERS = 20
 
@@ -113,7 +114,7 @@ def test_perplexity_is_the_exponential_of_the_same_sums():
 
 def test_a_pruner_that_performs_as_a_bit_width_has_its_ratio_exactly():
     for loss, ratio in ((1.0, 1.0), (1.125, 2.0), (1.375, 4.0), (2.0, 8.0)):
-        records = [r for r in HAND_MADE if r["order"] != "P"]
+        records = [r for r in HAND_MADE if order_of(r) != "P"]
         records += [flat("P", loss, sparsity=0.5), flat("P", loss, sparsity=0.9)]
         for measure in ("neg_nll", "neg_perplexity"):
             cells = only(summarize(records, replicates=20), measure).cells
@@ -124,16 +125,16 @@ def test_a_pruner_that_performs_as_a_bit_width_has_its_ratio_exactly():
 def test_intervals_are_the_paired_cluster_bootstrap():
     records = make_study(models={"m": "images"}, pruners=["wanda"], quantizers=["rtn"], clusters=80)
     summary = summarize(records, replicates=300, bootstrap_seed=7)
-    by_cell = {r["cell"]: decode_examples(r) for r in records}
+    by_label = {r["label"]: decode_sums(r)["correct"] for r in records}
     rng = np.random.default_rng([7, 80])
     weights = intensity.cluster_bootstrap_weights(80, 300, rng)
     for cell in only(summary, "accuracy").cells:
-        pq = by_cell[f"m/s0/wanda-{cell.sparsity:g}>rtn-{cell.bits}"]
-        qp = by_cell[f"m/s0/rtn-{cell.bits}>wanda-{cell.sparsity:g}"]
-        difference = (weights @ (qp.correct - pq.correct)) / 80
+        pq = by_label[f"m/s0/wanda-{cell.sparsity:g}>rtn-{cell.bits}"]
+        qp = by_label[f"m/s0/rtn-{cell.bits}>wanda-{cell.sparsity:g}"]
+        difference = (weights @ (qp - pq)) / 80
         low, high = np.quantile(difference, [0.025, 0.975])
         assert (cell.low, cell.high) == (pytest.approx(low), pytest.approx(high))
-        assert cell.advantage == pytest.approx((qp.correct - pq.correct).mean())
+        assert cell.advantage == pytest.approx((qp - pq).mean())
 
 
 def test_equal_orders_are_equal_and_never_significant():
@@ -187,8 +188,8 @@ def test_seeds_are_averaged_and_kept():
         for seed in (0, 3)
     ]
     for cell, one, other in zip(joint.cells, *(s.cells for s in singles), strict=True):
-        assert cell.seeds == (0, 3)
-        assert cell.advantage_by_seed == (one.advantage, other.advantage)
+        assert cell.runs == ((0, 0), (3, 0))
+        assert cell.advantage_by_run == (one.advantage, other.advantage)
         assert cell.advantage == pytest.approx((one.advantage + other.advantage) / 2)
         assert cell.gap_low == pytest.approx((one.gap_low + other.gap_low) / 2)
     widths = [np.mean([c.high - c.low for c in s.cells]) for s in (joint, *singles)]
@@ -198,11 +199,11 @@ def test_seeds_are_averaged_and_kept():
 def test_one_seed_without_a_cell_does_not_lose_it():
     records = make_study(models={"m": "text"}, pruners=["wanda"], quantizers=["rtn"], seeds=(0, 1))
     gone = "m/s1/rtn-4>wanda-0.5"
-    summary = summarize([r for r in records if r["cell"] != gone], replicates=20)
+    summary = summarize([r for r in records if r["label"] != gone], replicates=20)
     found = only(summary)
     assert len(found.cells) == 30
     (cell,) = [c for c in found.cells if (c.sparsity, c.bits) == (0.5, 4)]
-    assert cell.seeds == (0,)
+    assert cell.runs == ((0, 0),)
     expected = "m, wanda x rtn, seed 1: 1 of 30 cells lack an order (sparsity/bits 0.5/4)"
     assert summary.problems == (expected,)
 
@@ -224,11 +225,11 @@ def test_any_part_of_a_study_can_be_summarised(seed):
     records = [r for r in make_study(clusters=20) if rng.random() < 0.7]
     for record in rng.sample(records, 40):
         record |= {"status": "error", "error": "ValueError: [no] layers\n  ...\nat last"}
-    records = [r for r in records if r["order"] != "dense" or seed % 2]
+    records = [r for r in records if r["stages"] or seed % 2]
     summary = summarize(records, replicates=30)
     assert summary.failed == 40
     assert any(problem.endswith("failed: ValueError: [no] layers") for problem in summary.problems)
-    ok = {r["cell"] for r in records if r["status"] == "ok"}
+    ok = {r["label"] for r in records if r["status"] == "ok"}
     for c in summary.comparisons:
         for cell in c.cells:
             prune, quantize = f"{c.pruner}-{cell.sparsity:g}", f"{c.quantizer}-{cell.bits}"
@@ -246,7 +247,7 @@ def test_a_model_that_broke_is_left_out_of_the_means_and_named():
     records = [r for r in HAND_MADE if r["cell"] != broken["cell"]] + [broken]
     summary = summarize(records, replicates=20)
     assert len(only(summary).cells) == 5
-    assert any(f"{broken['cell']}: no finite neg_nll" in p for p in summary.problems)
+    assert any(f"{broken['label']}: no finite neg_nll" in p for p in summary.problems)
     exploded = flat("QP", 5000.0, sparsity=0.5, bits=2)  # exp(5000) is no float
     records[-1] = exploded
     cells = only(summarize(records, replicates=20), "neg_perplexity").cells
@@ -254,14 +255,20 @@ def test_a_model_that_broke_is_left_out_of_the_means_and_named():
     assert cells[2].winner == PRUNE_FIRST
 
 
-def test_configurations_of_one_name_are_told_apart_by_what_differs():
-    def config(record, per):
-        if record["quantizer"]:
-            settings = {"name": "gptq", "bits": record["bits"], "grid": {"per": per, "clip": "mse"}}
-            record = record | {"quantizer": settings, "cell": f"{record['cell']}/{per}"}
+def with_quantizer(record, **settings):
+    """The record with these settings of its quantizer, under a label that says so."""
+    stages = [s | settings if role(s) == "Q" else s for s in record["stages"]]
+    if stages == record["stages"]:
         return record
+    return identified(record | {"stages": stages, "label": f"{record['label']}/{settings}"})
 
-    records = [config(r, per) for r in HAND_MADE for per in ("row", 64)]
+
+def test_configurations_of_one_name_are_told_apart_by_what_differs():
+    records = [
+        with_quantizer(r, grid={"per": per, "clip": "mse"})
+        for r in HAND_MADE
+        for per in ("row", 64)
+    ]
     summary = summarize(records, replicates=9)
     assert {c.quantizer for c in summary.comparisons} == {"gptq (per=64)", "gptq (per=row)"}
     assert {c.pruner for c in summary.comparisons} == {"wanda"}
@@ -271,18 +278,13 @@ def test_configurations_of_one_name_are_told_apart_by_what_differs():
 def test_a_label_names_every_difference_and_nothing_collides():
     """A nested setting called as the method's own one, and one that is null against one unset."""
     settings = [
-        {"name": "gptq", "per": "row", "grid": {"per": "row", "bits": 4}},
-        {"name": "gptq", "per": "row", "grid": {"per": 64, "bits": 4}},
-        {"name": "gptq", "per": 64, "grid": {"per": "row", "bits": 4}},
-        {"name": "gptq", "per": 64, "grid": {"per": "row", "bits": 8}},
-        {"name": "gptq", "per": 64, "grid": {"per": "row", "bits": 8}, "target": None},
+        {"per": "row", "grid": {"per": "row", "bits": 4}},
+        {"per": "row", "grid": {"per": 64, "bits": 4}},
+        {"per": 64, "grid": {"per": "row", "bits": 4}},
+        {"per": 64, "grid": {"per": "row", "bits": 8}},
+        {"per": 64, "grid": {"per": "row", "bits": 8}, "target": None},
     ]
-    records = []
-    for i, config in enumerate(settings):
-        for r in HAND_MADE:
-            if r["quantizer"]:
-                r = r | {"quantizer": config | {"bits": r["bits"]}, "cell": f"{r['cell']}/{i}"}
-            records.append(r)
+    records = [with_quantizer(r, **chosen) for chosen in settings for r in HAND_MADE]
     summary = summarize(records, replicates=9)
     assert {c.quantizer for c in summary.comparisons} == {
         f"gptq (grid.bits={bits}, grid.per={inner}, per={own}, target={target})"
@@ -312,7 +314,7 @@ def test_a_gap_of_exactly_zero_is_no_prediction():
 
 
 def test_a_measure_without_intervals_has_no_winner_and_is_not_open():
-    summary = summarize(make_study(clusters=20), replicates=20)
+    summary = summarize(make_study(clusters=20), replicates=20)  # up to schema 1: a mean KL only
     for comparison in summary.comparisons:
         if comparison.measure == "neg_kl":
             assert comparison.wins == {NO_INTERVAL: 30}
@@ -327,6 +329,12 @@ def test_a_measure_without_intervals_has_no_winner_and_is_not_open():
     assert "open" not in header
     row = next(line.split() for line in table.splitlines() if "wanda × gptq" in line)
     assert row[3:5] == ["30", "30"]  # cells, no interval
+
+
+def again(record, **changes):
+    """A record of the same order and amounts."""
+    amounts = {name: amount_of(record, name) for name in ("sparsity", "bits")}
+    return make_record(order_of(record), **amounts, **changes)
 
 
 def with_data(records, **data):
@@ -348,9 +356,9 @@ def test_an_image_model_at_chance_counts_in_no_total(right, classes, lost):
     """Intervals: 3 of 20 right, about [0, 0.3]; 6, [0.1, 0.5]; 9, [0.25, 0.65]."""
     correct = np.arange(CLUSTERS) < right
     images = [
-        make_record(
-            r["order"], sparsity=r["sparsity"], bits=r["bits"], nll=np.full(CLUSTERS, 2.0),
-            correct=correct.astype(int), model="resnet", kind="images",
+        again(
+            r, nll=np.full(CLUSTERS, 2.0), correct=correct.astype(int), model="resnet",
+            kind="images",
         )
         for r in HAND_MADE
     ]  # fmt: skip
@@ -379,11 +387,7 @@ def test_a_text_model_at_chance_and_one_seed_of_several():
         summary = summarize(with_data(HAND_MADE, classes=classes), replicates=20)
         assert summary.at_chance == (("llama-docs",) if lost else ())
         assert bool(summary.totals) != lost
-    other = [
-        make_record(r["order"], sparsity=r["sparsity"], bits=r["bits"], seed=1,
-                    nll=np.full(CLUSTERS, 4.0))
-        for r in HAND_MADE
-    ]  # fmt: skip
+    other = [again(r, seed=1, nll=np.full(CLUSTERS, 4.0)) for r in HAND_MADE]
     summary = summarize(with_data([*HAND_MADE, *other], classes=40), replicates=20)
     assert summary.at_chance == ("llama-docs",)
     (told,) = [p for p in summary.problems if "at chance" in p]
@@ -396,30 +400,242 @@ def test_a_wrong_cell_of_a_model_at_chance_is_no_failure_of_pih():
     assert "Where PIH fails" not in out.getvalue()
 
 
+def of_seed(records, seed):
+    return [
+        identified(r | {"seed": seed, "label": r["label"].replace("/s0/", f"/s{seed}/")})
+        for r in records
+    ]
+
+
 def test_records_that_no_mean_may_pool_are_refused():
     first, *rest = HAND_MADE
-    told = r"differ in policies \(calibrate \"dense\" and unset, norms true and unset\)"
+    calibration = {"draw": 0, "examples": 64, "batch": True}
+    told = r"differ in calibration \(batch true and unset, examples 64 and unset\)"
     with pytest.raises(ValueError, match=told) as caught:
-        summarize([first | {"policies": {"calibrate": "dense", "norms": True}}, *rest])
+        summarize([first | {"calibration": calibration}, *rest])
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"differ in data \(hash \"a\" and \"b\"\)"):
         summarize([*with_data([first], hash="a"), *with_data(rest, hash="b")])
-    other_seed = [r | {"seed": 1, "cell": r["cell"].replace("/s0/", "/s1/")} for r in HAND_MADE]
+    with pytest.raises(ValueError, match=r"differ in the layers left out \(conv \"3D\" and unset"):
+        summarize([first | {"skipped": {"conv": "3D"}}, *rest])
+    other_seed = of_seed(HAND_MADE, 1)
     summarize([*with_data(HAND_MADE, weights="a"), *with_data(other_seed, weights="b")])
-    with pytest.raises(ValueError, match="differ in policies"):
-        summarize([*HAND_MADE, *(r | {"policies": {"norms": True}} for r in other_seed)])
+    with pytest.raises(ValueError, match="differ in calibration"):
+        summarize([*HAND_MADE, *(r | {"calibration": calibration} for r in other_seed)])
+
+
+def test_one_draw_of_one_seed_is_the_same_examples_and_others_are_not():
+    def drawn(records, **calibration):
+        return [identified(r | {"calibration": calibration}) for r in records]
+
+    first, *rest = HAND_MADE
+    with pytest.raises(ValueError, match=r"calibration \(hash \"a\" and \"b\"\)"):
+        summarize([*drawn([first], draw=0, hash="a"), *drawn(rest, draw=0, hash="b")])
+    summary = summarize(
+        [*drawn(HAND_MADE, draw=0, hash="a"), *drawn(HAND_MADE, draw=1, hash="b")], replicates=9
+    )
+    assert summary.draws == (0, 1)
+    assert only(summary).cells[0].runs == ((0, 0), (0, 1))
+
+
+def test_draws_are_replicates_as_seeds_are():
+    """A mean over the four runs of two seeds and two draws, each kept beside it."""
+    grid = {"pruners": ["wanda"], "quantizers": ["rtn"], "clusters": 60, "models": {"m": "text"}}
+    records = make_study(seeds=(0, 1), draws=(0, 2), **grid)
+    summary = summarize(records, replicates=50)
+    assert (summary.seeds, summary.draws) == ((0, 1), (0, 2))
+    runs = [(0, 0), (0, 2), (1, 0), (1, 2)]
+    singles = [
+        only(
+            summarize(
+                [r for r in records if (r["seed"], r["calibration"]["draw"]) == run], replicates=50
+            )
+        )
+        for run in runs
+    ]
+    joint = only(summary)
+    for cell, *parts in zip(joint.cells, *(single.cells for single in singles), strict=True):
+        assert cell.runs == tuple(runs)
+        assert cell.advantage_by_run == tuple(part.advantage for part in parts)
+        assert cell.advantage == pytest.approx(np.mean(cell.advantage_by_run))
+        assert cell.prune_first == pytest.approx(np.mean([part.prune_first for part in parts]))
+        assert cell.quantize_first - cell.prune_first == pytest.approx(cell.advantage)
+    widths = [np.mean([c.high - c.low for c in s.cells]) for s in (joint, *singles)]
+    assert widths[0] < min(widths[1:])
+    out = io.StringIO()
+    render(summary, Console(file=out, width=120))
+    assert "mean of 2 training seeds x 2 calibration draws" in " ".join(out.getvalue().split())
+    gone = [r for r in records if r["label"] != "m/s1/c2/rtn-4>wanda-0.5"]
+    told = "m, wanda x rtn, seed 1, draw 2: 1 of 30 cells lack an order (sparsity/bits 0.5/4)"
+    assert summarize(gone, replicates=20).problems == (told,)
+
+
+def test_policies_are_compared_apart_and_named_by_what_differs():
+    """Each as if the other were not there; nothing is pooled, and every one has its totals."""
+
+    def under(records, **policy):
+        return [identified(r | {"policy": policy}) for r in records]
+
+    usual = under(HAND_MADE, calibrate="recalibrate", norms="reestimate", zeros="free")
+    kept = under(
+        [r if order_of(r) != "QP" else again(r, nll=np.full(CLUSTERS, 2.5)) for r in HAND_MADE],
+        calibrate="recalibrate",
+        norms="keep",
+        zeros="free",
+    )
+    summary = summarize([*usual, *kept], replicates=20)
+    names = ("llama-docs [norms=reestimate]", "llama-docs [norms=keep]")
+    assert summary.models == names
+    assert summary.problems == ()
+    for name, records, policy in zip(names, (usual, kept), ("reestimate", "keep"), strict=True):
+        alone = summarize(records, replicates=20)
+        assert alone.models == ("llama-docs",)
+        (mine,), (expected,) = summary.select(name, "log"), alone.select("llama-docs", "log")
+        assert (mine.model, mine.policy) == ("llama-docs", f"norms={policy}")
+        assert mine.cells == expected.cells
+        (total,) = (t for t in summary.totals if (t.model, t.scale) == (name, "log"))
+        assert total.score == expected.score
+    assert {t.model for t in summary.totals} == {*names, None}
+    one_missing = [r for r in kept if r is not kept[6]]
+    (told,) = summarize([*usual, *one_missing], replicates=9).problems
+    assert told.startswith("llama-docs [norms=keep], wanda x gptq, seed 0: 1 of 6 cells")
+    lost = summarize(with_data([*usual, *kept], classes=2), replicates=9)
+    assert lost.at_chance == names
+    assert lost.totals == ()
+    out = io.StringIO()
+    render(summary, Console(file=out, width=80), scales=("log",))
+    assert all(name in out.getvalue() for name in names)
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_cells_of_other_plans_are_counted_and_in_no_comparison():
+    """Longer chains, two pruners, joint methods, stages that do neither: none is dropped silently,
+    and none changes a number."""
+    base = make_record("dense", nll=np.full(CLUSTERS, 1.0))
+    wanda, gptq = {"name": "wanda", "sparsity": 0.5}, {"name": "gptq", "bits": 4}
+    others = [
+        [wanda, gptq, wanda],
+        [wanda, wanda],
+        [gptq, gptq],
+        [{"name": "joint", "sparsity": 0.5, "bits": 4}],
+        [{"name": "drop-heads", "share": 0.25}],
+        [{"name": "rotate"}, gptq],
+        [{"name": "per-layer", "rules": [["*", gptq]]}],
+    ]
+    more = [
+        identified(base | {"stages": stages, "label": f"llama-docs/s0/other-{i}"})
+        for i, stages in enumerate(others)
+    ]
+    assert [order_of(r) for r in more] == [None] * len(others)
+    alone = summarize(HAND_MADE, replicates=20)
+    summary = summarize([*more, *HAND_MADE], replicates=20)
+    assert summary.comparisons == alone.comparisons
+    assert summary.totals == alone.totals
+    assert summary.problems == alone.problems == alone.notes == ()
+    (told,) = summary.notes
+    assert told.startswith("7 cells of other plans than one pruner with one quantizer are not in")
+    assert told.endswith("llama-docs/s0/other-0, llama-docs/s0/other-1, ...")
+    assert summary.ok == alone.ok + 7
+    out = io.StringIO()
+    render(summary, Console(file=out, width=80))
+    assert "7 cells of other plans" in out.getvalue()
+    render(summarize(more, replicates=9), Console(file=out, width=80))  # nothing else there
+
+
+def test_the_order_of_a_record_is_that_of_its_stages():
+    found = [order_of(make_record(order, sparsity=0.5, bits=4)) for order in ("PQ", "QP", "P", "Q")]
+    assert found == ["PQ", "QP", "P", "Q"]
+    assert order_of(make_record("dense")) == "dense"
+    assert role({"name": "sparsegpt", "sparsity": 0.0, "bits": None}) == "P"  # 0 is an amount
+    assert role({"name": "rtn", "bits": 2, "grid": {"bits": 4, "sparsity": 1}}) == "Q"
+
+
+def test_a_divergence_with_sums_has_intervals_like_the_others():
+    grid = {"pruners": ["wanda"], "quantizers": ["rtn"], "clusters": 60, "models": {"m": "text"}}
+    records = make_study(kl_sums=True, **grid)
+    summary = summarize(records, replicates=100, bootstrap_seed=3)
+    found = only(summary, "neg_kl")
+    assert NO_INTERVAL not in found.wins
+    held = {r["label"]: decode_sums(r) for r in records}
+    rng = np.random.default_rng([3, 60])
+    weights = intensity.cluster_bootstrap_weights(60, 100, rng)
+    for cell in found.cells:
+        pq = held[f"m/s0/wanda-{cell.sparsity:g}>rtn-{cell.bits}"]
+        qp = held[f"m/s0/rtn-{cell.bits}>wanda-{cell.sparsity:g}"]
+        draws = (weights @ (pq["kl"].astype(float) - qp["kl"])) / (weights @ pq["count"])
+        assert (cell.low, cell.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1e-9)
+    bare = only(summarize(make_study(**grid), replicates=100), "neg_kl")
+    assert bare.wins == {NO_INTERVAL: 30}
+    estimates = [cell.advantage for cell in bare.cells]
+    assert [cell.advantage for cell in found.cells] == pytest.approx(estimates, abs=1e-6)
+    out = io.StringIO()
+    render(summary, Console(file=out, width=120), scales=("kl",))
+    assert "no interval" not in out.getvalue()
+
+
+def test_one_record_without_sums_leaves_no_false_interval():
+    """A mean over rows of one kind only: else the divergence of that variant would have width 0."""
+    grid = {"pruners": ["wanda"], "quantizers": ["rtn"], "clusters": 30, "models": {"m": "text"}}
+    records = make_study(kl_sums=True, seeds=(0, 1), **grid)
+    held = records[40]
+    sums = {k: v for k, v in held["sums"].items() if k != "kl"}
+    summary = summarize([*records[:40], held | {"sums": sums}, *records[41:]], replicates=20)
+    assert only(summary, "neg_kl").wins == {NO_INTERVAL: 30}
+    assert NO_INTERVAL not in only(summary, "neg_nll").wins
+
+
+def test_a_measure_of_ones_own_is_a_loss_with_intervals():
+    def own(order, loss, **amounts):
+        return make_record(
+            order, nll=np.full(CLUSTERS, 1.0), sums={"rmse": np.full(CLUSTERS, loss)}, kind="own",
+            correct=np.zeros(CLUSTERS, int), model="mine", **amounts,
+        )  # fmt: skip
+
+    at = {"sparsity": 0.5, "bits": 4}
+    records = [own("dense", 1.0), own("P", 2.0, sparsity=0.5), own("Q", 1.5, bits=4)]
+    records += [own("PQ", 3.0, **at), own("QP", 2.5, **at)]
+    summary = summarize(records, replicates=20)
+    assert summary.scales == ("natural", "log", "own:rmse")
+    (cell,) = only(summary, "own:rmse").cells
+    assert (cell.prune_first, cell.quantize_first, cell.advantage) == (-3.0, -2.5, 0.5)
+    assert cell.winner == QUANTIZE_FIRST
+    assert cell.performance_gap == -0.5
+    assert not [c for c in summary.comparisons if c.measure == "neg_perplexity"]  # of text only
+    out = io.StringIO()
+    render(summary, Console(file=out, width=80))
+    assert "Which order wins, in −rmse" in out.getvalue()
+    bare = [r | {"sums": {k: r["sums"][k] for k in ("count", "rmse")}} for r in records]
+    alone = summarize([r | {"metrics": {}} for r in bare], replicates=20)
+    assert alone.scales == ("own:rmse",)
+    assert alone.usual_scale("mine") == "own:rmse"
+
+
+def test_other_sums_are_compared_only_where_there_is_nothing_else():
+    """The squared distance of the outputs is in every record; a regression may have no more."""
+    square = {"square": (0.5, 0.25)}
+    records = [make_record("PQ", sparsity=0.5, bits=4, sums=square)]
+    records += [make_record("QP", sparsity=0.5, bits=4, sums=square)]
+    assert summarize(records, replicates=9).scales == ("natural", "log")
+    bare = [
+        r | {"kind": "own", "metrics": {}, "sums": {k: r["sums"][k] for k in ("count", "square")}}
+        for r in records
+    ]
+    assert summarize(bare, replicates=9).scales == ("own:square",)
 
 
 def test_a_summary_covers_the_cells_it_is_told_to():
-    two = [r | {"seed": 1, "cell": r["cell"].replace("/s0/", "/s1/")} for r in HAND_MADE]
-    other_study = [r | {"study": "other", "cell": f"x{r['cell']}"} for r in HAND_MADE]
-    cells = {r["cell"] for r in HAND_MADE if r["bits"] != 2}
+    two = of_seed(HAND_MADE, 1)
+    other_study = [identified(r | {"study": "other"}) for r in HAND_MADE]
+    mine = [r for r in HAND_MADE if amount_of(r, "bits") != 2]
+    cells = {r["cell"] for r in mine}
     covered = summarize([*HAND_MADE, *two, *other_study], cells, replicates=20)
-    alone = summarize([r for r in HAND_MADE if r["bits"] != 2], replicates=20)
-    assert covered == alone
+    assert covered == summarize(mine, replicates=20)
     assert covered.seeds == (0,)
     assert len(only(covered).cells) == 4
-    (told,) = summarize(HAND_MADE, {*cells, "llama-docs/s9/dense"}, replicates=20).problems
+    (told,) = summarize(HAND_MADE, {*cells, "0123456789abcdef"}, replicates=20).problems
+    assert told == f"1 of {len(cells) + 1} cells not run yet: 0123456789abcdef"
+    named = {**dict.fromkeys(cells, "?"), "0123456789abcdef": "llama-docs/s9/dense"}
+    (told,) = summarize(HAND_MADE, named, replicates=20).problems
     assert told == f"1 of {len(cells) + 1} cells not run yet: llama-docs/s9/dense"
     with pytest.raises(ValueError, match="got none"):
         summarize(HAND_MADE, set())
@@ -429,7 +645,7 @@ def test_ratios_are_those_of_the_records():
     """Half of the model is not compressed: 8, 4 and 2 bits store 3/4, 5/8 and 9/16 of it."""
     ratios = {8: 4 / 3, 4: 8 / 5, 2: 16 / 9}
     honest = [
-        r | {"ratio": ratios[r["bits"]]} if r["order"] == "Q" else r | {"ratio": 7.0}
+        r | {"ratio": ratios[amount_of(r, "bits")] if order_of(r) == "Q" else 7.0}
         for r in HAND_MADE
     ]
     cells = only(summarize(honest, replicates=20)).cells
@@ -439,10 +655,14 @@ def test_ratios_are_those_of_the_records():
     assert [c.gap for c in cells[:3]] == pytest.approx([half - ratios[b] for b in (8, 4, 2)])
     bare = [{k: v for k, v in r.items() if k != "ratio"} for r in HAND_MADE]
     assert [c.quantizer_ratio for c in only(summarize(bare, replicates=20)).cells[:3]] == [2, 4, 8]
-    same = [r | {"ratio": 2.0} if r["order"] == "Q" and r["bits"] != 2 else r for r in HAND_MADE]
+    two = {8: 2.0, 4: 2.0}
+    same = [
+        r | {"ratio": two.get(amount_of(r, "bits"), r["ratio"])} if order_of(r) == "Q" else r
+        for r in HAND_MADE
+    ]
     told = "gptq, seed 0: 4 bits store as much as another width, left out of the quantization curve"
     assert told in summarize(same, replicates=20).problems
-    absent = [r for r in HAND_MADE if not (r["order"] == "Q" and r["bits"] == 4)]
+    absent = [r for r in HAND_MADE if not (order_of(r) == "Q" and amount_of(r, "bits") == 4)]
     cell = only(summarize(absent, replicates=20)).cells[1]
     assert (cell.quantizer_ratio, cell.pruner_ratio, cell.gap) == (None, None, None)
 
@@ -452,7 +672,7 @@ def test_what_cannot_be_compared_is_refused_or_reported():
         summarize([])
     with pytest.raises(ValueError, match="'a', 'synthetic'"):
         summarize([*HAND_MADE, flat("dense", 1.0) | {"study": "a", "cell": "other"}])
-    twin = HAND_MADE[6] | {"cell": "twin"}
+    twin = HAND_MADE[6] | {"cell": "twin", "label": "twin"}
     assert any("twin: the same variant as" in p for p in summarize([*HAND_MADE, twin]).problems)
     other = make_record("Q", bits=3, nll=[1.0])
     assert any("other examples" in p for p in summarize([*HAND_MADE, other]).problems)

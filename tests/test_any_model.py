@@ -429,9 +429,9 @@ def test_one_kernel_in_two_modules_is_one_layer() -> None:
     assert_moments(told(model)["first"], jnp.stack([X, hidden]))
     assert call_order(model, specs, X) == ["first"]
     done = compress(model, Magnitude(0.5))
-    assert list(done.layers) == ["first"]
+    assert list(done.matrices) == ["first"]
     assert done.model.first.kernel is done.model.second.kernel
-    np.testing.assert_array_equal(done.model.second.kernel[...].T, done.layers["first"].weight)
+    np.testing.assert_array_equal(done.model.second.kernel[...].T, done.matrices["first"].weight)
     assert bool(jnp.any(done.model.second.kernel[...] == 0))
     cover = coverage(model, specs, skipped)
     assert (cover.parameters, cover.covered) == (9 + 3 + 3, 9)

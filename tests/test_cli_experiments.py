@@ -9,41 +9,27 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import hypothesis.strategies as st
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 import experiments.__main__ as door
 import figures.__main__
 import perturb.__main__
 import theory.__main__
-from experiments.labels import chain_name, label, stage_name
+from experiments.labels import chain_name
 from experiments.records import RecordLog, encode_sums, load
 from experiments.runner import Job, running
 from experiments.runner.job import DECISIVE
-from experiments.study import Policy, Study, axis, find, pairs
+from experiments.study import Policy, Study, find
 from perturb import (
-    GPTQ,
-    RTN,
-    GlobalMagnitude,
-    GridSpec,
-    Joint,
-    Magnitude,
-    NofM,
-    SparseGPT,
-    Wanda,
     cli,
 )
 from perturb import sources as cli_sources
-from perturb.stage import per_layer
 from tests import child
 
 ROOT = Path(__file__).parent.parent
@@ -91,308 +77,9 @@ def one_line(capsys, says: str) -> None:
     assert not captured.out
 
 
-# -------------------------------------------------------------------------------- study files
-
-PRUNE, QUANTIZE, LAST = "axis(Magnitude, sparsity=(0.3, 0.5))", "axis(RTN, bits=(4,))", "    ),\n)"
-PLANS = f"pairs(\n        [{PRUNE}],\n        [{QUANTIZE}],\n    )"
-NO_CLASS = "it must be the class of a stage, or partial(CLASS, setting=...)"
-
-
 def more(text: str) -> tuple[str, str]:
     """A further argument of the study."""
-    return LAST, f"    ),\n    {text},\n)"
-
-
-WRONG = {  # what of STUDY becomes what, and what is said of it
-    "syntax": ("STUDY = Study(", "STUDY = Study((", "SyntaxError: '(' was never closed (study.py"),
-    "raises": (
-        "STUDY =",
-        "1 / 0\nSTUDY =",
-        "ZeroDivisionError: division by zero (study.py, line 6)",
-    ),
-    "exits": ("STUDY =", "raise SystemExit(0)\nSTUDY =", "SystemExit: 0 (study.py, line 6)"),
-    "import": (
-        "STUDY =",
-        "import no_such\nSTUDY =",
-        "No module named 'no_such' (study.py, line",
-    ),
-    "no study": ("STUDY =", "STUDIES =", "study.py defines no STUDY = "),
-    "no Study": ("STUDY = Study(", "STUDY = dict(", "Study(...), got {'name': 'mine'"),
-    "missing field": (f"    plans={PLANS},\n", "", "argument: 'plans' (study.py, line 6)"),
-    "unknown field": ("plans=", "plan=", "unexpected keyword argument 'plan' (study.py, line 6)"),
-    "bare model": ('("tiny-resnet",)', '"tiny-resnet"', "as in models=('tiny-resnet',)"),
-    "bare axis": (PLANS, "axis(RTN, bits=4)", "plans is axis(rtn-4); it must be a tuple, each a"),
-    "bare plan's axis": (PLANS, "(RTN,)", "plans[0] is RTN; it must be a tuple of axes"),
-    "bare stage": (PLANS, "(RTN(4),)", "plans[0] is RTN(bits=4"),
-    "empty plan": (PLANS, "((),)", "plans[0] is (); it must be a tuple of axes"),
-    "a set of plans": (PLANS, f"set({PLANS})", "it must be a tuple, each a tuple of axes"),
-    "an iterator of plans": (PLANS, f"iter({PLANS})", "it must be a tuple, each a tuple of axes"),
-    "no plans": (PLANS, "()", "plans is empty; each must be a tuple of axes"),
-    "same plan": (PLANS, f"2 * {PLANS}", "plans lists a value twice: (axis(magnitude-0.3, magni"),
-    "same chain": (
-        PLANS,
-        f"({PRUNE}, axis(Magnitude, sparsity=0.3))",
-        "its plans give magnitude-0.3 twice: leave one out",
-    ),
-    "bare seed": (*more("seeds=3"), "as in seeds=(3,)"),
-    "bare draw": (*more("calibrations=3"), "as in calibrations=(3,)"),
-    "bare policy": (*more("policies=Policy()"), "as in policies=(Policy("),
-    "bare pattern": (*more('exclude="fc"'), "as in exclude=('fc',)"),
-    "no text for a pattern": (*more("include=(3,)"), "include[0] is 3; it must be a shell pattern"),
-    "a set": ("bits=(4,)", "bits={4}", "axis of RTN: bits is {4}; it must be a number, or a tuple"),
-    "an iterator": ("bits=(4,)", "bits=iter((4,))", "it must be a number, or a tuple of numbers"),
-    "nothing": ("bits=(4,)", "bits=None", "bits is None; it must be a number, or a tuple of"),
-    "ready-made": ("axis(RTN, bits=(4,))", "axis(RTN(4), bits=(4,))", NO_CLASS),
-    "ready-made alone": ("axis(RTN, bits=(4,))", "axis(RTN(4))", NO_CLASS),
-    "a text for a stage": ("Magnitude, s", "'magnitude', s", f"axis of 'magnitude': {NO_CLASS}"),
-    "no stage": (
-        "Magnitude, s",
-        "dict, s",
-        "axis of dict with sparsity 0.3: {'sparsity': 0.3} is ",
-    ),
-    "no amount": (", bits=(4,)", "", "axis of RTN: TypeError: "),
-    "another's amount": ("RTN, bits", "RTN, sparsity", "axis of RTN with sparsity 4.0: TypeError"),
-    "setting": (
-        "Magnitude, s",
-        "partial(Magnitude, tye='index'), s",
-        "unexpected keyword argument 'tye'",
-    ),
-    "setting's value": (
-        "Magnitude, s",
-        "partial(Magnitude, tie='first'), s",
-        "axis of partial(Magnitude, tie='first') with sparsity 0.3: tie must be one of",
-    ),
-    "amount in partial": (
-        "Magnitude, s",
-        "partial(Magnitude, sparsity=0.5), s",
-        "axis of partial(Magnitude, sparsity=0.5): sparsity is given twice",
-    ),
-    "damp": ("RTN, b", "partial(GPTQ, damp=-1), b", "damp must be a finite number"),
-    "block": ("Magnitude, s", "partial(SparseGPT, block=0), s", "block must be a whole number"),
-    "same pruner": (
-        PRUNE,
-        f"{PRUNE}, axis(partial(Magnitude, tie='random'), sparsity=(0.3, 0.5))",
-        "plans lists a value twice: (axis(magnitude-0.3, magnitude-0.5), axis(rtn-4))",
-    ),
-    "nan": ("(0.3, 0.5)", "(float('nan'),)", "with sparsity nan: sparsity must lie in [0, 1)"),
-    "one": ("(0.3, 0.5)", "(0.3, 1.0)", "with sparsity 1.0: sparsity must lie in [0, 1), got 1.0"),
-    "text": ("(0.3, 0.5)", "('0.3',)", "sparsity is '0.3'; it must be a number"),
-    "bits": ("bits=(4,)", "bits=(4, 1)", "with bits 1: bits must be a whole number from 2 to 16"),
-    "half bits": ("bits=(4,)", "bits=(4.5,)", "with bits 4.5: bits must be a whole number"),
-    "bool bits": ("bits=(4,)", "bits=(True,)", "bits is True; it must be a number"),
-    "huge seed": (*more("seeds=(2**32,)"), "from 0 to 4294967295"),
-    "negative seed": (*more("seeds=(-1,)"), "seeds[0] is -1"),
-    "negative draw": (*more("calibrations=(-1,)"), "calibrations[0] is -1; it must be a whole"),
-    "half a draw": (*more("calibrations=(0.5,)"), "calibrations[0] is 0.5; it must be a whole"),
-    "twice": ("(0.3, 0.5)", "(0, 0.0)", "axis of Magnitude with sparsity 0.0 is a stage that is"),
-    "draw twice": (*more("calibrations=(1, 1)"), "calibrations lists a value twice: 1"),
-    "policy twice": (*more("policies=(Policy(), Policy('recalibrate'))"), "policies lists a value"),
-    "empty": ("bits=(4,)", "bits=()", "axis of RTN: bits is empty; give at least one value"),
-    "no draws": (*more("calibrations=()"), "calibrations is empty; each must be a whole number"),
-    "model": ("tiny-resnet", "gpt", "unknown model 'gpt'; known: "),
-    "model's type": ('"tiny-resnet"', "18", "unknown model 18; known: "),
-    "name": ('"mine"', '"../mine"', "name is '../mine'; it must be a text that can name"),
-    "no name": ('"mine"', "None", "name is None; it must be a text that"),
-    "no policy": (*more("policies=('keep',)"), "policies[0] is 'keep'; it must be a Policy("),
-    "calibrate": (*more("policies=(Policy(calibrate='no'),)"), "calibrate must be one of 'recalib"),
-    "norms": (
-        *more("policies=(Policy(norms='no'),)"),
-        "norms must be one of 'reestimate', 'keep'; got 'no'",
-    ),
-    "zeros": (*more("policies=(Policy(zeros=0),)"), "zeros must be one of 'free', 'keep'; got 0"),
-    "zeros' type": (
-        *more("policies=(Policy(zeros=[]),)"),
-        "zeros must be one of 'free', 'keep'; got []",
-    ),
-    "own": ('"tiny-resnet"', "Own('none.py:task')", "there is no file none.py"),
-    "own's function": ('"tiny-resnet"', "Own('study.py:task')", "has no function 'task'"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_study_file_is_one_line(case, tmp_path, capsys):
-    old, new, says = WRONG[case]
-    assert STUDY.count(old) == 1
-    (tmp_path / "study.py").write_text(STUDY.replace(old, new))
-    assert door.main(["run", "study.py", "--out", "out"]) == 2
-    one_line(capsys, says)
-    assert not Path("out").exists()
-
-
-def test_a_study_file_imports_its_neighbours_and_prints_to_stderr(tmp_path, capsys):
-    folder = tmp_path / "studies"
-    folder.mkdir()
-    (folder / "neighbour.py").write_text("BITS = [4, 3]\n")
-    text = f"from neighbour import BITS\nprint('hello')\n{STUDY}".replace("(4,)", "BITS")
-    (folder / "near.py").write_text(text)
-    study = find("studies/near.py")
-    assert study.plans[0][1].names == ("rtn-4", "rtn-3")
-    assert capsys.readouterr() == ("", "hello\n")
-    sys.modules.pop("neighbour"), sys.modules.pop("near")
-
-
-def test_axes_may_be_lists_ranges_and_arrays():
-    prune = axis(Magnitude, sparsity=[np.float64(0.5), 0])
-    quantize = axis(RTN, bits=range(2, 5))
-    assert [s.sparsity for s in prune.stages] == [0.5, 0.0]
-    assert [s.bits for s in quantize.stages] == [2, 3, 4]
-    assert {type(s.bits) for s in quantize.stages} == {int}
-    assert {type(s.sparsity) for s in prune.stages} == {float}
-    for same in (np.arange(2, 5), jnp.arange(2, 5), (2.0, 3.0, 4.0), [np.int8(2), 3, 4]):
-        again = axis(RTN, bits=same)
-        assert again == quantize
-        assert {type(s.bits) for s in again.stages} == {int}
-    assert axis(RTN, bits=jnp.int32(4)) == axis(RTN, bits=4)
-    study = Study("a", "", ["tiny-resnet"], [[prune, quantize], prune], seeds=range(2))  # type: ignore[arg-type]
-    assert (study.models, study.seeds) == (("tiny-resnet",), (0, 1))
-    assert study.plans == ((prune, quantize), (prune,))
-    other = study.with_options(policies=(Policy(norms="keep"),), seeds=None)
-    assert other == Study(**{**vars(study), "policies": (Policy(norms="keep"),)})
-    assert other != study
-
-
-def test_axes_vary_settings_too():
-    varied = axis(partial(SparseGPT, damp=0.1), sparsity=(0.3, 0.5), tie=("index", "random"))
-    assert len(varied.stages) == 4
-    assert {(s.sparsity, s.tie, s.damp) for s in varied.stages} == {
-        (s, t, 0.1) for s in (0.3, 0.5) for t in ("index", "random")
-    }
-    assert repr(axis(RTN, bits=(4, 3))) == "axis(rtn-4, rtn-3)"
-
-
-# --------------------------------------------------------------------------- labels and cells
-
-
-def test_labels_and_names_as_they_stand_in_records():
-    assert label(GPTQ(4)) == "gptq"
-    grid = GridSpec(symmetric=False, clip="mse")
-    assert label(GPTQ(4, grid)) == "gptq[symmetric=False,clip=mse]"
-    assert label(RTN(4, GridSpec(per=8, convention="full"))) == "rtn[per=8,convention=full]"
-    assert label(SparseGPT(scope=NofM(2, 4), damp=1)) == "sparsegpt[scope=2:4,damp=1.0]"
-    assert label(Joint(0.5, 4)) == "joint"
-    assert label(Joint(0.5, 3)) == "joint[bits=3]"
-    assert chain_name(()) == "dense"
-    assert chain_name((Wanda(0.5),)) == "wanda-0.5"
-    assert chain_name((RTN(np.int32(4)),)) == "rtn-4"
-    assert chain_name((RTN(4), Wanda(1 / 3))) == "rtn-4>wanda-0.3333333333333333"
-    assert chain_name((Wanda(0.3333333), RTN(4))) == "wanda-0.3333333>rtn-4"
-    assert chain_name((Wanda(0.1 + 0.2),)) == "wanda-0.30000000000000004"
-    assert chain_name((RTN(4), Wanda(0.5), GPTQ(3))) == "rtn-4>wanda-0.5>gptq-3"
-    rules = per_layer({"*.down": GPTQ(8), "*": RTN(4, GridSpec(symmetric=False))})
-    assert stage_name(rules) == "gptq-8@*.down+rtn[symmetric=False]-4@*"
-
-
-def _any_of(cls: Any, **choices: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.fixed_dictionaries({}, optional=choices).map(lambda chosen: partial(cls, **chosen))
-
-
-_ties = st.sampled_from(("index", "random", "dense"))
-_targets = st.sampled_from(("current", "dense"))
-_scopes = st.sampled_from(("row", "layer", NofM(2, 4), NofM(1, 2)))
-_damps = st.floats(0, 1, allow_subnormal=False) | st.sampled_from((0.01, 0.0100001, 1, 0))
-_blocks = st.integers(1, 300)
-_grids = st.builds(
-    GridSpec,
-    symmetric=st.booleans(),
-    per=st.sampled_from(("tensor", "row", 1, 8, 128)),
-    clip=st.sampled_from(("absmax", "mse")),
-    convention=st.sampled_from(("half", "full")),
-)
-_shared = {
-    "grid": _grids,
-    "mask": st.sampled_from(("enforce", "free")),
-    "scale_source": _targets,
-    "target": _targets,
-}
-PRUNERS = st.one_of(
-    _any_of(GlobalMagnitude, tie=_ties),
-    *(_any_of(cls, scope=_scopes, tie=_ties, target=_targets) for cls in (Magnitude, Wanda)),
-    _any_of(
-        SparseGPT,
-        tie=_ties,
-        target=_targets,
-        on_grid=st.sampled_from(("refit", "snap", "release")),
-        damp=_damps,
-        block=_blocks,
-    ),
-    _any_of(Joint, bits=st.integers(2, 16), grid=_grids, tie=_ties, damp=_damps, block=_blocks),
-)
-QUANTIZERS = st.one_of(
-    _any_of(RTN, **_shared),
-    _any_of(GPTQ, **_shared, static_groups=st.booleans(), damp=_damps, block=_blocks),
-)
-AMOUNTS = st.floats(0, 1, exclude_max=True) | st.sampled_from((0.3333333, 0.3333334, 0.5))
-
-
-def _labels_tell(one: Any, other: Any) -> None:
-    assert (label(one) == label(other)) == (one == other)
-
-
-@settings(max_examples=300, deadline=None)
-@given(PRUNERS, PRUNERS)
-def test_pruners_share_a_label_only_if_they_are_the_same(one, other):
-    amount = 0.5  # fits both patterns
-    _labels_tell(one(amount), other(amount))
-    _labels_tell(one(amount), one(amount))
-
-
-@settings(max_examples=300, deadline=None)
-@given(QUANTIZERS, QUANTIZERS, st.sampled_from((2, 4, 16)))
-def test_quantizers_share_a_label_only_if_they_are_the_same(one, other, bits):
-    _labels_tell(one(bits), other(bits))
-    _labels_tell(one(bits), one(bits))
-
-
-def test_each_setting_alone_changes_the_label():
-    """So that the two tests above do not rest on what is drawn."""
-    grids = [GridSpec(**c) for c in ({"symmetric": False}, {"clip": "mse"}, {"convention": "full"})]
-    grids += [GridSpec(per="tensor"), GridSpec(per=8), GridSpec()]
-    for cls in (RTN, GPTQ):
-        assert len({label(cls(4, grid)) for grid in grids}) == len(grids)
-
-
-@settings(max_examples=300, deadline=None)
-@given(AMOUNTS, AMOUNTS)
-def test_amounts_that_differ_name_different_cells(one, other):
-    names = {stage_name(Magnitude(s)) for s in (one, other)}
-    assert len(names) == len({one, other})
-    assert all(float(name.removeprefix("magnitude-")) in (one, other) for name in names)
-
-
-def test_settings_of_two_nested_ones_are_told_apart():
-    @dataclass(frozen=True)
-    class Two:
-        bits: int
-        first: GridSpec = field(default_factory=GridSpec)
-        second: GridSpec = field(default_factory=lambda: GridSpec(symmetric=False))
-        name = "two"
-
-    same, coarse = GridSpec(), GridSpec(per="tensor")
-    made = [Two(4), Two(4, coarse), Two(4, second=same), Two(4, same, GridSpec(False, "tensor"))]
-    labels = [label(m) for m in made]
-    assert labels[:2] == ["two", "two[first.per=tensor]"]
-    assert labels[2:] == ["two[second.symmetric=True]", "two[second.per=tensor]"]
-
-
-def test_every_cell_of_a_study_once():
-    quantizers = (RTN, partial(RTN, grid=GridSpec(symmetric=False)))
-    study = Study(
-        "a",
-        "",
-        ("tiny-resnet", "llama-docs"),
-        pairs(
-            [axis(pruner, sparsity=(0.3, 0.5)) for pruner in (Magnitude, Wanda)],
-            [axis(quantizer, bits=(4, 3)) for quantizer in quantizers],
-        ),
-        seeds=(0, 7),
-    )
-    names = [chain_name(c) for c in study.chains()]
-    assert len(names) == len(set(names)) == 1 + 4 + 4 + 2 * 16
-    assert names[0] == "dense"
-    assert "rtn[symmetric=False]-3>wanda-0.3" in names
-    assert study.runs == 4
-    assert len(study.tree) == 4  # each method first, once
-    assert sum(len(node.children) for node in study.tree) == 8
+    return "    ),\n)", f"    ),\n    {text},\n)"
 
 
 # ----------------------------------------------------------------------------- a run's report
@@ -700,9 +387,6 @@ def test_bad_input_is_one_line(name, argv, says, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
-FOLDER_CHECKS = [partial(cli.check_folder, "--out"), figures.__main__._check_folder]
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
 @pytest.mark.parametrize("below", ["", "sub"])
 def test_a_folder_without_permission_is_refused(tmp_path, below):
@@ -710,22 +394,19 @@ def test_a_folder_without_permission_is_refused(tmp_path, below):
     closed.mkdir(mode=0o500)
     with pytest.raises(cli.BadInput, match="cannot write there"):
         cli.check_folder("--out", closed / below)
-    with pytest.raises(figures.__main__.BadInput, match="cannot write there"):
-        figures.__main__._check_folder(closed / below)
     with pytest.raises(cli.BadInput, match="cannot write there"):
         cli.check_file("--out", closed / "file")
 
 
-@pytest.mark.parametrize("check", FOLDER_CHECKS)
-def test_a_folder_is_tried_not_asked(tmp_path, monkeypatch, check):
+def test_a_folder_is_tried_not_asked(tmp_path, monkeypatch):
     """As a read-only file system shows itself, to root too."""
 
     def refuse(**_: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises((cli.BadInput, figures.__main__.BadInput), match="Read-only file system"):
-        check(tmp_path / "new")
+    with pytest.raises(cli.BadInput, match="Read-only file system"):
+        cli.check_folder("--out", tmp_path / "new")
     with pytest.raises(cli.BadInput, match="Read-only file system"):
         cli.check_file("--out", tmp_path / "new")
 
@@ -735,18 +416,14 @@ def test_checking_a_path_leaves_nothing_behind(tmp_path):
     cli.check_folder("--out", tmp_path / "a" / "b")
     cli.check_file("--out", tmp_path / "new")
     cli.check_file("--out", tmp_path / "file")
-    figures.__main__._check_folder(tmp_path / "a" / "b")
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "file").read_text() == "a file, not a folder\n"
 
 
-@pytest.mark.parametrize(
-    "check", [partial(cli.check_folder, "--out"), figures.__main__._check_folder]
-)
-def test_a_link_to_nowhere_is_no_folder(tmp_path, check):
+def test_a_link_to_nowhere_is_no_folder(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises((cli.BadInput, figures.__main__.BadInput), match="link is a file"):
-        check(tmp_path / "link" / "sub")
+    with pytest.raises(cli.BadInput, match="link is a file"):
+        cli.check_folder("--out", tmp_path / "link" / "sub")
 
 
 @pytest.mark.parametrize("name", MAINS)
@@ -761,7 +438,7 @@ def test_ctrl_c_is_130_and_one_line(name, monkeypatch, capsys):
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["perturb", "experiments", "theory"])
+@pytest.mark.parametrize("name", MAINS)
 def test_sigterm_is_143_and_one_line(name, monkeypatch, capsys):
     """As Ctrl-C: whatever is open is closed, and nothing takes it for a failure of its own."""
     closed: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from matplotlib.patches import Rectangle
 
 import figures
 from experiments.analysis import summarize
+from experiments.analysis.variants import order_of
 from experiments.records import RecordLog
 from experiments.summary import EQUAL, NO_INTERVAL, PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED
 from figures import advantage, heatmap, style
 from figures.__main__ import main
 from figures.manifest import DRAWINGS, jobs
-from tests.synthetic import make_study
+from tests.synthetic import amount_of, identified, make_study
 
 GRID = {"pruners": ("magnitude", "wanda"), "quantizers": ("gptq", "rtn"), "clusters": 40}
 RECORDS = make_study(offset=-0.05, seeds=(0,), **GRID)
@@ -58,21 +60,54 @@ def test_figures_meet_records_and_findings_only():
         "experiments.analysis",
         "experiments.summary",
     )
+    frame = ("perturb.cli", "perturb.files", "perturb.plain", "perturb.measure.intensity")
     folder = Path(figures.__file__).parent
     for path in folder.glob("*.py"):
         for name in imports(path):
-            assert name.startswith(ours) or not name.startswith(
+            assert name.startswith((*ours, *frame[:2])) or not name.startswith(
                 ("jax", "flax", "perturb", "experiments")
             )
-    for part in ("records", "summary", "report", "comparison", "analysis"):
-        for name in imports(folder.parent / "experiments" / f"{part}.py"):
+    read = folder.parent / "experiments"
+    parts = ("records/*.py", "summary.py", "report/*.py", "analysis/*.py")
+    paths = [path for part in parts for path in read.glob(part)]
+    assert len(paths) > 10
+    for path in paths:
+        for name in imports(path):
             assert not name.startswith(("jax", "flax", "optax", "experiments.models"))
-            assert name.startswith(
-                ("perturb.measure.intensity", "perturb.files")
-            ) or not name.startswith("perturb")
-    for part in ("measure/intensity", "files"):
-        for name in imports(folder.parent / "perturb" / f"{part}.py"):
+            assert name.startswith(frame) or not name.startswith("perturb")
+    for part in frame:
+        for name in imports(folder.parent / f"{part.replace('.', '/')}.py"):
             assert name.split(".")[0] in {"numpy", *sys.stdlib_module_names}
+
+
+READING = """
+import sys
+from pathlib import Path
+import experiments.records, experiments.analysis, experiments.report, experiments.summary
+from experiments.__main__ import main
+from figures.__main__ import main as draw
+
+file, out = sys.argv[1:]
+records = experiments.records.load(file)
+assert experiments.analysis.summarize(records, replicates=20).comparisons
+assert main(["report", file]) == 0
+assert main(["report", file, "--at", "sparsity=0.5,bits=4"]) == 0
+assert draw(["--records", file, "--out", out, "--replicates", "20"]) == 0
+assert any(Path(out).iterdir())
+found = {"jax", "jaxlib", "flax", "optax"} & {name.split(".")[0] for name in sys.modules}
+assert not found, found
+"""
+
+
+def test_reading_analysing_reporting_and_drawing_records_needs_no_jax(study, tmp_path):
+    """As a process that has imported nothing yet: it starts at once, on a machine without jax."""
+    done = subprocess.run(
+        [sys.executable, "-c", READING, str(study / "records.jsonl"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("format", style.FORMATS)
@@ -102,7 +137,7 @@ def test_heatmap_marks_every_cell_with_its_winner(model, scale):
         assert hatches.count("////") == wins[UNDECIDED]
         assert hatches.count("....") == wins[NO_INTERVAL] == (30 if scale == "kl" else 0)
         told = " ".join(text.get_text() for text in figure.texts)
-        assert ("no intervals" in told) == (scale == "kl")
+        assert ("no intervals" in told) == (scale == "kl")  # whose records hold no sums
         norm = ax.collections[0].norm
         assert norm.vmin == -norm.vmax  # centred: white is zero
 
@@ -171,8 +206,8 @@ def test_figures_say_what_a_ratio_is_and_which_model_is_at_chance():
 
 
 def test_missing_cells_and_unknown_gaps_are_drawn_as_such():
-    kept = [r for r in RECORDS if r["order"] != "P" or r["sparsity"] != 0.5]
-    kept = [r for r in kept if not (r["order"] == "QP" and r["bits"] == 3)]
+    kept = [r for r in RECORDS if order_of(r) != "P" or amount_of(r, "sparsity") != 0.5]
+    kept = [r for r in kept if not (order_of(r) == "QP" and amount_of(r, "bits") == 3)]
     summary = summarize(kept, replicates=20)
     for drawing in DRAWINGS.values():
         figure = drawing.draw(summary, TEXT, "natural")
@@ -180,7 +215,9 @@ def test_missing_cells_and_unknown_gaps_are_drawn_as_such():
     panel = heatmap.draw(summary, TEXT, "natural").axes[0]
     assert [line.get_marker() for line in panel.lines].count("x") == 0  # no 3-bit column at all
     one = [
-        r for r in RECORDS if not (r["order"] == "QP" and r["bits"] == 3 and r["sparsity"] < 0.6)
+        r
+        for r in RECORDS
+        if order_of(r) != "QP" or amount_of(r, "bits") != 3 or amount_of(r, "sparsity") >= 0.6
     ]
     panel = heatmap.draw(summarize(one, replicates=20), TEXT, "natural").axes[0]
     assert [line.get_marker() for line in panel.lines].count("x") == 2
@@ -225,6 +262,47 @@ def test_command_line_writes_whole_files(study, tmp_path, capsys):
     assert {p.name for p in out.glob("*.svg")} == {
         f"heatmap-{TEXT}-{scale}.svg" for scale in ("natural", "log", "kl")
     }
+
+
+def test_policies_get_figures_of_their_own(tmp_path, capsys):
+    records = [
+        identified(r | {"policy": {"calibrate": "dense", "norms": norms}})
+        for r in make_study(models={"m": "text"}, clusters=30, kl_sums=True, pruners=["wanda"])
+        for norms in ("keep", "reestimate")
+    ]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    out = tmp_path / "out"
+    options = ["--replicates", "20", "--measure", "kl"]
+    assert main(["--records", str(path), "--out", str(out), *options]) == 0
+    assert {p.name for p in out.iterdir()} == {
+        f"{name}-m--norms-{norms}--kl.png" for name in DRAWINGS for norms in ("keep", "reestimate")
+    }
+    summary = summarize(records, replicates=20)
+    for drawing in DRAWINGS.values():  # with sums, the divergence has intervals
+        told = [t.get_text() for t in drawing.draw(summary, "m [norms=keep]", "kl").texts]
+        assert not any("no interval" in text for text in told)
+        assert any("m [norms=keep]" in " ".join(text.split()) for text in told)
+
+
+def test_a_measure_of_ones_own_is_drawn_without_being_asked_for(tmp_path, capsys):
+    def own(r):
+        sums = {"count": r["sums"]["count"], "a/b": r["sums"]["nll"]}
+        return r | {"kind": "own", "metrics": {}, "sums": sums}
+
+    records = [own(r) for r in make_study(models={"m": "text"}, clusters=30, pruners=["wanda"])]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    arguments = ["--records", str(path), "--replicates", "20", "--out"]
+    for i, measure in enumerate(([], ["--measure", "own:a/b"], ["--measure", "all"])):
+        assert main([*arguments, str(tmp_path / str(i)), *measure]) == 0
+        found = {p.name for p in (tmp_path / str(i)).iterdir()}
+        assert found == {f"{name}-m-own-a-b.png" for name in DRAWINGS}
+    capsys.readouterr()
+    assert main([*arguments, str(tmp_path / "none"), "--measure", "own:c"]) == 2
+    assert "--measure own:c: " in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "none"), "--measure", "natural"]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

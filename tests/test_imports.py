@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import perturb
+from perturb.backend import AFFECTED, FLAG
 
 ROOT = Path(__file__).parent.parent
 OURS = ("perturb", "theory", "experiments", "figures", "tests")
@@ -16,9 +23,11 @@ MAY = {  # which of OURS a package may import, besides itself
     "perturb": set(),
     "theory": {"perturb"},
     "experiments": {"perturb", "theory"},
-    "figures": {"theory"},  # and the modules of experiments below
+    "figures": {"theory"},  # and the modules of experiments and perturb below
 }
-FIGURES_READ = {"records", "analysis", "summary", "comparison", "report"}  # of experiments
+FIGURES_READ = {"records", "analysis", "summary", "report"}  # of experiments
+FIGURES_USE = {"cli", "files"}  # of perturb: the frame of command lines, which needs no jax
+NO_JAX = {*FIGURES_USE, "plain", "policy", "backend", "measure.intensity"}  # of perturb
 FRAMEWORKS = {"flax", "optax"}
 
 
@@ -56,6 +65,8 @@ def violations(path: Path, names: Iterator[str]) -> list[str]:
         allowed = top not in OURS or top == own or top in MAY[own]
         if own == "figures" and top == "experiments":
             allowed = rest.split(".")[0] in FIGURES_READ
+        if own == "figures" and top == "perturb":
+            allowed = rest.split(".")[0] in FIGURES_USE
         if own == "figures" and top in {*FRAMEWORKS, "jax"}:
             allowed = False
         if own == "theory" and top in FRAMEWORKS:
@@ -89,20 +100,108 @@ def test_flax_meets_perturb_in_one_package():
     assert users == {"perturb/network"}
 
 
+def files_of(module: str) -> list[Path]:
+    """Of a module of experiments, which may be a package."""
+    path = ROOT / "experiments" / module
+    return [f for f in (path.with_suffix(".py"), *sorted(path.rglob("*.py"))) if f.is_file()]
+
+
 @pytest.mark.parametrize("module", sorted(FIGURES_READ))
 def test_what_figures_read_brings_no_model_along(module):
     """Else figures would import models after all, one step removed."""
-    seen, todo = set(), [f"experiments/{module}.py"]
+    seen: set[Path] = set()
+    todo = files_of(module)
+    assert todo, f"no module experiments.{module}: the rule would hold of nothing"
     while todo:
-        path = ROOT / todo.pop()
-        if not path.is_file() or path in seen:
+        path = todo.pop()
+        if path in seen:
             continue
         seen.add(path)
         for name in imported(path):
-            assert name.partition(".")[0] not in FRAMEWORKS, f"{path} imports {name}"
+            top, _, rest = name.partition(".")
+            assert top not in {*FRAMEWORKS, "jax"}, f"{path} imports {name}"
             assert not name.startswith(("experiments.models", "experiments.train"))
+            if top == "perturb":
+                assert any(f"{rest}.".startswith(f"{part}.") for part in NO_JAX), f"{path}: {name}"
             if name.startswith("experiments."):
-                todo.append(f"experiments/{name.split('.')[1]}.py")
+                todo += files_of(name.split(".")[1])
+
+
+@pytest.mark.parametrize("module", sorted(NO_JAX))
+def test_what_needs_no_jax_imports_none(module):
+    path = ROOT / "perturb" / f"{module.replace('.', '/')}.py"
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        mine = top == "perturb" and any(f"{rest}.".startswith(f"{part}.") for part in NO_JAX)
+        assert mine or top in {"numpy", *sys.stdlib_module_names}, f"{path} imports {name}"
+
+
+# ------------------------------------------------------------------------- names of perturb
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=CLEAN
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CLEAN = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def test_names_are_imported_when_they_are_taken_and_are_all_there():
+    run(
+        "import sys, perturb\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert set(perturb.__all__) <= set(dir(perturb))\n"
+        "perturb.Policy()\n"
+        "assert 'jax' not in sys.modules\n"
+        "for name in perturb.__all__:\n"
+        "    value = getattr(perturb, name)\n"
+        "    assert value.__name__ == name and value.__module__.startswith('perturb.'), name\n"
+        "assert 'jax' in sys.modules\n"
+        "from perturb import *\n"
+        "assert chain(RTN(4), Wanda(0.5)).name == perturb.chain(RTN(4), Wanda(0.5)).name\n"
+        "try: perturb.nothing\n"
+        "except AttributeError as error: assert 'nothing' in str(error)\n"
+        "else: raise AssertionError\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import perturb.score", "from perturb import score", "from perturb.score import Scores"],
+)
+def test_score_is_the_function_whichever_is_imported_first(first):
+    """Importing the module of that name would put it into the package, over the function."""
+    run(
+        f"{first}\nimport perturb.score, perturb\nfrom perturb import score\n"
+        "import inspect\n"
+        "assert inspect.isfunction(score) and perturb.score is score\n"
+    )
+
+
+@pytest.mark.parametrize("first", ["perturb.registry", "perturb.measure.errors", "perturb.types"])
+def test_the_flag_is_set_whichever_module_comes_first(first):
+    """It must be there before jax starts its backend, and nobody need take a name for that."""
+    if importlib.util.find_spec("jaxlib") is None or version("jaxlib") not in AFFECTED:
+        pytest.skip("this jaxlib needs no flag")
+    told = run(f"import os, {first}\nprint(os.environ.get('XLA_FLAGS', ''))")
+    assert FLAG in told
+
+
+def test_what_the_type_checker_sees_is_what_is_there():
+    tree = ast.parse((ROOT / "perturb" / "__init__.py").read_text())
+    (block,) = (n for n in tree.body if isinstance(n, ast.If))
+    seen = {
+        alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {name: f"perturb.{home}" for name, home in perturb._HOMES.items()}
+    assert set(seen) == set(perturb.__all__)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +223,9 @@ def test_what_figures_read_brings_no_model_along(module):
         ("figures/a.py", "from experiments import train", ["experiments.train"]),
         ("figures/a.py", "from experiments.records import load", []),
         ("figures/a.py", "import perturb", ["perturb"]),
+        ("figures/a.py", "from perturb import RTN", ["perturb.RTN"]),
+        ("figures/a.py", "from perturb import cli", []),
+        ("figures/a.py", "from perturb.files import write_atomic", []),
         ("figures/a.py", "import jax.numpy", ["jax.numpy"]),
     ],
 )

@@ -6,9 +6,7 @@ import gzip
 import json
 import multiprocessing
 import os
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,37 +15,12 @@ from hypothesis import strategies as st
 
 from experiments import records
 from experiments.records import RecordLog, RecordLogLocked
-
-OLD = Path(__file__).parent.parent / "figures" / "records"
-WANDA = {"name": "wanda", "sparsity": 0.5, "scope": "row"}
-GPTQ = {"name": "gptq", "bits": 4, "grid": {"per": "row"}}
-
-
-def made(name: str, *stages: dict[str, Any], nll: Any = (1.0, 1.0)) -> records.Record:
-    return {
-        "schema": records.SCHEMA,
-        "cell": f"{zlib.crc32(name.encode()):016x}",
-        "label": f"m/s0/{name}",
-        "study": "tiny",
-        "model": "m",
-        "kind": "text",
-        "seed": 0,
-        "calibration": {"draw": 0, "examples": 8, "batch": 4, "hash": "f"},
-        "policy": {"calibrate": "recalibrate", "norms": "reestimate", "zeros": "free"},
-        "stages": list(stages),
-        "status": "ok",
-        "error": None,
-        "metrics": {"nll": float(np.mean(nll))},
-        "sums": records.encode_sums({"count": [1] * len(nll), "nll": nll, "kl": [0.5] * len(nll)}),
-        "layers": {},
-        "seconds": {"evaluate": 0.1},
-    }
-
+from tests.synthetic import make_record
 
 RECORDS = [
-    made("dense"),
-    made("wanda-0.5", WANDA, nll=[1.5, 2.5]),
-    made("wanda-0.5>gptq-4", WANDA, GPTQ, nll=[1.75, 2.5]),
+    make_record("dense"),
+    make_record("P", sparsity=0.5, nll=[1.5, 2.5]),
+    make_record("PQ", sparsity=0.5, bits=4, nll=[1.75, 2.5]),
 ]
 
 
@@ -79,29 +52,10 @@ def test_append_then_load_is_the_identity(tmp_path):
             log.append(record)
         assert records.load(path) == RECORDS  # readable while it is being written
     sums = records.decode_sums(records.load(path)[1])
-    assert {k: v.tolist() for k, v in sums.items()} == {
-        "count": [1, 1],
+    assert {name: values.tolist() for name, values in sums.items()} == {
         "nll": [1.5, 2.5],
-        "kl": [0.5, 0.5],
+        "count": [1, 1],
     }
-
-
-def test_counts_are_stored_exactly_and_any_other_measure_as_a_float():
-    big = 2**24 + 1  # no float32
-    sums = {"count": [big], "correct": [big], "nll": [0.1], "margin": [-1.5]}
-    encoded = records.encode_sums(sums)
-    found = records.decode_sums({"sums": encoded})
-    assert {k: v.dtype.name for k, v in found.items()} == {
-        "count": "int32",
-        "correct": "int32",
-        "nll": "float32",
-        "margin": "float32",
-    }
-    assert found["count"] == found["correct"] == [big]
-    assert found["nll"] == np.float32(0.1)
-    assert found["margin"] == -1.5
-    with pytest.raises(ValueError, match="do not fit"):
-        records.encode_sums({"correct": [0.5]})
 
 
 @given(st.integers(0, 400))
@@ -194,28 +148,50 @@ def test_a_short_write_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"schema": 3}, "schema 3, but this version reads 1 and 2"),
-        ({"schema": 1}, "schema 1"),  # read, and not written any more
         ({"kind": "sound"}, "kind = 'sound'"),
-        ({"status": "maybe"}, "status = 'maybe'"),
-        ({"cell": 7}, "cell = 7 has the wrong type"),
-        ({"stages": None}, "stages = None"),
-        ({"stages": [WANDA, {}]}, r"stages\[1\] = {} has no 'name'"),
-        ({"stages": ["wanda"]}, "no 'name'"),
-        ({"calibration": {}}, "no 'draw'"),
         ({"seed": True}, "seed = True"),
+        ({"label": None}, "label = None"),
+        ({"stages": {}}, "stages = {}"),
+        ({"stages": [{}]}, r"stages\[0\] = {} has no 'name'"),
+        ({"stages": [{"name": "wanda"}, "gptq"]}, r"stages\[1\] = 'gptq' has no 'name'"),
+        ({"calibration": {}}, "calibration has no 'draw'"),
+        ({"policy": "dense"}, "policy = 'dense'"),
+        ({"status": "fine"}, "status = 'fine'"),
         ({"metrics": None}, "needs metrics"),
         ({"sums": None}, "needs metrics and sums"),
-        ({"sums": {"nll": "AAAA"}}, "sums need 'count'"),
-        ({"sums": {"count": "AAAA"}}, "and a measure"),
-        ({"sums": {"count": "AAAA", "nll": "AAAAAAAA"}}, "one length, 'nll' is none"),
-        ({"sums": {"count": "AAAA", "nll": None}}, "'nll' is none"),
+        ({"sums": {"nll": "AAAA"}}, r"sums need 'count' and a measure, got \['nll'\]"),
+        ({"sums": {"count": "AAAA"}}, "sums need 'count' and a measure"),
+        ({"sums": {"count": "AAAA", "rmse": "AAAAAAAA"}}, "one length, 'rmse' is none"),
+        ({"sums": {"count": "AAAA", "rmse": None}}, "one length, 'rmse' is none"),
     ],
 )
 def test_records_that_cannot_be_are_refused_before_they_are_written(tmp_path, change, message):
     path = tmp_path / "records.jsonl"
-    with RecordLog(path) as log, pytest.raises(ValueError, match=message):
+    with RecordLog(path) as log, pytest.raises(ValueError, match=message) as caught:
         log.append(RECORDS[2] | change)
+    assert "\n" not in str(caught.value)
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("key", ["cell", "label", "seed", "calibration", "policy", "stages"])
+def test_a_key_that_is_missing_is_named(key):
+    record = {k: v for k, v in RECORDS[2].items() if k != key}
+    with pytest.raises(ValueError, match=f"^here: key '{key}' is missing$"):
+        records.validate(record, "here")
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1).filter(lambda name: name not in ("count", "correct")),
+        st.lists(st.floats(width=32, allow_nan=False), min_size=3, max_size=3),
+        max_size=4,
+    )
+)
+def test_sums_of_every_named_measure_come_back(sums):
+    given_sums = {"count": [1, 2, 3], "correct": [0, 2, 1], **sums}
+    found = records.decode_sums({"sums": records.encode_sums(given_sums)})
+    assert {name: values.tolist() for name, values in found.items()} == given_sums
+    assert found["count"].dtype == found["correct"].dtype == np.int32
 
 
 def test_a_failed_cell_needs_no_results(tmp_path):
@@ -248,123 +224,143 @@ def test_latest_prefers_a_success_and_seconds_do_not_count():
     assert records.without_seconds(slow) == records.without_seconds(good)
 
 
-# ------------------------------------------------------------------------- earlier schemas
+# ------------------------------------------------------------------------------ earlier schemas
 
-FIRST = {
+STORED = Path(__file__).parent.parent / "figures" / "records"
+FIRST = {  # as version 0.2.0 wrote it
     "schema": 1,
-    "cell": "m/s0/gptq-4>wanda-0.5",
-    "study": "tiny",
-    "model": "m",
+    "study": "old",
+    "model": "resnet-digits",
     "kind": "images",
-    "seed": 0,
-    "order": "QP",
-    "pruner": {"name": "wanda", "scope": "row"},
-    "quantizer": {"name": "gptq", "grid": {"per": "row"}},
-    "sparsity": 0.5,
-    "bits": 4,
-    "status": "ok",
-    "metrics": {"nll": 1.0, "accuracy": 0.5},
-    "examples": {"count": "AQAAAA==", "nll": "AACAPw==", "correct": "AQAAAA=="},
+    "seed": 3,
     "policies": {
         "calibrate": "recalibrate",
-        "norms": "reestimate",
+        "norms": "keep",
         "zeros": "free",
         "calibration_examples": 128,
         "calibration_batch": 64,
-        "skipped": {"fc": "excluded by 'fc'"},
+        "skipped": {"conv": "grouped"},
     },
+    "versions": {"jax": "0.10.2"},
+    "data": {"hash": "a"},
+    "device": "cpu cpu",
+    "cell": "resnet-digits/s3/rtn-4>wanda-0.5",
+    "order": "QP",
+    "pruner": {"name": "wanda", "sparsity": 0.5, "scope": "row"},
+    "quantizer": {"name": "rtn", "bits": 4, "grid": {"per": "row"}},
+    "sparsity": 0.5,
+    "bits": 4,
+    "identity": "0" * 16,
+    "status": "ok",
+    "error": None,
+    "metrics": {"nll": 0.5, "accuracy": 0.75, "kl": 0.25},
+    "examples": {
+        "count": records.encode([2, 2], "int32"),
+        "nll": records.encode([1.5, 0.5], "float32"),
+        "correct": records.encode([1, 2], "int32"),
+    },
+    "ratio": 3.5,
+    "seconds": {},
 }
 
 
-def written(path: Path, *held: Any) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in held))
-    return path
+def test_a_record_of_schema_1_is_read_as_one_of_schema_2(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(FIRST) + "\n")
+    (found,) = records.load(path)
+    records.validate(found)
+    assert found["cell"] == found["label"] == FIRST["cell"]
+    assert found["stages"] == [FIRST["quantizer"], FIRST["pruner"]]  # as they were applied
+    assert found["calibration"] == {"draw": 0, "examples": 128, "batch": 64}
+    assert found["policy"] == {"calibrate": "recalibrate", "norms": "keep", "zeros": "free"}
+    assert found["skipped"] == {"conv": "grouped"}
+    sums = {name: values.tolist() for name, values in records.decode_sums(found).items()}
+    assert sums == {"count": [2, 2], "nll": [1.5, 0.5], "correct": [1, 2]}
+    gone = {"order", "pruner", "quantizer", "sparsity", "bits", "policies", "examples"}
+    assert not gone & found.keys()
+    same = ("study", "model", "kind", "seed", "versions", "data", "device", "metrics", "ratio")
+    assert {k: found[k] for k in same} == {k: FIRST[k] for k in same}
+    assert path.read_text() == json.dumps(FIRST) + "\n"  # nothing is written back
 
 
-def test_a_record_of_the_first_schema_is_read_as_one_of_this(tmp_path):
-    path = written(tmp_path / "r.jsonl", FIRST)
-    before = path.read_bytes()
-    (record,) = records.load(path)
-    assert record["schema"] == records.SCHEMA
-    assert record["cell"] == record["label"] == FIRST["cell"]
-    assert record["stages"] == [
-        {"name": "gptq", "grid": {"per": "row"}, "bits": 4},
-        {"name": "wanda", "scope": "row", "sparsity": 0.5},
+def test_failed_text_and_dense_records_of_schema_1(tmp_path):
+    text = {k: v for k, v in FIRST["examples"].items() if k != "correct"} | {"correct": None}
+    nothing = {"pruner": None, "quantizer": None, "sparsity": None, "bits": None}
+    old = [
+        FIRST | {"kind": "text", "examples": text},
+        FIRST | nothing | {"order": "dense"},
+        {k: v for k, v in FIRST.items() if k not in ("examples", "metrics")} | {"status": "error"},
+        FIRST | {"order": "P", "quantizer": None, "bits": None},
     ]
-    assert record["calibration"] == {"draw": 0, "examples": 128, "batch": 64}
-    assert records.draw_of(record) == 0
-    assert record["policy"] == {"calibrate": "recalibrate", "norms": "reestimate", "zeros": "free"}
-    assert record["skipped"] == {"fc": "excluded by 'fc'"}
-    assert {k: v.tolist() for k, v in records.decode_sums(record).items()} == {
-        "count": [1],
-        "nll": [1.0],
-        "correct": [1],
-    }
-    assert not record.keys() & {"order", "pruner", "quantizer", "sparsity", "bits", "examples"}
-    assert path.read_bytes() == before  # nothing is written back
-
-
-@pytest.mark.parametrize(
-    ("order", "names"),
-    [
-        ("dense", []),
-        ("P", ["wanda"]),
-        ("Q", ["gptq"]),
-        ("PQ", ["wanda", "gptq"]),
-        ("QP", ["gptq", "wanda"]),
-    ],
-)
-def test_an_order_becomes_its_stages(order, names, tmp_path):
-    path = written(tmp_path / "r.jsonl", FIRST | {"order": order})
-    assert [s["name"] for s in records.load(path)[0]["stages"]] == names
-
-
-def test_a_measure_that_an_old_record_has_not_is_not_in_its_sums(tmp_path):
-    text = FIRST | {"kind": "text", "examples": FIRST["examples"] | {"correct": None}}
-    failed = {k: v for k, v in FIRST.items() if k not in ("metrics", "examples")}
-    path = written(tmp_path / "r.jsonl", text, failed | {"status": "error", "error": "E: no"})
-    one, other = records.load(path)
-    assert one["sums"].keys() == {"count", "nll"}
-    assert other["status"] == "error"
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in old))
+    found = records.load(path)
+    assert set(found[0]["sums"]) == {"count", "nll"}
+    assert [len(r["stages"]) for r in found] == [2, 0, 2, 1]
+    assert "sums" not in found[2]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"order": "PP"}, "order = 'PP'"),
+        ({"order": "PP"}, "line 1 .*: order = 'PP'"),
         ({"order": None}, "order = None"),
-        ({"bits": None}, "does not fit quantizer"),
-        ({"sparsity": None}, "does not fit pruner"),
-        ({"pruner": None}, "does not fit"),
+        ({"bits": None}, "order 'QP' does not fit quantizer"),
+        ({"pruner": None}, "order 'QP' does not fit pruner = None"),
         ({"quantizer": {}}, "no 'name'"),
-        ({"schema": 0}, "schema 0, but this version reads 1 and 2"),
-        ({"examples": {"count": "AAAA", "nll": "AAAAAAAA", "correct": None}}, "one length"),
+        ({"seed": "3"}, "seed = '3'"),
     ],
 )
-def test_old_records_that_cannot_be_are_refused_with_their_line(tmp_path, change, message):
-    path = written(tmp_path / "r.jsonl", FIRST, FIRST | change)
-    with pytest.raises(ValueError, match=rf"r\.jsonl, line 2.*{message}"):
+def test_what_schema_1_did_not_allow_is_refused(tmp_path, change, message):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(FIRST | change) + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
         records.load(path)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_log_of_old_records_goes_on_in_the_new_schema(tmp_path):
-    path = written(tmp_path / "r.jsonl", FIRST)
+@pytest.mark.parametrize(
+    "name", sorted(p.name.partition(".")[0] for p in STORED.glob("*.jsonl.gz"))
+)
+def test_the_stored_records_are_all_there_and_nothing_is_lost(name):
+    """What they say (the tables of the README) is compared in test_readme."""
+    path = STORED / f"{name}.jsonl.gz"
+    raw = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    found = records.load(path)
+    assert len(found) == len(raw) > 0
+    for old, new in zip(raw, found, strict=True):
+        assert new["schema"] == records.SCHEMA
+        if old["schema"] != 1:
+            assert new == old
+            continue
+        assert (new["label"], new["seed"], new["ratio"]) == (old["cell"], old["seed"], old["ratio"])
+        assert (new["metrics"], new["layers"]) == (old["metrics"], old["layers"])
+        sums = {k: v for k, v in old["examples"].items() if v is not None}
+        assert new["sums"] == sums
+        names = {"P": old["pruner"], "Q": old["quantizer"]}
+        letters = "" if old["order"] == "dense" else old["order"]
+        assert new["stages"] == [names[letter] for letter in letters]
+
+
+def test_a_log_of_schema_1_goes_on_in_schema_2(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(FIRST) + "\n")
     with RecordLog(path) as log:
         log.append(RECORDS[1])
     old, new = records.load(path)
     assert new == RECORDS[1]
     assert set(records.latest([old, new])) == {FIRST["cell"], new["cell"]}
+    with RecordLog(path) as log, pytest.raises(ValueError, match="schema 1"):
+        log.append(FIRST)  # read, and not written any more
 
 
-@pytest.mark.parametrize("name", ["norms", "protocols", "snap", "embedded"])
-def test_the_records_of_earlier_versions_stay_readable(name):
-    held = records.load(OLD / f"{name}.jsonl.gz")
-    assert {r["schema"] for r in held} == {records.SCHEMA}
-    assert {r["study"] for r in held} == {name}
-    ok = [r for r in held if r["status"] == "ok"]
-    assert len(ok) > 0.9 * len(held) > 10
-    assert {len(r["stages"]) for r in ok} == {0, 1, 2}
-    for record in ok[:: len(ok) // 20 or 1]:
-        sums = records.decode_sums(record)
-        mean = sums["nll"].sum(dtype=float) / sums["count"].sum()
-        assert mean == pytest.approx(record["metrics"]["nll"], rel=1e-5)
+def test_counts_are_stored_exactly_and_any_other_measure_as_a_float():
+    big = 2**24 + 1  # no float32
+    sums = {"count": [big], "correct": [big], "nll": [0.1], "margin": [-1.5]}
+    found = records.decode_sums({"sums": records.encode_sums(sums)})
+    assert [v.dtype.name for v in found.values()] == ["int32", "int32", "float32", "float32"]
+    assert found["count"] == found["correct"] == [big]
+    assert found["nll"] == np.float32(0.1)
+    assert found["margin"] == -1.5
+    with pytest.raises(ValueError, match="do not fit"):
+        records.encode_sums({"correct": [0.5]})

@@ -1,4 +1,4 @@
-"""How far a model's outputs are from another's: the one Kullback-Leibler divergence of the project."""
+"""How far a model's outputs are from another's: the project's one KL divergence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perturb.types import Array
 
 
 def kl_divergence(logits: Array, others: Array) -> Array:
-    """``KL(softmax z || softmax y)`` in nats [...], of logits z and y [..., classes], accurate near 0.
+    """``KL(softmax z || softmax y)``, nats [...], of logits [..., classes], accurate near 0.
 
     With d = (y - log Z_y) - (z - log Z_z), the difference of the logarithms, KL = -sum p d, and
     since the other distribution also sums to 1, sum p (e^d - 1) = 0: so KL = sum p (e^d - 1 - d),

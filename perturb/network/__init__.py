@@ -1,24 +1,18 @@
 """Where matrices meet modules: the only package of perturb that knows Flax.
 
-Any ``nnx.Module`` is walked for ``nnx.Linear``, ``nnx.LinearGeneral``, ``nnx.Conv`` and
-``nnx.Einsum`` (and subclasses). Each becomes a matrix ``W [out, in]`` acting on feature vectors
-x [in]: the inputs of a Linear, the patches of a Conv, the contracted axes of an Einsum.
+Any ``nnx.Module`` is walked for ``nnx.Linear``, ``nnx.LinearGeneral``, ``nnx.Conv``,
+``nnx.ConvTranspose`` and ``nnx.Einsum`` (and subclasses), and for ``nnx.Embed`` by name. Each
+kernel becomes a matrix ``W [out, in]`` acting on feature vectors x [in]: the inputs of a Linear,
+the patches of a Conv, the contracted axes of an Einsum; or several, if it has batch axes.
 """
 
 from perturb.network.apply import Network
 from perturb.network.batches import Forward, TokenWeights, batches_of, call
-from perturb.network.capture import capture, moments, starved
-from perturb.network.coverage import COVERED, NORMS, Coverage, coverage, notes
-from perturb.network.hear import blocks_of, call_order, check_runs
-from perturb.network.layers import (
-    KINDS,
-    LayerSpec,
-    find_layers,
-    get_weights,
-    matching,
-    set_weights,
-    with_weights,
-)
+from perturb.network.capture import capture, inputs_report, moments, starved
+from perturb.network.coverage import COVERED, NORMS, Coverage, coverage, inputs_notes, notes
+from perturb.network.find import find_layers, matching
+from perturb.network.layers import KINDS, LayerSpec, get_weights, set_weights, with_weights
+from perturb.network.names import fits, short_names
 from perturb.network.norms import (
     NormMoments,
     combine_norms,
@@ -27,6 +21,7 @@ from perturb.network.norms import (
     reestimate,
     set_norms,
 )
+from perturb.network.order import blocks_of, call_blocks, call_order, check_runs
 from perturb.network.refused import Refused
 from perturb.network.vectors import get_vectors, has_vector, set_vectors
 
@@ -44,15 +39,19 @@ __all__ = [
     "batches_of",
     "blocks_of",
     "call",
+    "call_blocks",
     "call_order",
     "capture",
     "check_runs",
     "combine_norms",
     "coverage",
     "find_layers",
+    "fits",
     "get_vectors",
     "get_weights",
     "has_vector",
+    "inputs_notes",
+    "inputs_report",
     "matching",
     "moments",
     "norm_moments",
@@ -62,6 +61,7 @@ __all__ = [
     "set_norms",
     "set_vectors",
     "set_weights",
+    "short_names",
     "starved",
     "with_weights",
 ]

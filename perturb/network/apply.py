@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import jax
 from flax import nnx
 
 from perturb.network.batches import Forward, TokenWeights, call, compiled
@@ -36,10 +35,6 @@ def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
     return forward(nnx.merge(graphdef, state), batch)
 
 
-_jitted_placed = jax.jit(_placed, static_argnames=("graphdef", "specs"))
-_jitted_outputs = jax.jit(_outputs, static_argnames=("graphdef", "forward"))
-
-
 class Network:
     """A model with its layers, and how it is run on a batch. The model itself is never changed."""
 
@@ -55,8 +50,8 @@ class Network:
         self.forward = forward
         self.token_weights = token_weights
         self.graphdef, self._state = nnx.split(model)
-        self._place = compiled(_jitted_placed, _placed, self.graphdef, tuple(self.specs.items()))
-        self._run = compiled(_jitted_outputs, _outputs, self.graphdef, forward)
+        self._place = compiled(_placed, self.graphdef, tuple(self.specs.items()))
+        self._run = compiled(_outputs, self.graphdef, forward)
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -110,7 +105,12 @@ class Network:
         """Running statistics of the BatchNorms over the batches, as vectors."""
         if not self.has_norms:
             return {}
-        found = reestimate(nnx.merge(self.graphdef, state), batches, forward=self.forward)
+        found = reestimate(
+            nnx.merge(self.graphdef, state),
+            batches,
+            forward=self.forward,
+            token_weights=self.token_weights,
+        )
         return {
             f"{name}.{kind}": value
             for name, pair in found.items()

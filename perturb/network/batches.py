@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from perturb.network.refused import Refused
@@ -53,10 +57,58 @@ def batches_of(calibration: Any) -> list[Any]:
     return batches
 
 
-def compiled(jitted: Any, function: Any, graphdef: Any, *static: Any) -> Callable[..., Any]:
-    """``run(arguments, static...)`` under the shared jit if all can be hashed, else one for now."""
-    try:
-        hash((graphdef, static))
-    except TypeError:
-        return jax.jit(lambda *args: function(graphdef, *args, *static))
-    return lambda *args: jitted(graphdef, *args, *static)
+def weights_of(token_weights: TokenWeights, batch: Any, index: int) -> np.ndarray:
+    """The weights of a batch's tokens, checked."""
+    weights = np.asarray(token_weights(batch))
+    weights = weights.astype(np.float64 if weights.dtype == np.float64 else np.float32)
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise Refused(f"the token weights of batch {index} are not all finite and >= 0")
+    return weights
+
+
+Run = Callable[..., Any]
+
+
+class Programs:
+    """The last so many compiled functions of a model, by what they are compiled for.
+
+    jax keeps what it has compiled, with the functions and models that it was compiled for, for as
+    long as the function lives that was given to jit. So every program has a function of its own.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._known: OrderedDict[Any, Run] = OrderedDict()
+        self._odd: list[tuple[Any, Run]] = []  # what cannot be hashed is compared with each
+
+    def get(self, function: Run, graphdef: Any, static: tuple[Any, ...]) -> Run:
+        """``run(arguments)`` is ``function(graphdef, *arguments, *static)``, compiled."""
+        key = (function, graphdef, static)
+        run: Run = jax.jit(lambda *arguments: function(graphdef, *arguments, *static))
+        try:
+            run = self._known.pop(key, run)
+        except TypeError:
+            return self._compared(key, run)
+        self._known[key] = run
+        while len(self._known) > self.size:
+            self._known.popitem(last=False)
+        return run
+
+    def _compared(self, key: Any, run: Run) -> Run:
+        for known, other in self._odd:
+            with suppress(Exception):  # what does not compare is something else
+                if bool(known == key):
+                    return other
+        with suppress(Exception):  # what does not copy is compiled anew each time
+            # a copy: what cannot be hashed may be changed in place
+            self._odd.insert(0, (copy.deepcopy(key), run))
+            del self._odd[self.size :]
+        return run
+
+
+PROGRAMS = Programs(256)
+
+
+def compiled(function: Run, graphdef: Any, *static: Any) -> Run:
+    """``run(arguments)`` is ``function(graphdef, *arguments, *static)``, compiled once."""
+    return PROGRAMS.get(function, graphdef, static)

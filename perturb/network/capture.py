@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturb.network.batches import Forward, TokenWeights, batches_of, call, compiled
+from perturb.network.batches import (
+    Forward,
+    TokenWeights,
+    batches_of,
+    call,
+    compiled,
+    weights_of,
+)
 from perturb.network.features import features
-from perturb.network.hear import check_called, ears_of, placed, tapped
-from perturb.network.layers import KINDS, LayerSpec, replicated, wide
+from perturb.network.hear import ears_of, lane_of, placed, tapped
+from perturb.network.layers import KINDS, LayerSpec, by_kernel, replicated, wide
+from perturb.network.order import check_called
 from perturb.network.refused import Refused, explained, some
 from perturb.network.replay import Note, check, nested, replay, tell
 from perturb.types import Array, Moments
+
+
+class Heard(NamedTuple):
+    """What one batch tells, by the modules' names: moments of all matrices [matrices, ...]."""
+
+    weighted: dict[str, Moments]  # that the token weights apply to
+    plain: dict[str, Moments]  # the others
+    looked_up: dict[str, Moments]  # embeddings that are nothing but looked up: white
+
+    @property
+    def all(self) -> dict[str, Moments]:
+        return self.weighted | self.plain | self.looked_up
 
 
 def moments(
@@ -38,9 +57,13 @@ def moments(
     not taken has moments of 0. Raises ValueError for a layer that cannot be heard, by name.
     """
     weights = None if token_weights is None else jnp.asarray(token_weights(batch))
-    weighted, plain = _moments(graphdef, state, batch, weights, tuple(specs), forward)
-    both = weighted | plain
-    return {s.name: both[s.name] for s in specs if s.name in both}
+    heard = _moments(graphdef, state, batch, weights, tuple(specs), forward).all
+    return {s.name: _take(heard[s.module], s.index or 0) for s in specs if s.module in heard}
+
+
+def _take(moments: Moments, index: Any) -> Moments:
+    taken: Moments = jax.tree.map(lambda a: a[index], moments)
+    return taken
 
 
 def _moments(
@@ -50,21 +73,26 @@ def _moments(
     weights: Array | None,
     specs: tuple[LayerSpec, ...],
     forward: Forward,
-) -> tuple[dict[str, Moments], dict[str, Moments]]:
-    """Moments of the layers that the weights apply to, and those of the others."""
+) -> Heard:
     inputs, tree = jax.tree.flatten((state, batch))
     rebuild = partial(jax.tree.unflatten, tree)
+    kernels = {n: group[0].whole for n, group in by_kernel(specs).items()}
+    looked_up: dict[str, Moments] = {}
 
     def trace(chosen: Sequence[LayerSpec]) -> tuple[Any, dict[str, Any]]:
         told: list[Note] = []
         dtypes: dict[str, Any] = {}
 
-        def listen(spec: LayerSpec, module: Any, x: Array) -> None:
+        def listen(spec: LayerSpec, module: Any, x: Array | None) -> None:
+            if x is None:
+                looked_up[spec.name] = _white(spec)
+                return
+            lane = lane_of(module, spec)
             x = features(module, spec, replicated(x))
             dtype = wide(x.dtype)
             dtypes[spec.name] = jnp.promote_types(dtypes.get(spec.name, dtype), dtype)
             told.append(Note(spec.name))
-            tell(told[-1], x)
+            tell(told[-1], x, lane)
 
         def run(*inputs: Any) -> None:
             state, batch = rebuild(inputs)
@@ -77,40 +105,96 @@ def _moments(
         return closed, dtypes
 
     remedy = "run the model without that, forward=lambda model, batch: ..., or exclude the layer"
-    with placed("layer", remedy, trace, specs):
-        closed, dtypes = trace(specs)
-        sizes = {s.name: s.shape[1] for s in specs}
-        looped = {n: _no_tokens(sizes[n], dtypes[n]) for n in nested(closed)}
-        refs = {n: [jax.new_ref(a) for a in start] for n, start in looped.items()}
-        done: dict[str, Moments] = {}
+    wholes = list(kernels.values())
+    with placed("layer", remedy, trace, wholes):
+        closed, dtypes = trace(wholes)
+        inside = nested(closed)
+        sums = {n: _Sum(kernels[n], dtypes[n], n in inside) for n in dtypes}
         once: set[str] = set()
 
-        def hear(note: Note, values: Sequence[Array], inside: bool) -> None:
-            name, w = note.name, weights
-            x = values[0].astype(dtypes[name])
-            if w is not None and x.shape[:-1][: w.ndim] != w.shape:
+        def hear(note: Note, values: Sequence[Array], _: bool) -> None:
+            x, lanes = _by_copy(values[0].astype(dtypes[note.name]), values[1])
+            w = weights
+            if w is not None and x.shape[2:-1][: w.ndim] != w.shape:
                 w = None
-                once.add(name)
-            part = _moments_of(x, w)
-            if not inside:
-                done[name] = done[name] + part if name in done else part
-                return
-            total = Moments(*(r[...] for r in refs[name])) + part
-            for ref, a in zip(refs[name], total, strict=True):
-                ref[...] = jnp.asarray(a, ref.dtype)
+                once.add(note.name)
+            sums[note.name].add(jax.vmap(jax.vmap(partial(_moments_of, weights=w)))(x), lanes)
 
         replay(closed, inputs, hear)
-    for n, ref in refs.items():
-        part = Moments(*(r[...] for r in ref))
-        done[n] = done[n] + part if n in done else part
+    done = {n: s.total() for n, s in sums.items()}
+    looked_up = {n: m for n, m in looked_up.items() if n not in done}
     if weights is None:
-        return {}, done
-    return {n: s for n, s in done.items() if n not in once}, {n: done[n] for n in once}
+        return Heard({}, done, looked_up)
+    weighted = {n: s for n, s in done.items() if n not in once}
+    return Heard(weighted, {n: done[n] for n in once}, looked_up)
 
 
-def _no_tokens(size: int, dtype: Any) -> Moments:
+def _white(spec: LayerSpec) -> Moments:
+    """Moments for what acts on no inputs of its own: of the identity, as of a single token.
+
+    A lookup multiplies one-hot vectors from the other side: an error dW of the rows costs
+    ``|dW|^2`` whatever the columns, as if they were applied to white inputs.
+    """
+    n, size = spec.matrices, spec.shape[1]
+    identity = jnp.broadcast_to(jnp.eye(size), (n, size, size))
+    return Moments(identity, jnp.ones(n), jnp.zeros((n, size)))
+
+
+def _by_copy(x: Array, lane: Array) -> tuple[Array, Array]:
+    """Vectors x [copies, own, *tokens, in] of a call, and which copies of the kernel they are for.
+
+    x is [*lanes, own, *tokens, in] and lane [*lanes]: where vmap gave lanes copies of their own
+    they number these, and else they are tokens like others.
+    """
+    rank = lane.ndim
+    copies = [a for a in range(rank) if lane.shape[a] > 1]
+    x = jnp.broadcast_to(x, (*np.maximum(lane.shape, x.shape[:rank]).tolist(), *x.shape[rank:]))
+    x = jnp.moveaxis(x, [*copies, rank], range(len(copies) + 1))
+    return x.reshape(lane.size, *x.shape[len(copies) :]), lane.reshape(-1).astype(jnp.int32)
+
+
+class _Sum:
+    """The moments of all matrices of a kernel, added up call by call.
+
+    Where it is called inside of loops or branches, or by copies, they are in a ``jax.Ref``.
+    """
+
+    def __init__(self, spec: LayerSpec, dtype: Any, inside: bool) -> None:
+        self.copies, self.own = spec.copies, spec.matrices // spec.copies
+        self.sum: Moments | None = None
+        self.refs: list[Any] = []
+        if inside or self.copies > 1:
+            start = _no_tokens((self.copies, self.own), spec.shape[1], dtype)
+            self.refs = [jax.new_ref(a) for a in start]
+
+    def add(self, parts: Moments, lanes: Array) -> None:
+        """parts: [copies called, own, ...]"""
+        if not self.refs:
+            self.sum = parts if self.sum is None else self.sum + parts
+            return
+
+        def one(i: Any, _: Any) -> None:
+            place = lanes[i] if self.copies > 1 else 0
+            total = Moments(*(r[place] for r in self.refs)) + _take(parts, i)
+            for ref, a in zip(self.refs, total, strict=True):
+                ref[place] = jnp.asarray(a, ref.dtype)
+
+        if len(lanes) == 1:
+            one(0, None)
+        else:
+            jax.lax.fori_loop(0, len(lanes), one, None)
+
+    def total(self) -> Moments:
+        total = Moments(*(r[...] for r in self.refs)) if self.refs else self.sum
+        assert total is not None
+        return Moments(*(a.reshape(-1, *a.shape[2:]) for a in total))  # type: ignore[union-attr]
+
+
+def _no_tokens(lead: tuple[int, ...], size: int, dtype: Any) -> Moments:
     return Moments(
-        jnp.zeros((size, size), dtype), jnp.zeros((), jnp.float32), jnp.zeros(size, dtype)
+        jnp.zeros((*lead, size, size), dtype),
+        jnp.zeros(lead, jnp.float32),
+        jnp.zeros((*lead, size), dtype),
     )
 
 
@@ -119,7 +203,7 @@ def _moments_of(x: Array, weights: Array | None) -> Moments:
     lead, size = x.shape[:-1], x.shape[-1]
     x = x.reshape(-1, size)
     if not len(x):
-        return _no_tokens(size, x.dtype)
+        return _no_tokens((), size, x.dtype)
     if weights is None:
         count = jnp.asarray(len(x), jnp.float32)
         mean = jnp.mean(x, 0)
@@ -137,20 +221,18 @@ def _moments_of(x: Array, weights: Array | None) -> Moments:
     return Moments((scatter + scatter.T) / 2, count, mean)
 
 
-_jitted = jax.jit(_moments, static_argnames=("graphdef", "specs", "forward"))
+@partial(jax.jit, static_argnames=("sizes",))
+def _parts(total: dict[str, Moments], sizes: Any) -> dict[str, tuple[Moments, ...]]:
+    """Of the kernels that have several, the moments of each matrix; of the others, theirs."""
+    return {n: tuple(_take(total[n], i) for i in range(size)) for n, size in sizes}
+
+
+_finite = jax.jit(lambda m: jnp.isfinite(m.scatter).all((1, 2)) & jnp.isfinite(m.mean).all(1))
 
 
 @jax.jit
 def _merge(a: Moments, b: Moments) -> Moments:
     return a + b
-
-
-def _weights_of(token_weights: TokenWeights, batch: Any, index: int) -> np.ndarray:
-    weights = np.asarray(token_weights(batch))
-    weights = weights.astype(np.float64 if weights.dtype == np.float64 else np.float32)
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise Refused(f"the token weights of batch {index} are not all finite and >= 0")
-    return weights
 
 
 def capture(
@@ -163,55 +245,76 @@ def capture(
 ) -> dict[str, Moments]:
     """Moments of every layer's inputs over the calibration batches.
 
-    The model is run as it is (call ``model.eval()`` first where that matters) and not changed.
-    token_weights: see :func:`moments`; a warning names the layers that they do not apply to. A
-    layer that only a branch not taken calls has moments of 0: see :func:`starved`. Raises
-    ValueError naming a layer whose inputs are not finite, that is never called, or that is called
-    where it cannot be heard; and for weights that apply to no layer.
+    Of one of several matrices it is the inputs that this one acts on: of its copy under nnx.vmap
+    and nnx.scan, its index of a batched einsum, its group of a convolution. An embedding is heard
+    where it is applied (``attend``); one that is only looked up has the moments of white inputs,
+    the identity with a count of 1. The model is run as it is (call ``model.eval()`` first where
+    that matters) and not changed. token_weights: see :func:`moments`; a warning names the layers
+    that they do not apply to. A layer that only a branch not taken calls has moments of 0: see
+    :func:`starved`. Raises ValueError naming a layer whose inputs are not finite, that is never
+    called, or that is called where it cannot be heard; and for weights that apply to no layer.
     """
     graphdef, state = nnx.split(model)
-    run = compiled(_jitted, _moments, graphdef, tuple(specs.values()), forward)
+    run = compiled(_moments, graphdef, tuple(specs.values()), forward)
     total: dict[str, Moments] = {}
-    tokens: Counter[str] = Counter()  # float32 would stop counting at 2^24
+    tokens: dict[str, np.ndarray] = {}  # float32 would stop counting at 2^24
     once: set[str] = set()
     shape: tuple[int, ...] = ()
+    looked_up: dict[str, Moments] = {}
     for i, batch in enumerate(batches_of(calibration)):
-        weights = None if token_weights is None else _weights_of(token_weights, batch, i)
+        weights = None if token_weights is None else weights_of(token_weights, batch, i)
         with explained(batch):
-            weighted, plain = run(state, batch, weights)
+            heard = run(state, batch, weights)
         if weights is not None:
             shape = weights.shape
-            once |= plain.keys()
-            if plain and not weighted:
+            once |= heard.plain.keys()
+            if heard.plain and not heard.weighted:
                 raise Refused(
                     f"token_weights gives weights of shape {shape}, but the inputs of no layer "
-                    f"have these leading axes (the first of them is {min(plain)}): return one "
-                    "weight per token, [batch, seq] as the tokens are"
+                    f"have these leading axes (the first of them is {min(heard.plain)}): return "
+                    "one weight per token, [batch, seq] as the tokens are"
                 )
-        for name, part in (weighted | plain).items():
+        looked_up |= heard.looked_up
+        for name, part in (heard.weighted | heard.plain).items():
             before = total.get(name)
-            count = float(part.count)
+            count = np.asarray(part.count, np.float64)
             if before is not None:
                 part = _merge(before._replace(count=jnp.float32(tokens[name])), part)
-            tokens[name] += count  # type: ignore[assignment]
+            tokens[name] = tokens.get(name, 0) + count
             total[name] = part
-    check_called(model, specs, total)
+    everything = looked_up | total
+    check_called(model, specs, [n for n, s in specs.items() if s.module in everything])
     if once:
         warnings.warn(
             f"token weights of shape {shape} do not apply to the inputs of "
-            f"{some(n for n in specs if n in once)}: their leading axes are others, and each "
-            "vector counts once",
+            f"{some(n for n in by_kernel(specs.values()) if n in once)}: their leading axes are "
+            "others, and each vector counts once",
             stacklevel=2,
         )
-    for name, stats in total.items():
-        total[name] = stats._replace(count=jnp.float32(tokens[name]))
-        if not all(bool(jnp.all(jnp.isfinite(a))) for a in stats if a is not None):
-            raise Refused(f"layer {name}: its inputs on the calibration data are not finite")
-    if token_weights is not None and not any(tokens.values()):
+    if token_weights is not None and not any(n.any() for n in tokens.values()):
         raise Refused("the calibration set is empty: all its token weights are 0")
-    return {n: total[n] for n in specs}
+    for name, count in tokens.items():
+        everything[name] = total[name]._replace(count=jnp.float32(count))
+    finite = jax.device_get({n: _finite(m) for n, m in everything.items()})
+    for name, spec in specs.items():
+        if not finite[spec.module][spec.index or 0]:
+            raise Refused(f"layer {name}: its inputs on the calibration data are not finite")
+    sizes = tuple((n, g[0].matrices) for n, g in by_kernel(specs.values()).items())
+    parts = _parts(everything, sizes)
+    return {n: parts[s.module][s.index or 0] for n, s in specs.items()}
 
 
 def starved(stats: Mapping[str, Moments]) -> list[str]:
     """Layers whose second moment is exactly 0: no token ever reached them, or only zeros."""
     return [n for n, s in stats.items() if not np.any(np.asarray(s.energy))]
+
+
+def inputs_report(stats: Mapping[str, Moments]) -> dict[str, tuple[float, int]]:
+    """Of each layer the tokens that it saw (or the sum of their weights), and its dead inputs:
+    those that were 0 in all of them."""
+    found = {}
+    for name, m in jax.device_get(dict(stats)).items():
+        mean = 0 if m.mean is None else np.asarray(m.mean)
+        square = np.diagonal(m.scatter) + float(m.count) * np.square(mean)
+        found[name] = (float(m.count), int(np.sum(square == 0)))
+    return found

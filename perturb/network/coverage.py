@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from perturb.network.hear import bound_methods
-from perturb.network.layers import KINDS, LayerSpec, compressible, name_of
+from perturb.network.capture import inputs_report
+from perturb.network.layers import KINDS, LayerSpec, compressible, kernel_of, name_of
+from perturb.network.order import bound_methods
 from perturb.network.refused import some
+from perturb.types import Moments
 
 NORMS = (
     nnx.BatchNorm,
@@ -77,19 +80,20 @@ def coverage(
 ) -> Coverage:
     """How much of the model's parameters the layers of :func:`find_layers` are, and what is not."""
     modules = dict(compressible(model))
-    kernels = {id(modules[n].kernel) for n in specs}
-    covered = total = 0
+    chosen: Counter[int] = Counter()  # entries of each kernel that are in layers
+    for spec in specs.values():
+        chosen[id(kernel_of(modules[spec.module]))] += math.prod(spec.shape)
+    total = 0
     left: dict[tuple[str, str], int] = {}
     members: dict[tuple[str, str], list[str]] = {}
     for param, holders in _held(model):
         size = math.prod(param.shape)
         total += size
-        if id(param) in kernels:
-            covered += size
-            continue
-        key, name = _left(holders[0], skipped)
-        left[key] = left.get(key, 0) + size
-        members.setdefault(key, []).append(name)
+        if rest := size - chosen[id(param)]:
+            key, name = _left(holders[0], skipped)
+            left[key] = left.get(key, 0) + rest
+            members.setdefault(key, []).append(name)
+    covered = sum(chosen.values())
     entries = [
         (members[key][0] if len(members[key]) == 1 and not key[0] else key[0] or key[1], n, key[1])
         for key, n in left.items()
@@ -100,13 +104,12 @@ def coverage(
 def _left(holder: Holder, skipped: Mapping[str, str]) -> tuple[tuple[str, str], str]:
     """The group (title, reason) that a parameter outside the layers is told in, and its name."""
     name, module, attribute = holder
-    if isinstance(module, KINDS) and attribute == "kernel":
-        return (name, skipped.get(name, "not chosen")), name
     if isinstance(module, nnx.Embed) and attribute == "embedding":
-        return (name, "nnx.Embed"), name
-    if isinstance(module, nnx.ConvTranspose) and attribute == "kernel":
-        return (name, "nnx.ConvTranspose"), name
-    if isinstance(module, (*KINDS, nnx.ConvTranspose)) and attribute == "bias":
+        return (name, skipped.get(name, "nnx.Embed")), name
+    if isinstance(module, KINDS) and attribute == "kernel":
+        parts = (r for n, r in skipped.items() if n.startswith(f"{name}["))
+        return (name, skipped.get(name) or next(parts, "not chosen")), name
+    if isinstance(module, KINDS) and attribute == "bias":
         return ("biases", "not matrices"), name
     if isinstance(module, NORMS):
         return ("norms", "not matrices"), name
@@ -114,9 +117,15 @@ def _left(holder: Holder, skipped: Mapping[str, str]) -> tuple[tuple[str, str], 
 
 
 def notes(
-    model: nnx.Module, specs: Mapping[str, LayerSpec], skipped: Mapping[str, str]
+    model: nnx.Module,
+    specs: Mapping[str, LayerSpec],
+    skipped: Mapping[str, str],
+    stats: Mapping[str, Moments] | None = None,
 ) -> list[str]:
-    """What the user of a compressed model should know, one line each; empty if nothing."""
+    """What the user of a compressed model should know, one line each; empty if nothing.
+
+    stats: moments of the layers' inputs, if there are any, for :func:`inputs_notes`.
+    """
     lines = []
     cover = coverage(model, specs, skipped)
     if cover.share < COVERED:
@@ -139,16 +148,42 @@ def notes(
     lines += bound_methods(model)
     own = {name for spec in specs.values() for name in spec.names}
     modules = dict(compressible(model))
-    kernels = {id(modules[n].kernel): n for n in specs}
+    kernels = {id(kernel_of(modules[s.module])): s.module for s in specs.values()}
     for param, holders in _held(model):
         others = [
             f"{n}.{a} ({type(m).__name__})"
             for n, m, a in holders
-            if not (n in own and a == "kernel")
+            if not (n in own and isinstance(m, KINDS) and kernel_of(m) is param)
         ]
         if id(param) in kernels and others:
             lines.append(
                 f"layer {kernels[id(param)]}: its kernel is also {some(others)}, which changes "
                 "with it"
             )
+    return lines + inputs_notes(specs, stats or {})
+
+
+def inputs_notes(specs: Mapping[str, LayerSpec], stats: Mapping[str, Moments]) -> list[str]:
+    """What the layers' inputs leave undetermined: fewer tokens than inputs, or dead inputs.
+
+    A layer without any tokens is not told here, see :func:`perturb.network.starved`; nor is an
+    embedding that is looked up, whose moments are no token's.
+    """
+    few, dead = [], []
+    for name, (tokens, zeros) in inputs_report(stats).items():
+        size = specs[name].shape[1]
+        if not tokens > 0 or (specs[name].kind == "embed" and tokens == 1):
+            continue
+        if tokens < size:
+            few.append(f"{name} ({tokens:g} for {size})")
+        if 0 < zeros < size:
+            dead.append(f"{name} ({zeros} of {size})")
+    lines = []
+    if few:
+        lines.append(
+            f"fewer tokens than inputs, so that their second moment is singular: {some(few)}; "
+            "give more calibration data"
+        )
+    if dead:
+        lines.append(f"inputs that are 0 in all calibration data: {some(dead)}")
     return lines

@@ -1,4 +1,4 @@
-"""Hearing the layers of a model as it runs: what they are given, and in which order."""
+"""Hearing the layers of a model as it runs: what they are given."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from perturb.network.batches import Forward, call
-from perturb.network.layers import KINDS, LayerSpec, compressible, name_of
-from perturb.network.refused import Refused, explained
+from perturb.network.layers import LayerSpec, by_kernel, kernel_of, name_of
+from perturb.network.refused import Refused
 from perturb.network.replay import Unheard
 from perturb.types import Array
 
 EAR = "_perturb_ear"
+LANE = "_perturb_lane"
 _lock = threading.RLock()
-_open: Counter[type] = Counter()
-_plain: dict[type, Callable[..., Any]] = {}
+_open: Counter[tuple[type, str]] = Counter()
+_plain: dict[tuple[type, str], Callable[..., Any]] = {}
 Around = Callable[[Callable[..., Any], Any, dict[str, Any]], Any]
 PLACES = {  # what jax says of effects, as the user knows it
     "vmap-of-cond": "a cond under vmap",
@@ -36,10 +37,15 @@ PLACES = {  # what jax says of effects, as the user knows it
 class Ear:
     """What a module carries while it is heard: static to nnx, so whatever nnx.jit and its like make
     of the module carries it, too. Every tapping has ears of its own, which no cache of jax knows:
-    functions compiled before are traced anew, and heard."""
+    functions compiled before are traced anew, and heard. Caches keep them for as long as they
+    like, so they are deaf afterwards, and hold nothing.
 
-    def __init__(self, around: Around) -> None:
-        self.around = around
+    spec: of a kernel of which every call sees one of several copies, stacked by a transform.
+    """
+
+    def __init__(self, around: Around, spec: LayerSpec | None = None) -> None:
+        self.around: Around | None = around
+        self.spec = spec
 
     def __deepcopy__(self, memo: Any) -> Ear:
         return self
@@ -51,12 +57,17 @@ def _heard(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         ear = vars(self).get(EAR)
-        if ear is None:
+        if ear is None or ear.around is None:
             return original(self, *args, **kwargs)
         given = signature.bind(self, *args, **kwargs).arguments
         return ear.around(original, self, given)
 
     return __call__
+
+
+def _methods(kinds: Iterable[type]) -> list[tuple[type, str]]:
+    """The methods by which modules of these kinds are called."""
+    return [(k, m) for k in kinds for m in ("__call__", "attend") if m in k.__dict__]
 
 
 @contextmanager
@@ -68,32 +79,69 @@ def tapped(model: nnx.Module, ears: Mapping[str, Ear], kinds: tuple[type, ...]) 
     """
     tapped = []
     with _lock:
-        for kind in kinds:
-            if not _open[kind]:
-                _plain[kind] = kind.__dict__["__call__"]
-                type.__setattr__(kind, "__call__", _heard(_plain[kind]))
-            _open[kind] += 1
+        for method in _methods(kinds):
+            if not _open[method]:
+                _plain[method] = method[0].__dict__[method[1]]
+                type.__setattr__(*method, _heard(_plain[method]))
+            _open[method] += 1
     try:
         for path, module in list(nnx.iter_modules(model)):
             ear = ears.get(name_of(path, module))
             if ear is not None and isinstance(module, kinds):
                 object.__setattr__(module, EAR, ear)
+                if ear.spec is not None and ear.spec.stacked:
+                    setattr(module, LANE, _lanes(module, ear.spec))
                 tapped.append(module)
         yield
     finally:
         for module in tapped:
             vars(module).pop(EAR, None)
+            if hasattr(module, LANE):
+                delattr(module, LANE)
+        for ear in ears.values():
+            ear.around = None
         with _lock:
-            for kind in kinds:
-                _open[kind] -= 1
-                if not _open[kind]:
-                    type.__setattr__(kind, "__call__", _plain.pop(kind))
+            for method in _methods(kinds):
+                _open[method] -= 1
+                if not _open[method]:
+                    type.__setattr__(*method, _plain.pop(method))
+
+
+def _lanes(module: Any, spec: LayerSpec) -> Any:
+    """A variable that says of each copy in a stack of kernels which it is.
+
+    It is a kernel of numbers with axes of size 1 for all that the copies share: whatever takes one
+    of them, a scan forwards or backwards, a vmap or a plain index, takes its number along.
+    """
+    kernel = kernel_of(module)
+    stack = spec.batch_axes[: spec.stacked]
+    shape = [n if a in stack else 1 for a, n in enumerate(spec.kernel_shape)]
+    numbers = np.arange(spec.copies, dtype=np.float32).reshape(shape)  # floats have derivatives
+    return kernel.replace(jnp.asarray(numbers))
+
+
+def lane_of(module: Any, spec: LayerSpec) -> Array:
+    """The number [] of the copy of the kernel that a module holds in this call."""
+    if not spec.stacked:
+        return jnp.zeros((), jnp.float32)
+    number = getattr(module, LANE, None)
+    rank = len(spec.kernel_shape) - spec.stacked
+    if number is None or number[...].shape != (1,) * rank:
+        raise Refused(
+            f"layer {spec.name}: its kernel {spec.kernel_shape} is a stack, and it is called with "
+            "what is not one of the copies along "
+            f"axes {spec.batch_axes[: spec.stacked]} of all that it holds; exclude it"
+        )
+    return jax.lax.stop_gradient(number[...]).reshape(())
 
 
 def ears_of(
-    specs: Iterable[LayerSpec], listen: Callable[[LayerSpec, Any, Array], None]
+    specs: Iterable[LayerSpec], listen: Callable[[LayerSpec, Any, Array | None], None]
 ) -> dict[str, Ear]:
-    """Ears that call ``listen(spec, module, inputs)`` before each call of a layer."""
+    """Ears that call ``listen(spec, module, inputs)`` before each call of a layer.
+
+    spec: of the whole kernel; inputs: None where rows of an embedding are looked up.
+    """
 
     def ear(spec: LayerSpec) -> Ear:
         def around(original: Callable[..., Any], module: Any, given: dict[str, Any]) -> Any:
@@ -103,12 +151,14 @@ def ears_of(
                     f"layer {spec.name}: it is called with the einsum {einsum!r}, its own is "
                     f"{module.einsum_str!r}; exclude it"
                 )
-            listen(spec, module, jnp.asarray(given["inputs"]))
+            x = given.get("query") if isinstance(module, nnx.Embed) else given["inputs"]
+            listen(spec, module, None if x is None else jnp.asarray(x))
             return original(**given)
 
-        return Ear(around)
+        return Ear(around, spec)
 
-    return {name: ear(spec) for spec in specs for name in spec.names}
+    wholes = (group[0].whole for group in by_kernel(specs).values())
+    return {name: ear(spec) for spec in wholes for name in spec.names}
 
 
 @contextmanager
@@ -144,82 +194,3 @@ def _raises(trace: Callable[..., Any], item: Any) -> bool:
     except Exception:
         return True
     return False
-
-
-def check_runs(
-    model: nnx.Module, specs: Mapping[str, LayerSpec], batch: Any, forward: Forward = call
-) -> list[str]:
-    """The layers that the model calls on a batch, in the order of first calls (traced, not run).
-
-    Raises a one-line ValueError where it cannot be run.
-    """
-    order: dict[str, None] = {}
-    graphdef, state = nnx.split(model)
-
-    def run(state: Any, batch: Any) -> Any:
-        copy = nnx.merge(graphdef, state)
-        ears = ears_of(specs.values(), lambda s, m, x: order.setdefault(s.name))
-        with tapped(copy, ears, KINDS):
-            return jax.tree.leaves(forward(copy, batch))
-
-    with explained(batch):
-        jax.eval_shape(run, state, batch)
-    return list(order)
-
-
-def bound_methods(model: nnx.Module) -> list[str]:
-    """Attributes that hold a method of the model itself, which a copy shares with the original."""
-    modules = [(name_of(path, m), m) for path, m in nnx.iter_modules(model)]
-    own = {id(m) for _, m in modules}
-    lines = []
-    for name, module in modules:
-        for key, value in vars(module).items():
-            method = getattr(value, "__wrapped__", getattr(value, "func", value))
-            if id(getattr(method, "__self__", None)) in own and callable(value):
-                lines.append(
-                    f"{name}.{key} is bound to this very model, whose weights a copy would call: "
-                    "decorate the method itself, @nnx.jit"
-                )
-    return lines
-
-
-def check_called(model: Any, specs: Mapping[str, LayerSpec], heard: Iterable[str]) -> None:
-    missing = [n for n in specs if n not in set(heard)]
-    if not missing:
-        return
-    module = dict(compressible(model))[missing[0]]
-    kind = next(k for k in KINDS if isinstance(module, k))
-    if type(module).__call__ is not kind.__call__:
-        raise Refused(
-            f"layer {missing[0]}: nothing reaches nnx.{kind.__name__}.__call__ on the calibration "
-            f"data, where its inputs are heard: {type(module).__name__} overrides it without "
-            f"super().__call__(...), or the model does not call it ({len(missing)} such); "
-            "exclude it"
-        )
-    bound = "".join(f" ({line})" for line in bound_methods(model))
-    raise Refused(
-        f"layer {missing[0]}: the model does not call it on the calibration data "
-        f"({len(missing)} such){bound}; exclude it"
-    )
-
-
-def call_order(
-    model: nnx.Module, specs: Mapping[str, LayerSpec], batch: Any, forward: Forward = call
-) -> list[str]:
-    """Names of the layers in the order in which they are first called (traced, not run)."""
-    order = check_runs(model, specs, batch, forward)
-    check_called(model, specs, order)
-    return order
-
-
-def blocks_of(order: Iterable[str]) -> list[list[str]]:
-    """Layers in call order, grouped as decoder blocks are: by the name up to its first number.
-
-    ``layers.0.q, layers.0.o, layers.1.q, head`` gives ``[[layers.0.*], [layers.1.*], [head]]``.
-    """
-    groups: dict[str, list[str]] = {}
-    for name in order:
-        parts = name.split(".")
-        cut = next((i for i, p in enumerate(parts) if p.isdigit()), len(parts) - 1)
-        groups.setdefault(".".join(parts[: cut + 1]), []).append(name)
-    return list(groups.values())

@@ -1,11 +1,16 @@
-"""Layers of a model that are matrices: how each is read, found, taken out and put back."""
+"""Kernels as matrices: how each is read, taken out of a model and put back.
+
+Most kernels are one matrix. A kernel with batch axes is several, each a layer of its own with a
+number, ``experts[3]``: layers stacked by nnx.vmap or nnx.scan, batched einsums, grouped and
+depthwise convolutions. All of a kernel's matrices are taken out, and put back, in one go.
+"""
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,15 +21,19 @@ from flax import nnx
 from perturb.network.refused import Refused
 from perturb.types import Array
 
-KINDS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Einsum)
+KINDS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Einsum, nnx.ConvTranspose, nnx.Embed)
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """How the kernel of one layer is read as a matrix.
+    """How a kernel is read as a matrix, or as several of which this is one.
 
-    in_axes, out_axes: the kernel's axes that are contracted with the input, and the others;
-    aliases: further modules that hold the very same kernel and read it the same way.
+    name: the module's, with a number if its kernel is several matrices; in_axes, out_axes: the
+    kernel's axes that are contracted with the input, and the others; aliases: further modules
+    that hold the very same kernel and read it the same way; batch_axes: those that number the
+    matrices, first the ``stacked`` ones that a transform added, then the layer's own; view: the
+    shape in which the kernel has these axes, if not its own; index: which of the matrices,
+    row-major over the batch axes, or None for all of the kernel.
     """
 
     name: str
@@ -33,26 +42,87 @@ class LayerSpec:
     in_axes: tuple[int, ...]
     out_axes: tuple[int, ...]
     aliases: tuple[str, ...] = ()
+    batch_axes: tuple[int, ...] = ()
+    stacked: int = 0
+    view: tuple[int, ...] = ()
+    index: int | None = None
+
+    @property
+    def module(self) -> str:
+        """The module that the matrix belongs to."""
+        return self.name if self.index is None else self.name.rpartition("[")[0]
 
     @property
     def names(self) -> tuple[str, ...]:
         """All modules that the matrix belongs to."""
-        return (self.name, *self.aliases)
+        return (self.module, *self.aliases)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)"""
-        sizes = [math.prod(self.kernel_shape[a] for a in g) for g in (self.out_axes, self.in_axes)]
-        return sizes[0], sizes[1]
+        return self._size(self.out_axes), self._size(self.in_axes)
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices the kernel is."""
+        return self._size(self.batch_axes)
+
+    @property
+    def copies(self) -> int:
+        """How many kernels of single layers are stacked in it."""
+        return self._size(self.batch_axes[: self.stacked])
+
+    @property
+    def whole(self) -> LayerSpec:
+        """The spec of the kernel, whichever of its matrices this is."""
+        return self if self.index is None else replace(self, name=self.module, index=None)
+
+    def each(self) -> tuple[LayerSpec, ...]:
+        """The specs of the kernel's matrices; itself, if it is one."""
+        if not self.batch_axes:
+            return (self,)
+        return tuple(replace(self, name=f"{self.name}[{i}]", index=i) for i in range(self.matrices))
+
+    def to_matrices(self, kernel: Array) -> Array:
+        """All matrices of a kernel [matrices, out, in]."""
+        kernel = replicated(kernel)
+        kernel = jnp.transpose(kernel.reshape(self.view or self.kernel_shape), self._order)
+        return kernel.reshape(self.matrices, *self.shape)
+
+    def from_matrices(self, matrices: Array) -> Array:
+        """The kernel of all its matrices [matrices, out, in]."""
+        view = self.view or self.kernel_shape
+        inverse = tuple(int(i) for i in np.argsort(self._order))
+        kernel = jnp.transpose(matrices.reshape([view[a] for a in self._order]), inverse)
+        return kernel.reshape(self.kernel_shape)
 
     def to_matrix(self, kernel: Array) -> Array:
-        kernel = replicated(kernel)
-        return jnp.transpose(kernel, (*self.out_axes, *self.in_axes)).reshape(self.shape)
+        """This matrix [out, in] of a kernel."""
+        return self.to_matrices(kernel)[self.index or 0]
 
-    def to_kernel(self, matrix: Array) -> Array:
-        order = (*self.out_axes, *self.in_axes)
-        inverse = tuple(int(i) for i in np.argsort(order))
-        return jnp.transpose(matrix.reshape([self.kernel_shape[a] for a in order]), inverse)
+    def to_kernel(self, matrix: Array, kernel: Array | None = None) -> Array:
+        """The kernel of this matrix; of one of several, ``kernel`` with this one exchanged."""
+        if self.index is None and not self.batch_axes:
+            return self.from_matrices(matrix)
+        if kernel is None or self.index is None:
+            raise ValueError(f"layer {self.name}: one matrix does not make its kernel")
+        return self.from_matrices(self.to_matrices(kernel).at[self.index].set(matrix))
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*self.batch_axes, *self.out_axes, *self.in_axes)
+
+    def _size(self, axes: Sequence[int]) -> int:
+        view = self.view or self.kernel_shape
+        return math.prod(view[a] for a in axes)
+
+
+def by_kernel(specs: Iterable[LayerSpec]) -> dict[str, list[LayerSpec]]:
+    """The specs of each kernel, by its module's name, in order."""
+    found: dict[str, list[LayerSpec]] = {}
+    for spec in specs:
+        found.setdefault(spec.module, []).append(spec)
+    return found
 
 
 def _explicit(x: Array) -> bool:
@@ -68,159 +138,42 @@ def replicated(x: Array) -> Array:
     )
 
 
-def _read(name: str, module: Any) -> LayerSpec | str:
-    """The spec of a module, or the reason why it is left alone."""
-    kernel = module.kernel
-    shape = tuple(kernel.shape)
-    axes = range(len(shape))
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
-        return f"its kernel is {kernel.dtype}, not floating point"
-    if isinstance(module, nnx.Linear):
-        if len(shape) != 2:
-            return f"its kernel has shape {shape}: layers stacked by nnx.vmap are not supported"
-        return LayerSpec(name, "linear", shape, (0,), (1,))
-    if isinstance(module, nnx.LinearGeneral):
-        n_in = len(module.in_features)
-        if len(module.batch_axis) or len(shape) != n_in + len(module.out_features):
-            return "its kernel has batch axes"
-        return LayerSpec(name, "linear", shape, tuple(axes[:n_in]), tuple(axes[n_in:]))
-    if isinstance(module, nnx.Conv):
-        if len(shape) != len(module.kernel_size) + 2:
-            return f"its kernel has shape {shape}: layers stacked by nnx.vmap are not supported"
-        if module.feature_group_count != 1:
-            return f"it is a grouped convolution ({module.feature_group_count} groups)"
-        if set(np.atleast_1d(module.input_dilation or 1)) != {1} or module.mask is not None:
-            return "it is a transposed or masked convolution"
-        return LayerSpec(name, "conv", shape, tuple(axes[:-1]), (axes[-1],))
-    if module.einsum_str is None:
-        return "its einsum string is given only when it is called"
-    inputs, kernel_dims, output = einsum_dims(module.einsum_str)
-    if "." in kernel_dims or len(kernel_dims) != len(shape):
-        return f"its einsum {module.einsum_str!r} has an ellipsis in the kernel, or stacked kernels"
-    both = set(kernel_dims) & set(inputs)
-    if both & set(output):
-        return f"its einsum {module.einsum_str!r} is a batch of matrices, not one"
-    in_axes = tuple(i for i, d in enumerate(kernel_dims) if d in both)
-    if not in_axes:
-        return f"its einsum {module.einsum_str!r} contracts nothing with the kernel"
-    return LayerSpec(name, "einsum", shape, in_axes, tuple(i for i in axes if i not in in_axes))
-
-
-def einsum_dims(einsum: str) -> tuple[str, str, str]:
-    operands, _, output = einsum.replace(" ", "").partition("->")
-    inputs, _, kernel = operands.partition(",")
-    return inputs, kernel, output
-
-
 def name_of(path: Sequence[Any], module: Any) -> str:
     return ".".join(map(str, path)) or type(module).__name__
 
 
 def compressible(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """All modules of the kinds that are read as matrices, embeddings too."""
     for path, module in nnx.iter_modules(model):
         if isinstance(module, KINDS):
             yield name_of(path, module), module
 
 
-def matching(model: nnx.Module, pattern: str) -> list[str]:
-    """Names of the layers, compressible or left alone, that a shell pattern matches."""
-    return [name for name, _ in compressible(model) if fnmatch.fnmatchcase(name, pattern)]
-
-
-def _check_model(model: Any) -> None:
-    """Refuse what is no ``nnx.Module``, saying what it is and what to give instead."""
-    if isinstance(model, nnx.Module):
-        return
-    kind = type(model).__name__
-    if isinstance(model, type):
-        raise Refused(f"{model.__name__} is a class: give an instance, {model.__name__}(...)")
-    families = {c.__module__.partition(".")[0] for c in type(model).__mro__}
-    if any(c.__module__.startswith("flax.linen") for c in type(model).__mro__):
-        what = (
-            "is a Linen module, whose weights are elsewhere: build the model of Flax NNX layers "
-            "(nnx.Linear for nn.Dense, nnx.Conv for nn.Conv, ...) and copy the weights"
-        )
-    elif "equinox" in families:
-        what = "is an Equinox module: build the model of Flax NNX layers and copy the weights"
-    elif "torch" in families:
-        what = "is a torch module: build the model of Flax NNX layers and copy the weights"
-    elif hasattr(model, "shape") and hasattr(model, "dtype"):
-        what = "is an array, not a model: are the model and the calibration data swapped?"
-    elif isinstance(model, (Mapping, list, tuple, nnx.State)):
-        what = (
-            "is a pytree without code: give the nnx.Module that holds these parameters (are the "
-            "model and the calibration data swapped?)"
-        )
-    elif callable(model) and hasattr(model, "__name__"):
-        kind = model.__name__
-        what = (
-            "is a function: give the nnx.Module that it runs, and the function as "
-            "forward=lambda model, batch: ..."
-        )
-    else:
-        what = "has no compressible layer: it is no flax.nnx.Module; build it of Flax NNX layers"
-    raise Refused(f"{kind} {what}")
-
-
-def find_layers(
-    model: nnx.Module, *, exclude: Sequence[str] = ()
-) -> tuple[dict[str, LayerSpec], dict[str, str]]:
-    """All compressible layers by name, and those left alone with the reason.
-
-    Modules that share one kernel are one layer under the name of the first, if all of them read
-    it the same way. exclude: shell patterns of names to leave alone, such as ``"lm_head"`` or
-    ``"blocks.0.*"``. Raises ValueError for a pattern that matches nothing, for what is no
-    ``nnx.Module``, and for a model without any layer.
-    """
-    _check_model(model)
-    read: dict[str, LayerSpec | str] = {}
-    sharing: dict[int, list[str]] = {}  # of one kernel
-    unused = set(exclude)
-    for name, module in compressible(model):
-        matches = [p for p in exclude if fnmatch.fnmatchcase(name, p)]
-        unused -= set(matches)
-        read[name] = f"excluded by {matches[0]!r}" if matches else _read(name, module)
-        sharing.setdefault(id(module.kernel), []).append(name)
-    if unused:
-        raise Refused(
-            f"exclude pattern {min(unused)!r} matches no layer; layers are: " + ", ".join(read)
-        )
-    found: dict[str, LayerSpec] = {}
-    skipped: dict[str, str] = {}
-    for names in sharing.values():
-        specs = [s for n in names if isinstance(s := read[n], LayerSpec)]
-        axes = {(s.in_axes, s.out_axes) for s in specs}
-        if len(specs) == len(names) and len(axes) == 1:
-            found[names[0]] = replace(specs[0], aliases=tuple(names[1:]))
-            continue
-        for n in names:
-            own = read[n]
-            other = next((m for m in names if isinstance(read[m], str)), None)
-            if isinstance(own, str):
-                skipped[n] = own
-            elif other is not None:
-                skipped[n] = f"its kernel is also that of {other}, which is left alone"
-            else:
-                other = next(m for m in names if m != n)
-                skipped[n] = f"its kernel is also that of {other}, which reads it along other axes"
-    if not found:
-        why = "; ".join(f"{n}: {r}" for n, r in skipped.items()) or "none found"
-        if any(isinstance(m, nnx.bridge.ToNNX) for _, m in nnx.iter_modules(model)):
-            why += "; what nnx.bridge.ToNNX wraps stays Linen: build the model of Flax NNX layers"
-        raise Refused(
-            f"{type(model).__name__} has no compressible layer (nnx.Linear, nnx.LinearGeneral, "
-            f"nnx.Conv, nnx.Einsum): {why}"
-        )
-    return dict(sorted(found.items(), key=lambda item: _natural(item[0]))), skipped
-
-
-def _natural(name: str) -> list[tuple[bool, int | str]]:
-    return [(not p.isdigit(), int(p) if p.isdigit() else p) for p in name.split(".")]
+def kernel_of(module: Any) -> Any:
+    """The variable that is read as matrices."""
+    return module.embedding if isinstance(module, nnx.Embed) else module.kernel
 
 
 def wide(dtype: Any) -> Any:
     """float32 at least; 8-bit floats have no promotion of their own."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+@partial(jax.jit, static_argnames=("spec",))
+def _taken(kernel: Array, spec: LayerSpec) -> tuple[Array, ...]:
+    matrices = spec.to_matrices(kernel)
+    return tuple(matrices.astype(wide(kernel.dtype)))
+
+
+@partial(jax.jit, static_argnames=("spec", "places"))
+def _put(
+    kernel: Array, matrices: tuple[Array, ...], spec: LayerSpec, places: tuple[int, ...]
+) -> Array:
+    """The kernel with the matrices of these places exchanged."""
+    new = jnp.stack(matrices).astype(kernel.dtype)
+    if len(places) == spec.matrices:
+        return spec.from_matrices(new[np.argsort(places)])
+    return spec.from_matrices(spec.to_matrices(kernel).at[np.asarray(places)].set(new))
 
 
 def get_weights(model: nnx.Module, specs: Mapping[str, LayerSpec]) -> dict[str, Array]:
@@ -230,13 +183,21 @@ def get_weights(model: nnx.Module, specs: Mapping[str, LayerSpec]) -> dict[str, 
     """
     modules = dict(compressible(model))
     weights = {}
-    for name, spec in specs.items():
-        w = spec.to_matrix(modules[name].kernel[...])
-        weights[name] = w = w.astype(wide(w.dtype))
-        if not isinstance(w, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(w))):
-            bad = int(jnp.sum(~jnp.isfinite(w)))
-            raise Refused(f"layer {name}: {bad} of its {w.size} weights are not finite")
-    return weights
+    for name, group in by_kernel(specs.values()).items():
+        kernel = kernel_of(modules[name])[...]
+        if group[0].index is None:
+            w = group[0].to_matrix(kernel)
+            weights[name] = w.astype(wide(w.dtype))
+        else:
+            taken = _taken(kernel, group[0].whole)
+            weights |= {s.name: taken[s.index or 0] for s in group}
+        if isinstance(kernel, jax.core.Tracer) or bool(jnp.all(jnp.isfinite(kernel))):
+            continue
+        for spec in group:
+            w = weights[spec.name]
+            if bad := int(jnp.sum(~jnp.isfinite(w))):
+                raise Refused(f"layer {spec.name}: {bad} of its {w.size} weights are not finite")
+    return {name: weights[name] for name in specs}
 
 
 def set_weights(
@@ -244,25 +205,37 @@ def set_weights(
 ) -> None:
     """Put matrices back into a model, in place (works on a merged model inside jit).
 
-    Raises ValueError for a weight that the kernel's dtype cannot hold, except under a trace.
+    Of a kernel that is several, those that are not given stay. Raises ValueError for a weight that
+    the kernel's dtype cannot hold, except under a trace.
     """
     modules = dict(compressible(model))
-    for name, w in weights.items():
-        kernel = modules[name].kernel
-        cast = specs[name].to_kernel(w).astype(kernel.dtype)
-        if kernel.dtype != w.dtype and not isinstance(w, jax.core.Tracer):
-            lost = specs[name].to_matrix(~jnp.isfinite(cast)) & jnp.isfinite(w)
-            if bool(jnp.any(lost)):
-                largest = float(jnp.max(jnp.abs(jnp.where(lost, w, 0))))
-                raise Refused(
-                    f"layer {name}: {int(jnp.sum(lost))} of its weights, up to {largest:.3g}, are "
-                    f"beyond the range of its {kernel.dtype}: exclude it, or give the model a "
-                    "wider param_dtype"
-                )
+    for module, group in by_kernel(specs[n] for n in weights).items():
+        kernel = kernel_of(modules[module])
+        if group[0].index is None:
+            cast = group[0].to_kernel(weights[module]).astype(kernel.dtype)
+        else:
+            new = tuple(jnp.asarray(weights[s.name]) for s in group)
+            places = tuple(s.index or 0 for s in group)
+            cast = _put(kernel[...], new, group[0].whole, places)
+        traced = isinstance(cast, jax.core.Tracer)
+        if not (traced or kernel.dtype == jnp.float64 or bool(jnp.all(jnp.isfinite(cast)))):
+            for spec in group:
+                _check_range(spec, weights[spec.name], cast)
         if _explicit(kernel[...]):  # an assignment would be a scatter of a layout to be told
             kernel.set_value(jax.sharding.reshard(cast, jax.typeof(kernel[...]).sharding))
         else:
             kernel[...] = cast
+
+
+def _check_range(spec: LayerSpec, matrix: Array, kernel: Array) -> None:
+    lost = spec.to_matrix(~jnp.isfinite(kernel)) & jnp.isfinite(matrix)
+    if bool(jnp.any(lost)):
+        largest = float(jnp.max(jnp.abs(jnp.where(lost, matrix, 0))))
+        raise Refused(
+            f"layer {spec.name}: {int(jnp.sum(lost))} of its weights, up to {largest:.3g}, are "
+            f"beyond the range of its {kernel.dtype}: exclude it, or give the model a "
+            "wider param_dtype"
+        )
 
 
 def with_weights(model: Any, specs: Mapping[str, LayerSpec], weights: Mapping[str, Array]) -> Any:

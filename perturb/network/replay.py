@@ -10,7 +10,7 @@ them) that never run: no host, no thread, one compiled program.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import io_callback
@@ -59,7 +59,8 @@ class Note:
 
 
 def tell(note: Note, *values: Array) -> None:
-    """Mark these values for :func:`replay`. Under vmap the batch axes come first, outermost first.
+    """Mark these values for :func:`replay`. Under vmap the batch axes come first, outermost first;
+    a value that is the same in all lanes has an axis of size 1.
 
     Their derivatives are nobody's business: a program that differentiates tells them, too.
     """
@@ -75,10 +76,7 @@ def tell(note: Note, *values: Array) -> None:
             return mark(*values), ()
         if not note.batched:
             raise Unheard(note, "vmap")
-        lanes = (
-            v if b else jax.numpy.broadcast_to(v, (size, *v.shape))
-            for v, b in zip(values, batched, strict=True)
-        )
+        lanes = (v if b else v[None] for v, b in zip(values, batched, strict=True))
         return mark(*lanes), ()
 
     note.shapes = tuple(jax.numpy.shape(v) for v in values)
@@ -214,3 +212,29 @@ def _control(eqn: Any, note: Note, inputs: list[Any], hear: Hear, nested: bool) 
             carry,
         )
     raise Unheard(note, name)
+
+
+class Scan(NamedTuple):
+    """The calls inside of a scan."""
+
+    calls: list[Any]
+    length: int
+    reverse: bool
+
+
+def called(closed: core.ClosedJaxpr) -> list[Any]:
+    """The names that a program tells of in its order, those inside of a scan as a :class:`Scan`."""
+    return list(_called(closed.jaxpr))
+
+
+def _called(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        note = _note(eqn)
+        if note is not None:
+            yield note.name
+            continue
+        inner = [c for j in _jaxprs(eqn) for c in _called(getattr(j, "jaxpr", j))]
+        if inner and eqn.primitive.name == "scan":
+            yield Scan(inner, eqn.params["length"], eqn.params["reverse"])
+        else:
+            yield from inner

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from perturb.lift import fresh, layer_key
 
 from perturb import GPTQ, RTN, Magnitude, Wanda, chain, compress
+from perturb.family import layer_key
 from perturb.network import (
     LayerSpec,
     batches_of,
@@ -24,7 +24,8 @@ from perturb.network import (
     set_weights,
     with_weights,
 )
-from perturb.types import Matrix, Moments
+from perturb.state import fresh
+from perturb.types import Matrix, Moments, Problem
 
 from .conftest import ScaledLinear, UserModel, numpy_init
 
@@ -316,7 +317,7 @@ def test_an_uncalled_layer_is_named(calibrate: Any) -> None:
         compress(Unused(), Wanda(0.5), x, calibrate=calibrate)
     compress(Unused(), RTN(4))  # no matter to a method that does not look
     done = compress(Unused(), Wanda(0.5), x, calibrate=calibrate, exclude=["spare"])
-    assert list(done.layers) == ["used"]
+    assert list(done.matrices) == ["used"]
 
 
 def test_blocks_of() -> None:
@@ -369,14 +370,15 @@ class TwoBlocks(nnx.Module):
 
 
 @jax.jit
-def stage(method: Any, layer: Matrix, stats: Moments, key: Array) -> Matrix:
-    return method(layer, stats, key).layer
+def stage(method: Any, matrix: Matrix, problem: Problem, key: Array) -> Matrix:
+    return method(matrix, problem, key).matrix
 
 
 def by_hand(calibrate: str, methods: list[Any], x: np.ndarray) -> list[Matrix]:
     """The two layers of :class:`TwoBlocks`, in numpy but for the method itself."""
     model = TwoBlocks()
-    layers = [fresh(layer.kernel[...].T) for layer in model.layers]
+    dense = [layer.kernel[...].T for layer in model.layers]
+    layers = [fresh(w) for w in dense]
 
     def inputs(weights: list[Any]) -> list[Moments]:
         second = np.tanh(2 * x @ np.asarray(weights[0]).T)
@@ -386,11 +388,12 @@ def by_hand(calibrate: str, methods: list[Any], x: np.ndarray) -> list[Matrix]:
     for i, method in enumerate(methods):
         key = jax.random.fold_in(jax.random.key(0), i)
         keys = [layer_key(key, f"layers.{n}") for n in range(2)]
-        base = [x.dense if calibrate == "dense" else x.weight for x in layers]
-        first = stage(method, layers[0], inputs(base)[0], keys[0])
+        base = dense if calibrate == "dense" else [x.weight for x in layers]
+        first = stage(method, layers[0], Problem(dense[0], inputs(base)[0]), keys[0])
         if calibrate == "sequential":
             base = [first.weight, base[1]]
-        layers = [first, stage(method, layers[1], inputs(base)[1], keys[1])]
+        second = Problem(dense[1], inputs(base)[1])
+        layers = [first, stage(method, layers[1], second, keys[1])]
     return layers
 
 
@@ -404,14 +407,14 @@ def test_each_calibration_policy_recomputed_by_hand(calibrate: Any, methods: lis
     x = np.random.default_rng(0).normal(size=(64, 12)).astype(np.float32)
     done = compress(TwoBlocks(), chain(*methods), x, calibrate=calibrate)
     for i, expected in enumerate(by_hand(calibrate, methods, x)):
-        got = done.layers[f"layers.{i}"]
+        got = done.matrices[f"layers.{i}"]
         np.testing.assert_array_equal(got.mask, expected.mask)
         np.testing.assert_allclose(got.weight, expected.weight, rtol=1e-4, atol=1e-5)
         held = done.model.layers[i].kernel[...].T
         np.testing.assert_array_equal(held, got.weight)
-    assert done.calibrate == calibrate
+    assert done.policy.calibrate == calibrate
     assert len(done.reports) == len(methods)
-    assert set(done.reports[-1]) == (set(done.layers) if isinstance(methods[-1], GPTQ) else set())
+    assert set(done.reports[-1]) == (set(done.matrices) if isinstance(methods[-1], GPTQ) else set())
 
 
 def test_the_policies_differ_where_they_should() -> None:
@@ -420,7 +423,7 @@ def test_the_policies_differ_where_they_should() -> None:
 
     def second(calibrate: Any, *methods: Any) -> np.ndarray:
         done = compress(TwoBlocks(), chain(*methods), x, calibrate=calibrate)
-        return np.asarray(done.layers["layers.1"].weight)
+        return np.asarray(done.matrices["layers.1"].weight)
 
     one = {c: second(c, GPTQ(3)) for c in ("sequential", "recalibrate", "dense")}
     np.testing.assert_array_equal(one["recalibrate"], one["dense"])
@@ -448,5 +451,5 @@ def test_compress_takes_any_module_and_leaves_it_alone(
     assert stored.layers_ratio == 16 * stored.weights / (4 * stored.kept)
     assert 7.5 < stored.layers_ratio <= 8  # odd rows keep one weight more than half
     assert 1 < done.ratio < 8  # the biases and the depthwise kernel are not compressed
-    for layer in done.layers.values():
+    for layer in done.matrices.values():
         assert np.all(np.sum(~np.asarray(layer.mask), 1) == layer.mask.shape[1] // 2)

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from experiments.summary import (
     EQUAL,
-    MEASURES,
     NO_INTERVAL,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
@@ -25,13 +24,15 @@ from experiments.summary import (
     Score,
     Summary,
     Total,
+    measure_of,
 )
 
 TITLES = {
     "natural": "in the models' own measure",
     "log": "in the log measure (M = −NLL)",
-    "kl": "in −KL to the dense model (no intervals)",
+    "kl": "in −KL to the dense model",
 }
+USUAL = ("natural", "log")  # scales; people's own are printed besides
 WINS = {"P wins": PRUNE_FIRST, "Q wins": QUANTIZE_FIRST, "open": UNDECIDED, "equal": EQUAL}
 ROOMY, WIDE = 110, 142  # columns of console from which more is shown
 WORST = 8  # rows of 'where PIH fails'
@@ -42,15 +43,18 @@ def render(
     summary: Summary,
     console: Console | None = None,
     *,
-    scales: tuple[str, ...] = ("natural", "log"),
+    scales: tuple[str, ...] | None = None,
 ) -> None:
     """Print the findings: one table a scale, then where PIH fails, then what is missing.
 
     Consoles of 110 columns also see tau's interval, of 142 the size of A; pass a wider
-    ``Console`` to write a file. ``scales``: which of 'natural', 'log', 'kl' to print.
+    ``Console`` to write a file. ``scales``: which of ``summary.scales`` to print; by default
+    'natural', 'log' and those of people's own measures.
     """
     console = console or Console()
-    several = f", mean of {len(summary.seeds)} training seeds" if len(summary.seeds) > 1 else ""
+    if scales is None:
+        scales = tuple(s for s in summary.scales if s in USUAL or s not in TITLES)
+    several = f", mean of {summary.mean_of}" if summary.mean_of else ""
     console.print(
         f"[bold]{escape(summary.study)}[/]: {summary.ok} variants measured, "
         f"{summary.failed} failed{several}. A(Q→P) = M(quantize first) − M(prune first): "
@@ -78,6 +82,8 @@ def render(
         )
     for scale in scales:
         _failures(summary, scale, console)
+    for note in summary.notes:
+        console.print(f"\n{escape(note)}")
     if summary.problems:
         console.print(f"\n[bold yellow]Left out or missing[/] ({len(summary.problems)})")
         for problem in summary.problems[:PROBLEMS]:
@@ -86,10 +92,17 @@ def render(
             console.print(f"  ... and {len(summary.problems) - PROBLEMS} more")
 
 
+def _title(summary: Summary, scale: str) -> str:
+    """The scale in words, and whether it is one without intervals."""
+    words = TITLES.get(scale) or f"in {measure_of(scale).label}"
+    won = {who for one in summary.comparisons_on(scale) for who in one.wins}
+    return escape(words) + (" (no intervals)" if won == {NO_INTERVAL} else "")
+
+
 def _table(summary: Summary, scale: str, width: int) -> Table:
     roomy, wide = width >= ROOMY, width >= WIDE
     table = Table(
-        title=f"Which order wins, {TITLES[scale]}",
+        title=f"Which order wins, {_title(summary, scale)}",
         title_justify="left",
         title_style="bold",
         box=None,
@@ -121,7 +134,7 @@ def _table(summary: Summary, scale: str, width: int) -> Table:
     for model in summary.models:
         chosen = summary.select(model, scale)
         if chosen:
-            unit = short_unit(MEASURES[chosen[0].measure])
+            unit = short_unit(measure_of(chosen[0].measure))
             table.add_row(f"[bold]{escape(model)}[/] [dim]A in {unit}[/]")
             for one in chosen:
                 add(f"  {escape(pair_name(one))}", one, len(one.cells))
@@ -136,12 +149,12 @@ def _table(summary: Summary, scale: str, width: int) -> Table:
 
 
 def _sizes(comparison: Comparison) -> list[str]:
-    measure, cell = MEASURES[comparison.measure], comparison.largest
+    unit, cell = measure_of(comparison.measure), comparison.largest
     middle = comparison.median_advantage
     if cell is None or middle is None:
         return ["", ""]
     at = f"{cell.sparsity:.0%}, {cell.bits} bit"
-    return [signed(middle * measure.factor), f"{signed(cell.advantage * measure.factor)} ({at})"]
+    return [signed(middle * unit.factor), f"{signed(cell.advantage * unit.factor)} ({at})"]
 
 
 def _score(score: Score) -> list[str]:
@@ -165,19 +178,20 @@ def _failures(summary: Summary, scale: str, console: Console) -> None:
     wrong = [
         (comparison, cell)
         for comparison in summary.comparisons_on(scale)
-        if comparison.model not in summary.at_chance
+        if comparison.subject not in summary.at_chance
         for cell in comparison.failures
     ]
     totals = [total for total in summary.totals if total.scale == scale]
     counted = sum(total.score.counted for total in totals if total.model is not None)
     if not counted:
         return
-    heading = f"\n[bold]Where PIH fails, {TITLES[scale]}[/]: {len(wrong)} of {counted} cells"
+    heading = (
+        f"\n[bold]Where PIH fails, {_title(summary, scale)}[/]: {len(wrong)} of {counted} cells"
+    )
     if not wrong:
         console.print(f"{heading}.")
         return
-    # the size of A in its own interval's half-widths compares cells across units
-    wrong.sort(key=lambda pair: -_strength(pair[1]))
+    wrong.sort(key=lambda pair: -strength(pair[1]))
     console.print(f"{heading}, the clearest first")
     roomy = console.width >= ROOMY
     table = Table(box=None, pad_edge=False, padding=(0, 2 if roomy else 1, 0, 0))
@@ -186,25 +200,27 @@ def _failures(summary: Summary, scale: str, console: Console) -> None:
     for name in (r"A(Q→P) \[interval]" if roomy else "A(Q→P)", "C*_P − C_Q", "winner"):
         table.add_column(name, justify="right", no_wrap=True)
     for comparison, cell in wrong[:WORST]:
-        measure = MEASURES[comparison.measure]
+        unit = measure_of(comparison.measure)
         table.add_row(
-            escape(comparison.model),
+            escape(comparison.subject),
             escape(pair_name(comparison)),
             f"{cell.sparsity:.0%}, {cell.bits} bit",
-            f"{escape(_advantage(cell, measure, roomy))} {short_unit(measure)}",
+            f"{escape(advantage_text(cell, unit, roomy))} {short_unit(unit)}",
             gap_text(cell),
             cell.winner.removesuffix(" first"),
         )
     console.print(table)
 
 
-def _strength(cell: Cell) -> float:
+def strength(cell: Cell) -> float:
+    """|A| in its own interval's widths: comparable across units."""
     if cell.low is None or cell.high is None or cell.high <= cell.low:
         return math.inf
     return abs(cell.advantage) / (cell.high - cell.low)
 
 
-def _advantage(cell: Cell, measure: Measure, interval: bool) -> str:
+def advantage_text(cell: Cell, measure: Measure, interval: bool) -> str:
+    """A in the measure's unit, with its interval if there is one and it is wanted."""
     text = signed(cell.advantage * measure.factor)
     if not interval or cell.low is None or cell.high is None:
         return text

@@ -1,0 +1,176 @@
+"""Which record is which: pruner and quantizer in their order, within one trained model.
+
+A stage with a sparsity and no bits is a pruner, one with bits and no sparsity a quantizer. Cells
+of other stages (structured, joint, per-layer rules, adapters) and of longer chains are in no
+comparison of two orders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.analysis.rows import Rows
+from experiments.records import Record, draw_of
+
+ORDERS = ("dense", "P", "Q", "PQ", "QP")
+_GRID_KEYS = {"name", "sparsity", "bits", "ratio"}  # axes of the grid, not part of a method
+
+Config = Mapping[str, Any]
+
+
+class Key(NamedTuple):
+    """What a variant is, within one run; methods by their label."""
+
+    order: str
+    pruner: str | None
+    sparsity: float | None
+    quantizer: str | None
+    bits: int | None
+
+
+DENSE = Key("dense", None, None, None, None)
+
+
+class Variant(NamedTuple):
+    record: Record
+    rows: dict[str, Rows]  # measure -> [1 + B]
+
+
+class Run(NamedTuple):
+    """The evaluated variants of one trained model under one calibration draw."""
+
+    seed: int
+    draw: int
+    variants: dict[Key, Variant]
+
+    @property
+    def name(self) -> str:
+        return f"seed {self.seed}" + (f", draw {self.draw}" if self.draw else "")
+
+
+class Subject(NamedTuple):
+    """What comparisons are about: a model, and what of the policy sets it apart."""
+
+    model: str
+    policy: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} [{self.policy}]" if self.policy else self.model
+
+
+def role(stage: Config) -> str | None:
+    """'P' of a pruner, 'Q' of a quantizer, None of anything else."""
+    has_sparsity, has_bits = (stage.get(key) is not None for key in ("sparsity", "bits"))
+    if has_sparsity == has_bits:
+        return None
+    return "P" if has_sparsity else "Q"
+
+
+def order_of(record: Record) -> str | None:
+    """One of ORDERS, in the order of application; None for a cell of any other plan."""
+    letters = [role(stage) or "?" for stage in record["stages"]]
+    order = "".join(letters) or "dense"
+    return order if order in ORDERS else None
+
+
+def subjects(records: Iterable[Record]) -> dict[str, Subject]:
+    """Cell id -> its subject; the policy is told where the records have several."""
+    held = list(records)
+    names = _difference(record["policy"] for record in held)
+    return {r["cell"]: Subject(r["model"], names[_text(r["policy"])]) for r in held}
+
+
+def _difference(policies: Iterable[Config]) -> dict[str, str]:
+    every = {_text(policy): policy for policy in policies}
+    keys = sorted({key for policy in every.values() for key in policy})
+    varying = [key for key in keys if len({_setting(p, key) for p in every.values()}) > 1]
+    return {
+        text: ", ".join(f"{key}={_told(policy, key)}" for key in varying)
+        for text, policy in every.items()
+    }
+
+
+def runs_of(
+    records: list[Record], rows: Mapping[str, dict[str, Rows]], problems: list[str]
+) -> dict[Subject, list[Run]]:
+    """The runs of every subject; all records must have an order."""
+    labels = {letter: _labels(records, letter) for letter in "PQ"}
+    whose = subjects(records)
+    found: dict[Subject, dict[tuple[int, int], Run]] = defaultdict(dict)
+    for record in records:
+        at = record["seed"], draw_of(record)
+        run = found[whose[record["cell"]]].setdefault(at, Run(*at, {}))
+        key = _key(record, labels)
+        if key in run.variants:
+            other = run.variants[key].record["label"]
+            problems.append(f"{record['label']}: the same variant as {other}, left out")
+            continue
+        run.variants[key] = Variant(record, rows[record["cell"]])
+    return {subject: [by_run[at] for at in sorted(by_run)] for subject, by_run in found.items()}
+
+
+def _key(record: Record, labels: Mapping[str, Mapping[str, str]]) -> Key:
+    stages = {role(stage): stage for stage in record["stages"]}
+    pruner, quantizer = stages.get("P"), stages.get("Q")
+    return Key(
+        order_of(record) or "",
+        pruner and labels["P"][_method(pruner)],
+        pruner and float(pruner["sparsity"]),
+        quantizer and labels["Q"][_method(quantizer)],
+        quantizer and int(quantizer["bits"]),
+    )
+
+
+def _labels(records: Iterable[Record], letter: str) -> dict[str, str]:
+    """A method's configuration -> its name; with what differs, where one name has several.
+
+    A nested setting goes by its own name (``per``), by its path (``grid.per``) where that is
+    another's as well.
+    """
+    configs: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for record in records:
+        for stage in record["stages"]:
+            if role(stage) == letter:
+                configs[stage["name"]].setdefault(_method(stage), _flat(stage))
+    labels = {}
+    for name, variants in configs.items():
+        keys = sorted({key for config in variants.values() for key in config} - _GRID_KEYS)
+        leaves = Counter(key.rpartition(".")[2] for key in (*keys, *_GRID_KEYS))
+        varying = [key for key in keys if len({_setting(c, key) for c in variants.values()}) > 1]
+        for canonical, config in variants.items():
+            told = []
+            for key in varying:
+                leaf = key.rpartition(".")[2]
+                told.append(f"{leaf if leaves[leaf] == 1 else key}={_told(config, key)}")
+            labels[canonical] = f"{name} ({', '.join(told)})" if told else name
+    return labels
+
+
+def _method(stage: Config) -> str:
+    """A stage without its amount."""
+    return _text({k: v for k, v in stage.items() if k == "name" or k not in _GRID_KEYS})
+
+
+def _flat(config: Config, path: str = "") -> dict[str, Any]:
+    """Nested settings by their path: a label names the one that differs, not its whole group."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{path}{key}.") if nested else {path + key: value}
+    return flat
+
+
+def _text(config: Config) -> str:
+    return json.dumps(config, sort_keys=True)
+
+
+def _setting(config: Config, key: str) -> str:
+    return json.dumps(config[key], sort_keys=True) if key in config else "unset"
+
+
+def _told(config: Config, key: str) -> str:
+    return config[key] if isinstance(config.get(key), str) else _setting(config, key)
