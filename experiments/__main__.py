@@ -303,7 +303,7 @@ def _alone(console: Console, records: Sequence[dict[str, Any]]) -> None:
     rows: dict[str, list[tuple[str, str]]] = {}
     for r in held:
         if r["stages"]:
-            method, _, amount = r["label"].rpartition("/")[2].rpartition("-")
+            method, amount = _method_and_amount(r)
             rows.setdefault(method, []).append((amount, shown(r["metrics"][name])))
     table = Table()
     table.add_column("method", no_wrap=True)
@@ -312,6 +312,19 @@ def _alone(console: Console, records: Sequence[dict[str, Any]]) -> None:
     for method, values in rows.items():
         table.add_row(escape(method), *(f"[dim]{amount}[/]\n{value}" for amount, value in values))
     console.print(table)
+
+
+def _method_and_amount(record: dict[str, Any]) -> tuple[str, str]:
+    """Of a stage alone: its label, and how much of it."""
+    (stage,) = record["stages"]
+    name = record["label"].rpartition("/")[2]
+    for key, shown in (("sparsity", "{:.0%}"), ("bits", "{:g} bit")):
+        if stage.get(key) is not None:
+            value = float(stage[key])
+            for end in (f"-{value:g}", f"-{value!r}"):
+                if name.endswith(end):
+                    return name.removesuffix(end), shown.format(value)
+    return name, ""  # rules of their own for every layer, or no amount
 
 
 def _report(records: Sequence[dict[str, Any]], folder: Path, console: Console) -> None:

@@ -68,7 +68,9 @@ class Task:
     their clusters (sources that are independent of each other) are what intervals resample.
     measures: named sums over each example; by default those of a classifier ("nll" in nats,
     "correct", "kl" to the dense model, "square"). Higher is better for "correct" alone; any other
-    measure is a loss. name, data: what identifies it in the records.
+    measure is a loss. data: what identifies it in the records and is not found there already: of
+    one's own task that is its weights, its test examples and, as "code", the file that makes it
+    (give a "code" of your own to edit the file and keep what was computed).
     """
 
     model: Any

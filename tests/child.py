@@ -12,17 +12,20 @@ import multiprocessing
 import os
 import sys
 import time
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
 from experiments.__main__ import main
 from experiments.records import RecordLog
 from experiments.runner import run_study
 from experiments.study import find
 
+ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
@@ -35,6 +38,10 @@ def keep_programs(folder: Path | None) -> None:
 
 def start(run: Any, log: Path, *arguments: Any) -> BaseProcess:
     """A process that does ``run(*arguments)``; what it says is in the file ``log``."""
+    with pytest.MonkeyPatch.context() as patch:  # the server finds us wherever it is started
+        path = os.environ.get("PYTHONPATH")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *([path] if path else [])]))
+        forkserver.ensure_running()
     process = CONTEXT.Process(target=_begin, args=(run, log, arguments))
     process.start()
     return process

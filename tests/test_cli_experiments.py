@@ -167,7 +167,7 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
     capsys.readouterr()
     assert door.main([*RUN]) == 0
     said = capsys.readouterr().out
-    assert "8 compressed models" in said
+    assert "8 models to measure" in said
     assert "5 cells are there already" in said  # dense, P and Q alone, both orders at 0.5
     assert "2 figures in out/mine/figures" in said
     assert sorted(made_up.evaluated) == [
@@ -201,6 +201,11 @@ def test_what_each_method_does_alone_is_of_this_study(made_up, tmp_path, capsys)
     assert shown() == ["magnitude", "0%", "50%"]  # 1e-05 is one amount, not a label's end
     (tmp_path / "study.py").write_text(STUDY)
     assert shown() == ["magnitude", "30%", "50%"]
+    text = "axis(Magnitude, sparsity=(0.3, 0.5))"
+    long = "axis(partial(Magnitude, scope='row'), sparsity=(1/3, 0.5))"
+    (tmp_path / "study.py").write_text(STUDY.replace(text, long))
+    assert door.main([*RUN, "--no-figures"]) == 0
+    assert "│ magnitude[scope=row] │    33% │   50% │" in capsys.readouterr().out
 
 
 def test_a_failed_cell_is_told_and_the_exit_code_is_1(made_up, capsys):
@@ -237,7 +242,7 @@ def test_a_run_without_any_result_ends_in_words(made_up, capsys):
     captured = capsys.readouterr()
     assert "no figures: error: " in captured.out
     assert "failed: tiny-resnet/s0/dense and 7 more: ValueError: nan" in captured.out
-    assert not captured.err
+    assert captured.err == "[     0 s] 8 cells to measure\n"
 
 
 def test_options_reach_the_study(made_up, monkeypatch):
@@ -495,10 +500,12 @@ def test_ctrl_c_while_a_users_file_runs(tmp_path):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (130, "", 1)
 
 
-@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143)])
 @pytest.mark.parametrize(
-    ("module", "argv"),
-    [("experiments", ("run", "it.py")), ("theory", ("models", "it.py:f"))],
+    ("module", "argv", "name", "code"),
+    [
+        ("experiments", ("run", "it.py"), "TERM", 143),
+        ("theory", ("models", "it.py:f"), "INT", 130),
+    ],
 )
 def test_a_signal_while_a_users_file_runs(module, argv, name, code, tmp_path):
     (tmp_path / "it.py").write_text(STOPPED.format(name))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,20 +141,45 @@ def load_task(
     return task, quality(trained)
 
 
+def _loader(source: str) -> Callable[[int], Any]:
+    """A file is run once, as long as it stays what it is: what is compiled for a class of its
+    would be compiled anew for a class of the same name."""
+    path = Path(source.rpartition(":")[0])
+    held = path.read_bytes() if path.suffix == ".py" and path.is_file() else None
+    return _held_loader(source, held)
+
+
+@lru_cache(maxsize=8)
+def _held_loader(source: str, _: bytes | None) -> Callable[[int], Any]:
+    return sources.loader(source)
+
+
 def own_task(model: Own, seed: int) -> tuple[Task, str]:
     """Raises :class:`perturb.cli.BadInput` for a source that gives no task, in one line."""
-    made = sources.loader(model.source)(seed)
+    made = _loader(model.source)(seed)
     what = f"model {model.source}"
     if not isinstance(made, Task):
         raise BadInput(
             f"{what}: it must return an experiments.task.Task, got {type(made).__name__}"
         )
-    data = {"name": str(model), "weights": weights_hash(tensors(made.model)), **made.data}
+    data = {
+        "name": str(model),
+        "weights": weights_hash(tensors(made.model)),
+        "code": _code_hash(model.source),
+        **made.data,
+    }
     test = made.test
     arrays = (np.asarray(a) for a in (test.inputs, test.targets, test.cluster))
     data.setdefault("hash", content_hash(*arrays))
     task = Task(**{**vars(made), "data": data})
     return task, f"{model.source}, seed {seed}: {len(task.test)} test examples"
+
+
+def _code_hash(source: str) -> str:
+    """Of the file that makes the task: the model's forward pass and the measures are its code."""
+    where = source.rpartition(":")[0]
+    file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
+    return content_hash(Path(file).read_bytes()) if file and Path(file).is_file() else "unknown"
 
 
 def quality(trained: Any) -> str:
@@ -188,7 +216,7 @@ def check_models(study: Study, *, text: Path | None = None, images_dir: Path | N
     """Everything that can be refused before any training: data, caches, layers that do not fit."""
     for model in study.models:
         if isinstance(model, Own):
-            sources.loader(model.source)
+            _loader(model.source)
             continue
         preset = PRESETS[model]
         check_cache(model, study.seeds)
