@@ -31,7 +31,7 @@ from experiments.summary import (
     measure_of,
 )
 from perturb.files import write_atomic
-from theory import report
+from theory.engine import report
 
 ROOT = Path(__file__).parents[1]
 TITLES = {"natural": "accuracy / −perplexity", "log": "−NLL"}

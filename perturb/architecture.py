@@ -7,51 +7,78 @@ allows is said here, once, by the model's family. A model of a family without th
 with no spaces, and every method on matrices works on it.
 
 A class of models says what it is made of by a method ``architecture()`` that returns
-``(spaces, blocks)``.
+``(spaces, blocks)``. An MLP of 64 hidden units without biases, for one:
+
+    Space("mlp", 64, writes=(rows("fc1"),), reads=(columns("fc2"),))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import numpy as np
+import jax.numpy as jnp
 
-ROWS, COLUMNS = 0, 1
+from perturb.state import State, uses
+from perturb.types import Array
+
+ROWS, COLUMNS, ENTRIES = 0, 1, -1
+EMBEDDING = "embedding"  # the attribute of a table whose rows are vectors of a space
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a parameter that lies in a space: unit u has the entries ``positions[u]``.
+    """One axis of a parameter that lies in a space.
 
-    parameter: a layer (its matrix [out, in]: axis ROWS or COLUMNS), or a vector's
-    ``path.attribute`` (its last axis). positions: [units, entries a unit].
+    parameter: a layer (its matrix [out, in]: dim ROWS or COLUMNS), or a vector's
+    ``path.attribute`` (its last axis: ENTRIES). The axis is ``repeats`` equal stretches, in each
+    of which unit u has the ``per`` entries from u per on.
     """
 
     parameter: str
-    axis: int
-    positions: tuple[tuple[int, ...], ...]
+    dim: int
+    per: int = 1
+    repeats: int = 1
 
-    @property
-    def index(self) -> np.ndarray:
-        return np.asarray(self.positions)
+    def spread(self, units: Array) -> Array:
+        """A value for each unit [size] as one for each entry of the axis."""
+        return jnp.tile(jnp.repeat(units, self.per), self.repeats)
+
+    def gathered(self, entries: Array, size: int) -> Array:
+        """Of values for the axis' entries the sum for each unit [size]."""
+        return entries.reshape(self.repeats, size, self.per).sum((0, 2))
+
+    def times(self, matrix: Array, x: Array) -> Array:
+        """``matrix [size, size]`` on the units of the axis, all else of x as it is."""
+        moved = jnp.moveaxis(x, self.dim, 0)
+        parts = moved.reshape(self.repeats, len(matrix), -1)
+        done = jnp.matmul(matrix, parts, precision="highest")
+        return jnp.moveaxis(done.reshape(moved.shape), 0, self.dim)
 
 
-def axis(parameter: str, dim: int, units: int, per: int = 1, repeats: int = 1) -> Axis:
-    """Unit u has the entries u per .. u per + per - 1, in each of ``repeats`` equal stretches."""
-    stretch = units * per
-    positions = (
-        tuple(r * stretch + u * per + k for r in range(repeats) for k in range(per))
-        for u in range(units)
-    )
-    return Axis(parameter, dim, tuple(positions))
+def rows(layer: str, per: int = 1, repeats: int = 1) -> Axis:
+    """The outputs of a layer."""
+    return Axis(layer, ROWS, per, repeats)
+
+
+def columns(layer: str, per: int = 1, repeats: int = 1) -> Axis:
+    """The inputs of a layer; those of a convolution are [*window, channels]: repeats = window."""
+    return Axis(layer, COLUMNS, per, repeats)
+
+
+def entries(vector: str, per: int = 1, repeats: int = 1) -> Axis:
+    """The last axis of a parameter that is no layer: a bias, a table of embeddings."""
+    return Axis(vector, ENTRIES, per, repeats)
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A norm before layers that read a space: its scale, bias (if any) and who reads its output."""
+    """A norm before layers that read a space: its scale, bias (if any) and who reads its output.
+
+    A reader's bias is its ``layer.bias``.
+    """
 
     scale: str
     readers: tuple[str, ...]
@@ -62,12 +89,12 @@ class Folded:
 class Space:
     """An index set of ``size`` units, and all that has an axis in it.
 
-    writes: what makes the units' values (rows of matrices; vectors, biases and norms with them);
-    reads: what uses them (columns of matrices).
+    writes: what makes the units' values (rows of matrices; entries of their biases, of norms and
+    tables); reads: what uses them (columns of matrices).
     allows: "drop" (a unit whose writers are 0 has value 0 and changes nothing else) and "rotate"
     (the values may be any rotation of themselves, once ``norms`` are folded into their readers).
     fixes: "mean" where only rotations that keep the mean of the units commute with the norms
-    (LayerNorm subtracts it); rows of ``lookups`` are vectors of the space (embeddings, positions).
+    (LayerNorm subtracts it).
     """
 
     name: str
@@ -77,20 +104,50 @@ class Space:
     allows: frozenset[Literal["drop", "rotate"]] = frozenset({"drop"})
     norms: tuple[Folded, ...] = ()
     fixes: Literal["mean"] | None = None
-    lookups: tuple[Axis, ...] = ()
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return self.writes + self.reads
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(a.parameter for a in self.axes if a.dim != ENTRIES))
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(a.parameter for a in self.axes if a.dim == ENTRIES))
+
+    def held(self, state: State, layers: Iterable[str]) -> list[tuple[str, Axis]]:
+        """The matrices, and their axes, that have the space's units, each once.
+
+        layers: all of the model. A layer's rows are those of the first matrices of its products,
+        its columns those of the last. Raises ValueError for a matrix that a layer outside of the
+        space is made of, too.
+        """
+        found: dict[tuple[str, int], Axis] = {}
+        inside = {(a.parameter, a.dim) for a in self.axes}
+        for one in self.axes:
+            if one.dim != ENTRIES:
+                end = 0 if one.dim == ROWS else -1
+                found |= {(p[end], one.dim): one for p in state.products(one.parameter)}
+        for matrix, places in uses(state, layers).items():
+            for layer, _ in places:
+                for dim in (ROWS, COLUMNS):
+                    if (matrix, dim) in found and (layer, dim) not in inside:
+                        raise ValueError(
+                            f"{self.name}: {layer} is made of the matrix {matrix}, too, but does "
+                            "not belong to the space: apply this before the matrix is shared"
+                        )
+        return [(matrix, one) for (matrix, _), one in found.items()]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block: all its layers, and what makes it add nothing when it is 0.
-
-    writes: layers whose output is added to the stream; zeros: vectors to set to 0 with them.
-    """
+    """A residual block: with all its layers and vectors 0 it adds nothing to the stream."""
 
     name: str
     layers: tuple[str, ...]
-    writes: tuple[str, ...]
-    zeros: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()  # its norms and biases; its running statistics may stay
 
 
 @dataclass(frozen=True)
@@ -102,10 +159,16 @@ class Architecture:
     spaces: Mapping[str, Space]
     blocks: Mapping[str, Block]
 
-    def matching(self, pattern: str, allows: str) -> list[Space]:
-        """The spaces that a pattern names and that allow this; ValueError if there is none."""
-        found = [s for n, s in self.spaces.items() if fnmatchcase(n, pattern)]
-        fitting = [s for s in found if allows in s.allows]
+    def matching(self, pattern: str, allows: Literal["drop", "rotate"]) -> list[Space]:
+        """The spaces that a pattern names and that allow this; ValueError if there is none.
+
+        Spaces of layers that are left alone cannot be dropped from, and are passed over.
+        """
+        fitting = [
+            s for n, s in self.spaces.items() if fnmatchcase(n, pattern) and allows in s.allows
+        ]
+        if fitting and allows == "drop":
+            fitting = self._compressed(fitting, "space", pattern)
         if fitting:
             return fitting
         known = ", ".join(self.spaces) or "none"
@@ -115,17 +178,57 @@ class Architecture:
             "perturb.architecture"
         )
 
+    def removable(self, pattern: str) -> list[Block]:
+        """The blocks that a pattern names, all of whose layers are compressed; or ValueError."""
+        found = [b for n, b in self.blocks.items() if fnmatchcase(n, pattern)]
+        if found:
+            return self._compressed(found, "block", pattern)
+        known = ", ".join(self.blocks) or "none"
+        raise ValueError(
+            f"{self.model} has no block {pattern!r} (its blocks: {known}): a model declares them "
+            "by a method architecture() -> (spaces, blocks), see perturb.architecture"
+        )
+
+    def _compressed(self, found: list[Any], what: str, pattern: str) -> list[Any]:
+        alone = {f.name: [n for n in f.layers if n not in self.layers] for f in found}
+        fitting = [f for f in found if not alone[f.name]]
+        if not fitting:
+            first = found[0].name
+            raise ValueError(
+                f"every {what} {pattern!r} has layers that are left alone ({first}: "
+                f"{', '.join(alone[first])}): do not exclude them"
+            )
+        return fitting
+
 
 def architecture_of(model: Any, layers: Mapping[str, tuple[int, int]]) -> Architecture:
-    """What a model says of itself, as far as its layers are compressed at all."""
+    """What a model says of itself. Tables that are among the layers [entries, size] are those."""
     declared = getattr(model, "architecture", None)
-    spaces: Sequence[Space] = ()
+    spaces: Iterable[Space] = ()
     blocks: Sequence[Block] = ()
     if callable(declared):
         spaces, blocks = declared()
+        spaces = [_with_tables(s, layers) for s in spaces]
     return Architecture(
         type(model).__name__,
         dict(layers),
         {s.name: s for s in spaces},
         {b.name: b for b in blocks},
+    )
+
+
+def _with_tables(space: Space, layers: Mapping[str, tuple[int, int]]) -> Space:
+    def layer(parameter: str) -> str:
+        path, _, attribute = parameter.rpartition(".")
+        return path if attribute == EMBEDDING and path in layers else parameter
+
+    def moved(axis: Axis) -> Axis:
+        name = layer(axis.parameter)
+        return axis if name == axis.parameter else replace(axis, parameter=name, dim=COLUMNS)
+
+    return replace(
+        space,
+        writes=tuple(map(moved, space.writes)),
+        reads=tuple(map(moved, space.reads)),
+        norms=tuple(replace(n, readers=tuple(map(layer, n.readers))) for n in space.norms),
     )

@@ -28,7 +28,7 @@ import numpy as np
 from perturb import registry
 from perturb.architecture import Architecture, architecture_of
 from perturb.family import run_family
-from perturb.network import Network, blocks_of, call_order
+from perturb.network import Network, call_blocks, get_vectors, has_vector
 from perturb.notes import starved_note
 from perturb.policy import Policy
 from perturb.state import (
@@ -163,8 +163,7 @@ class Context:
         """Layers in call order, grouped as decoder blocks are."""
         assert self.batches is not None
         network = self.network
-        order = call_order(network.given, network.specs, self.batches[0], network.forward)
-        return blocks_of(order)
+        return call_blocks(network.given, network.specs, self.batches[0], network.forward)
 
     def note(self, lines: Iterable[str]) -> None:
         self.notes.extend(line for line in lines if line not in self.notes)
@@ -208,7 +207,15 @@ class Sight:
     context: Context
     key: Array
     reference: Reference
-    moments: Mapping[str, Moments] | None  # of the layers' inputs, if the stage needs them
+    versions: Versions  # among which the state is
+    index: int
+
+    @cached_property
+    def moments(self) -> Mapping[str, Moments]:
+        """Moments of the layers' inputs, computed when they are asked for."""
+        moments = self.versions.moments
+        shared = next(iter(moments.values())).scatter.ndim == 2
+        return moments if shared else take(moments, np.int32(self.index))
 
     @property
     def network(self) -> Network:
@@ -220,6 +227,12 @@ class Sight:
 
     def parameters(self, state: State) -> Parameters:
         return parameters_of(state, dict(self.context.shapes))
+
+    def vectors(self, known: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        """Vectors by name: those known, else the model's own; without those it does not have."""
+        model = self.network.given
+        own = [n for n in names if n not in known and has_vector(model, n)]
+        return {n: known[n] for n in names if n in known} | get_vectors(model, own)
 
 
 # ------------------------------------------------------------------------- methods as stages
@@ -419,36 +432,39 @@ def _one_by_one(
                         "with one value"
                     )
                 reference = outcome.reference
-    if len({jax.tree.structure(s) for s in states}) > 1:
+    if len({(jax.tree.structure(s), tuple(map(np.shape, jax.tree.leaves(s)))) for s in states}) > 1:
         raise ValueError(
             f"{family[0].name}: stages of one axis leave models of different structure; give "
             "each an axis of its own"
         )
-    return stack(tuple(states)), stack(tuple(reports)), reference
+    shared = set(reports[0]).intersection(*reports)  # not every method of an axis may report
+    told = tuple({n: r for n, r in mine.items() if n in shared} for mine in reports)
+    return stack(tuple(states)), stack(told), reference
 
 
 def _on_one(stage: Stage, state: State, before: Versions, index: int, key: Array) -> Outcome:
     context = before.context
     if isinstance(stage, Layerwise) and stage.needs_stats:
         return _block_by_block(stage, state, before.reference, context, key)
-    moments = None
-    if stage.needs_stats:
-        moments = before.moments
-        shared = next(iter(moments.values())).scatter.ndim == 2
-        moments = moments if shared else take(moments, np.int32(index))
-    return stage.on_state(state, Sight(context, key, before.reference, moments))
+    return stage.on_state(state, Sight(context, key, before.reference, before, index))
 
 
 def _block_by_block(
     stage: Layerwise, state: State, reference: Reference, context: Context, key: Array
 ) -> Outcome:
     """Each block from the inputs that the blocks before it give, as this stage left them."""
-    network = context.network
+    network, blocks = context.network, context.blocks
     reports: dict[str, SolveReport] = {}
     current = Versions(context, versions(state), reference, 1)
-    for names in context.blocks:
-        inputs = network.state(current.parameters(0))
-        moments = network.moments(inputs, context.batches or (), names)
+    passing = network.segments(network.state(current.parameters(0)), context.batches or (), blocks)
+    for k, names in enumerate(blocks):
+        held = network.state(current.parameters(0))
+        if passing is None:  # blocks that are no parts of one another's pass: run it all again
+            moments = network.moments(held, context.batches or (), names)
+        else:
+            if k:
+                passing.advance(k - 1, held)
+            moments = passing.moments(k, held, names)
         context.note(starved_note(moments))
         done = _on_versions([stage], current, key, moments, names)
         flat, told = flatten(done)

@@ -68,7 +68,7 @@ class State:
             del terms[layer]
         made = replace(self, terms=tuple(sorted(terms.items())))
         named = {n for _, ps in made.terms for p in ps for n in p}
-        named |= self.matrices.keys() - dict(made.terms).keys()
+        named |= {n for n in self.matrices if ADAPTER not in n} - dict(made.terms).keys()
         return replace(made, matrices={n: m for n, m in self.matrices.items() if n in named})
 
 

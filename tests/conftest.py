@@ -14,7 +14,7 @@ import perturb  # noqa: F401  first of all: it sets what the backend needs
 
 Array = jax.Array
 
-# One program at a time: see theory.__main__._prepare.
+# One program at a time: see theory.commands._prepare.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

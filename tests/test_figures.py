@@ -39,6 +39,9 @@ def study(tmp_path_factory):
     return folder
 
 
+NUMBERS = tuple(f"perturb.measure.{name}" for name in ("bootstrap", "intensity", "ranks"))
+
+
 def texts(ax):
     return [text.get_text() for text in ax.texts]
 
@@ -60,7 +63,7 @@ def test_figures_meet_records_and_findings_only():
         "experiments.analysis",
         "experiments.summary",
     )
-    frame = ("perturb.cli", "perturb.files", "perturb.plain", "perturb.measure.intensity")
+    frame = ("perturb.cli", "perturb.files", "perturb.plain", *NUMBERS)
     folder = Path(figures.__file__).parent
     for path in folder.glob("*.py"):
         for name in imports(path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +28,8 @@ MAY = {  # which of OURS a package may import, besides itself
 }
 FIGURES_READ = {"records", "analysis", "summary", "report"}  # of experiments
 FIGURES_USE = {"cli", "files"}  # of perturb: the frame of command lines, which needs no jax
-NO_JAX = {*FIGURES_USE, "plain", "policy", "backend", "measure.intensity"}  # of perturb
+NO_JAX = {*FIGURES_USE, "plain", "policy", "backend"}  # of perturb, with its numbers:
+NO_JAX |= {f"measure.{name}" for name in ("bootstrap", "intensity", "ranks")}
 FRAMEWORKS = {"flax", "optax"}
 
 
@@ -89,6 +91,33 @@ def test_a_package_imports_only_what_it_may(name):
         if (found := violations(path.relative_to(ROOT), imported(path)))
     }
     assert not wrong
+
+
+def test_theory_has_rooms_and_no_circle():
+    """Imports inside functions count, and so do the packages above a module, which run first."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in package("theory")
+    }
+
+    def head(name: str, parts: int) -> str:
+        return ".".join(name.split(".")[:parts])
+
+    uses = {}
+    for module, path in files.items():
+        names = list(imported(path))
+        assert not [n for n in names if n.startswith("importlib")], f"{module}: names unread here"
+        heads = {head(n, i + 1) for n in (module, *names) for i in range(n.count(".") + 1)}
+        uses[module] = (heads & files.keys()) - {module}
+    for module, found in uses.items():
+        if head(module, 2) in ("theory.engine", "theory.maths"):
+            assert {head(n, 2) for n in found} <= {"theory", head(module, 2)}, module
+        elif module not in ("theory.commands", "theory.statements.catalogue"):
+            statements = {head(n, 3) for n in found if n.startswith("theory.statements.")}
+            assert statements <= {head(module, 3)}, f"{module} uses another statement"
+    TopologicalSorter(uses).prepare()
+    with pytest.raises(CycleError):  # what a method once hid
+        TopologicalSorter(uses | {"theory.engine.statement": {"theory.engine.sweep"}}).prepare()
 
 
 def test_flax_meets_perturb_in_one_package():

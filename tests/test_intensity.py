@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.isotonic import IsotonicRegression
 
-from perturb.measure import intensity
+from perturb.measure import bootstrap, intensity, ranks
 
 RATIOS = np.array([1.0, 2.0, 16 / 6, 3.2, 4.0, 16 / 3, 8.0])
 values = st.floats(-100, 100, allow_subnormal=False)
@@ -100,7 +100,7 @@ def test_equivalent_ratio_refuses_what_it_cannot_read():
 @given(st.integers(2, 12).flatmap(lambda n: arrays(np.float64, (2, 3, n), elements=coarse)))
 def test_rank_correlations_are_scipys(pair):
     x, y = pair
-    tau, rho = intensity.kendall_tau_b(x, y), intensity.spearman(x, y)
+    tau, rho = ranks.kendall_tau_b(x, y), ranks.spearman(x, y)
     for row in range(3):
         if np.ptp(x[row]) and np.ptp(y[row]):
             expected = scipy.stats.kendalltau(x[row], y[row]).statistic
@@ -116,17 +116,17 @@ def test_rank_correlations_are_scipys(pair):
 def test_spearman_of_the_kept_is_spearman_without_the_others(pair, keep):
     assume(keep.sum() >= 2)
     x, y = pair
-    expected = intensity.spearman(x[keep], y[keep])
-    np.testing.assert_allclose(intensity.spearman(x, y, keep), expected, atol=1e-12)
+    expected = ranks.spearman(x[keep], y[keep])
+    np.testing.assert_allclose(ranks.spearman(x, y, keep), expected, atol=1e-12)
 
 
 @given(curves(coarse, 8), arrays(bool, 8))
 def test_a_censored_pair_is_ordered_only_as_every_completion_orders_it(x, censored):
     high = np.where(censored, np.inf, x)
-    order = intensity.pair_order(x, high)
+    order = ranks.pair_order(x, high)
     for beyond in (0.0, 0.5, 100.0):
         full = x + np.where(censored, beyond, 0.0)
-        complete = intensity.pair_order(full, full)
+        complete = ranks.pair_order(full, full)
         decided = order != 2
         np.testing.assert_array_equal(order[decided], complete[decided])
     assert (order != 2).all() or censored.any()
@@ -135,32 +135,32 @@ def test_a_censored_pair_is_ordered_only_as_every_completion_orders_it(x, censor
 def test_values_that_share_an_unknown_are_ordered_by_what_is_known():
     c_q = np.array([2.0, 4.0, 8.0])
     low, high = 8.0 - c_q, np.full(3, np.inf)  # one censored C*_P >= 8 against three widths
-    assert (intensity.pair_order(low, high) == 2).all()
-    assert intensity.pair_order(low, high, np.zeros(3)).tolist() == [1, 1, 1]
-    below = intensity.pair_order(np.full(3, -np.inf), 1.0 - c_q, np.zeros(3))
+    assert (ranks.pair_order(low, high) == 2).all()
+    assert ranks.pair_order(low, high, np.zeros(3)).tolist() == [1, 1, 1]
+    below = ranks.pair_order(np.full(3, -np.inf), 1.0 - c_q, np.zeros(3))
     assert below.tolist() == [1, 1, 1]
-    unknown = intensity.pair_order(np.full(3, -np.inf), high, np.zeros(3))
+    unknown = ranks.pair_order(np.full(3, -np.inf), high, np.zeros(3))
     assert unknown.tolist() == [2, 2, 2]
 
 
 def test_bootstrap_weights_are_multinomial_counts():
-    weights = intensity.cluster_bootstrap_weights(7, 4000, np.random.default_rng(0))
+    weights = bootstrap.cluster_bootstrap_weights(7, 4000, np.random.default_rng(0))
     assert weights.shape == (4000, 7)
     assert (weights.sum(1) == 7).all()
     # each count is Binomial(7, 1/7): mean 1, variance 6/7; 5 standard errors of 28000 draws
     assert abs(weights.var() - 6 / 7) < 5 * 0.015
-    again = intensity.cluster_bootstrap_weights(7, 4000, np.random.default_rng(0))
+    again = bootstrap.cluster_bootstrap_weights(7, 4000, np.random.default_rng(0))
     np.testing.assert_array_equal(weights, again)
     for wrong in ((0, 5), (5, 0)):
         with pytest.raises(ValueError, match="at least one"):
-            intensity.cluster_bootstrap_weights(*wrong, np.random.default_rng(0))
+            bootstrap.cluster_bootstrap_weights(*wrong, np.random.default_rng(0))
 
 
 def test_replicate_means_are_means_of_the_resampled_examples():
     rng = np.random.default_rng(1)
-    weights = intensity.cluster_bootstrap_weights(5, 20, rng)
+    weights = bootstrap.cluster_bootstrap_weights(5, 20, rng)
     sums, count = rng.normal(size=(5, 3)), rng.integers(1, 9, 5).astype(float)
-    means = intensity.replicate_means(weights, sums, count)
+    means = bootstrap.replicate_means(weights, sums, count)
     for row, mean in zip(weights.astype(int), means, strict=True):
         drawn = np.repeat(np.arange(5), row)
         np.testing.assert_allclose(mean, sums[drawn].sum(0) / count[drawn].sum())
@@ -179,9 +179,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         topic = rng.normal(size=60)  # shared by both variants: pairing removes it
         one = count * (2.0 + topic + 0.3 * rng.normal(size=60))
         other = count * (1.9 + topic + 0.3 * rng.normal(size=60))
-        weights = intensity.cluster_bootstrap_weights(60, 400, rng)
-        means = intensity.replicate_means(weights, np.stack([one, other], 1), count)
-        low, high = intensity.percentile_interval(means[:, 0] - means[:, 1])
+        weights = bootstrap.cluster_bootstrap_weights(60, 400, rng)
+        means = bootstrap.replicate_means(weights, np.stack([one, other], 1), count)
+        low, high = bootstrap.percentile_interval(means[:, 0] - means[:, 1])
         covered += low <= 0.1 <= high
         assert high - low < 0.4  # unpaired, it would be about 0.7
     assert 0.91 <= covered / 400 <= 0.98
@@ -189,7 +189,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 def test_interval_ignores_undefined_replicates_until_they_are_most():
     rows = np.array([[1.0, np.nan], [2.0, np.nan], [np.nan, np.nan], [3.0, 1.0]])
-    low, high = intensity.percentile_interval(rows, 0.5)
+    low, high = bootstrap.percentile_interval(rows, 0.5)
     assert (low[0], high[0]) == (1.5, 2.5)
     assert np.isnan([low[1], high[1]]).all()
 

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from perturb.lift import fresh
 from scipy import stats
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
 from figures.__main__ import main as draw
-from perturb import GPTQ, GridSpec
+from perturb import GPTQ, GridSpec, cli
+from perturb.state import fresh
 from perturb.types import Moments
-from theory import (
-    affine_measure,
-    closed_forms,
-    densities,
-    elimination,
-    gaussian,
-    phase,
-    report,
-    search,
-    sweep,
-)
-from theory.__main__ import NAMES, main
-from theory.statement import Claim, Family, Sides
+from theory.__main__ import main
+from theory.engine import report, search, sweep
+from theory.engine.statement import Claim, Family, Sides
+from theory.interrupts import heard
+from theory.maths import closed_forms, densities, elimination, gaussian, grids
+from theory.phase import diagrams, findings
+from theory.statements.affine import measure as affine_measure
+from theory.statements.catalogue import NAMES
+from theory.statements.gaussian import measure as printed_table
 
+ROOT = Path(__file__).parent.parent
 # THEORY.md, "Closed forms to reproduce"
 PRUNE = {5: "41.8", 10: "32.8", 25: "20.8", 40: "14.5", 50: "11.5", 75: "5.58", 87.5: "3.03"}
 GRID = {2: "8.26", 3: "13.9", 4: "19.26", 5: "24.5", 6: "29.8", 8: "40.6"}
@@ -55,17 +57,17 @@ def x64():
 
 @pytest.mark.parametrize(("percent", "printed"), PRUNE.items())
 def test_snr_of_pruning_to_the_last_digit(percent, printed):
-    assert gaussian.reproduces(gaussian.prune_snr_db(percent / 100), printed)
+    assert printed_table.reproduces(gaussian.prune_snr_db(percent / 100), printed)
 
 
 @pytest.mark.parametrize(("bits", "printed"), GRID.items())
 def test_snr_of_the_best_grid_to_the_last_digit(bits, printed):
-    assert gaussian.reproduces(gaussian.grid_snr_db(bits), printed)
+    assert printed_table.reproduces(grids.grid_snr_db(bits), printed)
 
 
 def test_the_verified_table_is_theory_md_s():
-    assert {100 * c: text for c, text in gaussian.PRUNE_SNR.items()} == PRUNE
-    assert gaussian.GRID_SNR == GRID
+    assert {100 * c: text for c, text in printed_table.PRUNE_SNR.items()} == PRUNE
+    assert printed_table.GRID_SNR == GRID
 
 
 @pytest.mark.parametrize("name", DENSITIES)
@@ -136,15 +138,15 @@ def grid_integral(step: float, bits: int) -> float:
 
 @pytest.mark.parametrize(("step", "bits"), [(1.0, 2), (0.3, 2), (0.55, 3), (0.31, 4), (0.05, 5)])
 def test_grid_error_is_the_integral(x64, step, bits):
-    found = float(gaussian.grid_error(jnp.float64(step), bits))
+    found = float(grids.grid_error(jnp.float64(step), bits))
     assert found == pytest.approx(grid_integral(step, bits), rel=1e-9)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_the_step_is_optimal(x64, bits):
-    step, error = (float(a) for a in gaussian.optimal_step(bits))
+    step, error = (float(a) for a in grids.optimal_step(bits))
     found = minimize_scalar(
-        lambda d: float(gaussian.grid_error(jnp.float64(d), bits)),
+        lambda d: float(grids.grid_error(jnp.float64(d), bits)),
         bounds=(0.8 * step, 1.2 * step),
         method="bounded",
         options={"xatol": 1e-10},
@@ -152,12 +154,12 @@ def test_the_step_is_optimal(x64, bits):
     assert error <= found.fun + 1e-14  # 1 - ... cancels: absolute rounding
     assert step == pytest.approx(found.x, rel=1e-5)  # a minimum: the error is flat there
     wide = jnp.geomspace(step / 20, 20 * step, 300, dtype=jnp.float64)
-    assert error <= float(gaussian.grid_error(wide, bits).min()) + 1e-14
+    assert error <= float(grids.grid_error(wide, bits).min()) + 1e-14
 
 
 def test_bits_out_of_range_are_refused():
     with pytest.raises(ValueError, match="from 2 to 8, got 1"):
-        gaussian.optimal_step(1)
+        grids.optimal_step(1)
 
 
 @pytest.mark.parametrize("name", ["normal", "laplace", "student-t 4", "uniform"])
@@ -272,7 +274,7 @@ def test_rounding_by_columns_is_perturb_s_gptq(x64):
 
 
 def test_phase_diagrams_keep_the_theorems():
-    found = phase.diagrams(jax.random.key(3), weights=6, rows=24, rho=(0.0, 0.8))
+    found = diagrams.diagrams(jax.random.key(3), weights=6, rows=24, rho=(0.0, 0.8))
     by = {(x.stage, x.rho): x for x in found}
     assert len(by) == 6
     assert (by["blind", 0.0].advantage <= 1e-12).all()  # 2a
@@ -280,9 +282,9 @@ def test_phase_diagrams_keep_the_theorems():
     assert (by["aware", 0.8].advantage >= -1e-12).all()  # 2c
     assert by["aware", 0.8].advantage.max() > 0
     assert (by["blind", 0.0].gap[:, -1] > by["blind", 0.0].gap[:, 0]).all()  # more bits, less error
-    rows = phase.findings(found)[0].rows
+    rows = findings.findings(found)[0].rows
     assert len(rows) == 6
-    assert phase.findings([]) == ()
+    assert findings.findings([]) == ()
 
 
 # --------------------------------------------------------------------------- sampling, attack
@@ -423,13 +425,45 @@ def test_the_door_verifies_reports_and_draws(capsys, tmp_path):
 
 
 def test_the_door_fails_when_a_statement_does(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(gaussian.PRUNE_SNR, 0.5, "11.6")
-    monkeypatch.setattr(gaussian, "GRID_SNR", {})
+    monkeypatch.setitem(printed_table.PRUNE_SNR, 0.5, "11.6")
+    monkeypatch.setattr(printed_table, "GRID_SNR", {})
     argv = ["verify", "gaussian", "--instances", "100", "--no-figures", "--out", str(tmp_path)]
     assert main(argv) == 1
     captured = capsys.readouterr()
     assert captured.err == "gaussian does not hold: closed-form SNR table of THEORY.md: false\n"
     assert "FAILS" in captured.out
+
+
+class Finalized:
+    """Ctrl-C, as it is being collected."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the interrupt comes first")
+
+
+def test_ctrl_c_is_heard_in_a_finalizer():
+    """jax compiles with one: dropped there, an interrupt would let hours of work go on."""
+
+    def work(argv):
+        found = Finalized()
+        del found
+        time.sleep(20)
+
+    start = time.perf_counter()
+    with heard():
+        assert cli.call(work, []) == cli.INTERRUPTED
+    assert time.perf_counter() - start < 10
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    argv = [sys.executable, "-m", "theory", "verify", "--instances", "1e9", "--out", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=-1, stderr=-1, text=True, cwd=ROOT) as process:
+        time.sleep(8)  # compiling, most likely
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=100)
+    assert (process.returncode, out, err) == (cli.INTERRUPTED, "", "stopped\n")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from perturb.lift import fresh
 from scipy.integrate import quad
 from scipy.stats import laplace, norm, t, uniform
 
-from theory import (
-    closed_forms,
-    composability,
-    composability_proof,
-    interference,
-    interference_measure,
-    ordering,
-    ordering_measure,
-)
-from theory.densities import DENSITIES, Normal
+from perturb.state import fresh
+from perturb.types import Problem
+from theory.compressors import LowRank
+from theory.engine.sweep import check
+from theory.maths import orders, scales, swaps
+from theory.maths.densities import DENSITIES, Normal
+from theory.statements.composability import claims as composability
+from theory.statements.composability import proof as composability_proof
+from theory.statements.interference import claims as interference
+from theory.statements.interference import measure as interference_measure
+from theory.statements.ordering import claims as ordering
+from theory.statements.ordering import measure as ordering_measure
 
 SCIPY = dict(zip(DENSITIES, (norm, laplace, t(4), uniform(-1, 2)), strict=True))
 STATEMENTS = (interference.STATEMENT, ordering.STATEMENT, composability.STATEMENT)
@@ -46,10 +47,10 @@ def test_proved_enumerated_and_every_assumption_needed(statement):
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: s.name)
 def test_a_thousand_instances(statement):
-    check = statement.check(1000, jax.random.key(3))
-    assert check.holds
+    found = check(statement, 1000, jax.random.key(3))
+    assert found.holds
     # bounds that are 0 <= 0 on every instance would hold whatever they say
-    assert all(c.vacuous < 0.9 * c.instances for c in check.claims)
+    assert all(c.vacuous < 0.9 * c.instances for c in found.claims)
 
 
 # -------------------------------------------------------------------------------- interference
@@ -69,12 +70,12 @@ def test_the_largest_square_is_the_integral(density, n):
         for a, b in itertools.pairwise([x for x in (0, 1, 3, 10) if x < upper] + [upper])
     )
     heavy = density.name.startswith("student")  # cut at 10^4: n c / 10^8 is missing
-    found = float(closed_forms.max_square(density, jnp.asarray(float(n))))
+    found = float(scales.max_square(density, jnp.asarray(float(n))))
     assert found == pytest.approx(whole, rel=1e-6 if heavy else 1e-10)
 
 
 def test_the_larger_of_two_normal_squares():
-    found = closed_forms.max_square(Normal(), jnp.array([0.0, 1.0, 2.0]))
+    found = scales.max_square(Normal(), jnp.array([0.0, 1.0, 2.0]))
     assert np.asarray(found) == pytest.approx([0, 1, 1 + 2 / np.pi], abs=1e-12)
 
 
@@ -93,7 +94,7 @@ def changes(n, k, bits, groups, seed):
 def test_random_pruning_agrees_with_sampling_within_five_standard_errors(n, k):
     bits = 8  # errors are uniform to far below the standard error
     sample = changes(n, k, bits, 40_000, n)
-    law = float(closed_forms.random_pruning_on_grid(Normal(), bits, float(n), float(k)))
+    law = float(scales.random_pruning_on_grid(Normal(), bits, float(n), float(k)))
     error = sample.std(ddof=1) / np.sqrt(sample.size)
     assert abs(sample.mean() - law) < 5 * error
     assert law > 20 * error  # a law of 0 would not agree
@@ -102,7 +103,7 @@ def test_random_pruning_agrees_with_sampling_within_five_standard_errors(n, k):
 def test_the_largest_weight_makes_the_plain_law_fall_short():
     sample = changes(8, 4, 8, 40_000, 0)
     error = sample.std(ddof=1) / np.sqrt(sample.size)
-    plain = float(closed_forms.random_pruning(Normal(), 8, 8.0, 4.0))
+    plain = float(scales.random_pruning(Normal(), 8, 8.0, 4.0))
     assert sample.mean() > plain + 10 * error
 
 
@@ -132,9 +133,7 @@ def test_two_weights_attain_the_excess_bound_of_one_block(power):
 
     e = attaining(1)
     excess = length(e["sq"]) - length(e["s"]) - length(e["q"])
-    sharp, general = (
-        f(1, 1.0, power) for f in (closed_forms.one_block_bound, closed_forms.swap_bound)
-    )
+    sharp, general = (f(1, 1.0, power) for f in (swaps.one_block_bound, swaps.swap_bound))
     assert excess == pytest.approx(sharp, abs=1e-12)
     assert sharp == pytest.approx(general) if power in (0, 1) else sharp < general
     # of a higher cell the two weights are nearer to one another, for their size
@@ -147,13 +146,13 @@ def test_several_blocks_approach_the_general_bound(coarse, share):
     """A coarse block's 3/2 steps against coarse - 1/2 fine ones: both are rounded to ``coarse``."""
     x_i, x_j = 1.5 * coarse, coarse - 0.5
     excess = np.hypot(x_i, 0.5) - x_j - np.hypot(coarse / 2, 0.5)
-    assert share < excess / closed_forms.swap_bound(1, 1.0, 0.5) < 1
+    assert share < excess / swaps.swap_bound(1, 1.0, 0.5) < 1
 
 
 def test_the_square_bound_is_attained():
     e = attaining(2)
     excess = (e["sq"] ** 2).sum() - (e["qs"] ** 2).sum()
-    assert excess == pytest.approx(closed_forms.square_bound(1, 2.0), abs=1e-12)
+    assert excess == pytest.approx(swaps.square_bound(1, 2.0), abs=1e-12)
 
 
 @pytest.mark.parametrize("groups", [0.0, 1.0])
@@ -178,12 +177,12 @@ def test_low_rank_is_the_nearest_matrix_then_masked(rank):
     w = np.random.default_rng(rank).normal(size=(8, 8))
     u, s, v = np.linalg.svd(w)
     near = (u[:, :rank] * s[:rank]) @ v[:rank]
-    method = ordering_measure.LowRank(rank)
+    method = LowRank(rank)
     layer = fresh(jnp.asarray(w))
-    done = method(layer, None, jax.random.key(0)).layer
+    done = method(layer, Problem(layer.weight), jax.random.key(0)).matrix
     assert np.asarray(done.weight) == pytest.approx(near, abs=1e-12)
     mask = jnp.asarray(w > 0)
-    done = method(layer._replace(mask=mask), None, jax.random.key(0)).layer
+    done = method(layer._replace(mask=mask), Problem(layer.weight), jax.random.key(0)).matrix
     assert np.asarray(done.weight) == pytest.approx(np.where(w > 0, near, 0), abs=1e-12)
     assert done.grid is None
 
@@ -192,20 +191,22 @@ def test_additive_losses_count_the_inversions():
     intensity = jnp.array([3.0, 1.0, 2.0, 9.0, 8.0, 7.0])
     cost = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (6, 6)))
     found = ordering._all_losses(ordering.Additive(intensity, cost, 0, 0))  # type: ignore[arg-type]
-    for order, loss in zip(ordering.orders(6), np.asarray(found), strict=True):
+    for order, loss in zip(orders.orders(6), np.asarray(found), strict=True):
         pairs = [(a, b) for a, b in itertools.combinations(order, 2) if intensity[a] > intensity[b]]
         assert loss == pytest.approx(sum(float(cost[a, b]) for a, b in pairs), rel=1e-12)
 
 
 def test_losses_in_context_grow_along_every_swap_away_from_the_sorted_order():
     steps = np.random.default_rng(1).uniform(0.1, 1, 24)
-    every = ordering.orders(ordering.CONTEXT)
-    loss = dict(zip(every, map(float, ordering.accumulate(jnp.asarray(steps))), strict=True))
-    assert all(holds for _, holds in ordering.premise(loss))
-    assert len(ordering.premise(loss)) == 24 * 3 / 2
+    every = orders.orders(ordering.CONTEXT)
+    loss = dict(
+        zip(every, map(float, orders.accumulate(ordering.CONTEXT, jnp.asarray(steps))), strict=True)
+    )
+    assert all(holds for _, holds in orders.premise(loss))
+    assert len(orders.premise(loss)) == 24 * 3 / 2
     assert min(loss, key=loss.__getitem__) == (0, 1, 2, 3)
     loss[0, 1, 2, 3] = max(loss.values()) + 1
-    assert [order for order, holds in ordering.premise(loss) if not holds] == [
+    assert [order for order, holds in orders.premise(loss) if not holds] == [
         (0, 1, 3, 2),
         (0, 2, 1, 3),
         (1, 0, 2, 3),
@@ -215,7 +216,7 @@ def test_losses_in_context_grow_along_every_swap_away_from_the_sorted_order():
 def table(values):
     """One instance of three methods, their intensities 1 < 2 < 3."""
     loss = {(i,): np.array([float(i + 1)]) for i in range(3)}
-    return loss | {o: np.array([v]) for o, v in zip(ordering.orders(3), values, strict=True)}
+    return loss | {o: np.array([v]) for o, v in zip(orders.orders(3), values, strict=True)}
 
 
 def test_judging_an_instance_where_sorting_is_right_and_one_where_it_is_not():

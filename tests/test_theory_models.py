@@ -15,9 +15,13 @@ from perturb.lift import fresh
 from perturb import sources
 from perturb.methods.quantize.rtn import RTN
 from tests.conftest import numpy_init
-from theory import assumptions, noise, outputs, propagation, propagation_measure
-from theory.assumptions_findings import findings, fit
-from theory.chains import spectral_norm
+from theory.maths import outputs
+from theory.maths.norms import spectral_norm
+from theory.models import measure as assumptions
+from theory.models import noise
+from theory.models.findings import findings, fit
+from theory.statements.propagation import claims as propagation
+from theory.statements.propagation import measure as propagation_measure
 
 RNG = np.random.default_rng
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from importlib import import_module
+from pkgutil import iter_modules
 
 import jax
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory import chains, closed_forms, elimination, ownership, rounding_proof
-from theory.__main__ import NAMES, statement
-from theory.statement import Claim, Sides
+import theory.maths
+from theory.engine.statement import Claim, Sides
+from theory.engine.sweep import check
+from theory.maths import ownership
+from theory.statements.catalogue import NAMES, statement
+from theory.statements.ownership import proof as ownership_proof
+from theory.statements.rounding import proof as rounding_proof
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,14 +67,16 @@ def test_claims_hold_and_flipped_ones_do_not(name):
     both = [
         dataclasses.replace(f, claims=(*f.claims, *map(opposite, f.claims))) for f in s.families
     ]
-    check = dataclasses.replace(s, families=tuple(both)).check(4000, jax.random.key(1))
-    found = {c.claim: c for c in check.claims}
+    done = check(dataclasses.replace(s, families=tuple(both)), 4000, jax.random.key(1))
+    found = {c.claim: c for c in done.claims}
     assert [n for n, c in found.items() if not n.startswith("not ") and not c.holds] == []
     assert [n for n, c in found.items() if n.startswith("not ") and c.holds] == []
 
 
 FORMS = [
-    (name, form) for name in NAMES for form in getattr(import_module(f"theory.{name}"), "FORMS", ())
+    (name, form)
+    for name in NAMES
+    for form in getattr(import_module(f"theory.statements.{name}.claims"), "FORMS", ())
 ]
 
 
@@ -78,11 +85,13 @@ def test_every_statement_names_its_closed_forms():
 
 
 def home(name: str, form: str):
-    """The modules in which a closed form is looked up."""
-    own = import_module(f"theory.{name}")
-    found = [m for m in (own, closed_forms, elimination, chains) if hasattr(m, form)]
+    """The modules in which a closed form is looked up: the statement's own, and all of maths."""
+    maths = [import_module(m.name) for m in iter_modules(theory.maths.__path__, "theory.maths.")]
+    found = [
+        m for m in (import_module(f"theory.statements.{name}.claims"), *maths) if hasattr(m, form)
+    ]
     assert found, f"no closed form {form}"
-    return found
+    return [m for m in found if getattr(m, form) is getattr(found[0], form)]
 
 
 @pytest.mark.slow
@@ -99,7 +108,7 @@ def test_a_flipped_sign_in_a_closed_form_is_caught(name, form, monkeypatch):
     keys = jax.random.key(2)
     # the families one by one, until one notices
     assert any(
-        not dataclasses.replace(s, families=(f,)).check(2000, keys).holds for f in s.families
+        not check(dataclasses.replace(s, families=(f,)), 2000, keys).holds for f in s.families
     )
 
 
@@ -113,8 +122,8 @@ def test_a_wrong_exact_formula_is_named(monkeypatch):
     def all_units(e1, e2, s12, s21, kappa):
         return kappa * (s21 * (e1 - e2)).sum(-1)
 
-    monkeypatch.setattr(ownership, "advantage_by_ownership", all_units)
-    found = ownership.exact(3)
+    monkeypatch.setattr(ownership_proof, "advantage_by_ownership", all_units)
+    found = ownership_proof.exact(3)
     assert not found.holds
     assert "S12" in found.failure
 

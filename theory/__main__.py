@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import subprocess
 import sys
-import time
-from contextlib import closing
-from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import jax
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-from perturb import cli, sources
+from perturb import cli
 from perturb.cli import BadInput
-from perturb.files import write_atomic
-from theory import affine_measure, phase, report
-from theory.statement import Statement
-from theory.verify import Programs, finding_record, plain, verify
+from theory.interrupts import heard
 
-NAMES = (
-    "gaussian",
-    "ownership",
-    "rounding",
-    "affine",
-    "aware",
-    "compensation",
-    "interference",
-    "ordering",
-    "composability",
-    "propagation",
-)
 INSTANCES, MOST_INSTANCES = 100_000, 10**12
-MODELS = ("resnet-digits", "vit-digits", "llama-docs")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # the files, folders they write
     "list": ((), ()),
     "verify": (("verify.json", "report.md"), ("figures",)),
@@ -62,11 +32,6 @@ examples:
 exit codes: 0 everything marked as holding holds, 1 something does not, 2 bad input (one line on
 stderr), 130 stopped by Ctrl-C.
 """
-
-
-def statement(name: str) -> Statement:
-    """The statement of a module of this package."""
-    return import_module(f"theory.{name}").STATEMENT
 
 
 def _whole(text: str) -> int:
@@ -106,153 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(names: list[str], console: Console) -> None:
-    for name in names:
-        s = statement(name)
-        console.print(f"{name:<14}{s.title}", highlight=False, markup=False)
-        console.print(f"{'':<14}source: {s.source}", highlight=False, markup=False)
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else cli.columns())
-
-
-def _prepare() -> None:
-    """Before jax starts: keep compiled programs between runs, and run one program at a time.
-
-    On few cores XLA's CPU client has been seen to wait for itself when programs are dispatched
-    while others are in flight (all of its threads parked, nothing running); inline they cannot.
-    """
-    sources.compilation_cache()
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-
-
-def _verify(names: list[str], instances: int, seed: int, out: Path, draw: bool) -> int:
-    console, start = _console(), time.perf_counter()
-    statements = [statement(name) for name in names]
-    columns = (
-        TextColumn("{task.description:<13}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    records = []
-    whole = names == list(NAMES)
-    # instances, then as many again for the proof, the attack and what is measured
-    total = 2 * instances * sum(len(s.families) for s in statements)
-    err = Console(stderr=True)
-    with (
-        closing(Programs(statements)) as programs,  # else Ctrl-C waits for all that is to compile
-        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress,
-    ):
-        bar = progress.add_task("", total=total)
-        for s in statements:
-            progress.update(bar, description=s.name)
-            advance = partial(progress.advance, bar)
-            records.append(verify(s, instances, seed, programs, advance))
-            progress.advance(bar, instances * len(s.families))
-        progress.update(bar, description="phase" if whole else "")
-        diagrams = phase.diagrams(jax.random.key(seed)) if whole else []
-    record = plain(
-        {
-            "statements": records,
-            "phase": {
-                "diagrams": [_diagram(d) for d in diagrams],
-                "findings": [finding_record(f) for f in phase.findings(diagrams)],
-            },
-            "affine": affine_measure.curves(seed),
-            "settings": {"instances": instances, "seed": seed},
-            "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-            "device": jax.default_backend(),
-            "seconds": time.perf_counter() - start,
-        }
-    )
-    file = out / "verify.json"
-    write_atomic(file, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    figures = _draw(file, out / "figures") if draw else []
-    relative = [os.path.relpath(f, out) for f in figures]
-    write_atomic(out / "report.md", report.markdown(record, relative))
-    _print(record, console)
-    console.print(f"\n{report.setting(record)}", highlight=False)
-    console.print(f"{out / 'report.md'}: proofs, margins, counterexamples", highlight=False)
-    failed = [r for r in records if not r["holds"]]
-    for r in failed:
-        print(f"{r['name']} does not hold: {'; '.join(r['failures'])}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _diagram(d: phase.Phase) -> dict[str, Any]:
-    arrays = ("advantage", "error", "gap", "never", "sign")
-    return {
-        "stage": d.stage,
-        "rho": d.rho,
-        "weights": d.weights,
-        "bits": list(d.bits),
-        **{name: getattr(d, name).tolist() for name in arrays},
-    }
-
-
-def _draw(file: Path, out: Path) -> list[str]:
-    """A process of its own: figures are drawn from the record, never from what is in memory."""
-    drawn = subprocess.run(
-        [sys.executable, "-m", "figures", "--theory", str(file), "--out", str(out)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return drawn.stdout.split("\n")[:-1]
-
-
-def _print(record: dict[str, Any], console: Console) -> None:
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, column in enumerate(report.COLUMNS):
-        text = column in ("statement", "sympy proof", "tightness")
-        grid.add_column(column, justify="left" if text else "right", no_wrap=i == 0)
-    for row in report.summary_rows(record):
-        grid.add_row(*(escape(cell.replace("**", "")) for cell in row))
-    console.print(grid)
-    console.print()
-    for f in report.findings(record):
-        if f["verdict"] != "measured":
-            colour = {"holds": "green", "narrower": "yellow", "false": "red"}[f["verdict"]]
-            console.print(
-                f"[{colour}]{f['verdict']:<8}[/] {escape(f['name'])}: {escape(f['says'])}",
-                highlight=False,
-            )
-
-
-def _models(names: list[str], seed: int, out: Path) -> int:
-    from theory import assumptions
-
-    console, err = _console(), Console(stderr=True)
-    results: dict[str, Any] = {}
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("", total=1.0)
-
-        def tell(what: str, done: float) -> None:
-            progress.update(bar, description=what, completed=done)
-
-        for name in names:
-            with sources.printing_to_stderr():
-                results[name] = assumptions.measure_named(name, seed, tell)
-    found = [finding_record(f) for f in assumptions.findings(results)]
-    record = plain(
-        {
-            "models": results,
-            "findings": found,
-            "settings": {"seed": seed},
-            "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-            "device": jax.default_backend(),
-        }
-    )
-    file = out / "models.json"
-    write_atomic(file, json.dumps(record, ensure_ascii=False, allow_nan=False))
-    for f in found:
-        console.print(f"{f['verdict']:<9} {f['name']}: {f['says']}", highlight=False, markup=False)
-    console.print(f"{file}", highlight=False)
-    return 0
-
-
 def run(argv: list[str]) -> int:
     """The exit code; raises :class:`BadInput`."""
     arguments = _parser().parse_args(argv)
@@ -266,26 +84,22 @@ def run(argv: list[str]) -> int:
             cli.check_folder("--out", folder)
         for name in written if out.is_dir() else ():
             cli.check_file("--out", out / name)
+    from theory import commands  # seconds: after what can be refused at once, and Ctrl-C is heard
+
     names = list(dict.fromkeys(arguments.names))
     if arguments.command == "models":
-        for name in names:
-            sources.loader(name)  # refuse an unknown name before any long work
-        _prepare()
-        return _models(names or list(MODELS), arguments.seed, out)
-    unknown = [n for n in names if n not in NAMES]
-    if unknown:
-        raise BadInput(f"no statement {unknown[0]!r}: there are {', '.join(NAMES)}")
+        return commands.models(names, arguments.seed, out)
+    statements = commands.chosen(names)
     if arguments.command == "list":
-        _list(names or list(NAMES), _console())
-        return 0
-    _prepare()
+        return commands.show(statements)
     draw = not arguments.no_figures
-    return _verify(names or list(NAMES), arguments.instances, arguments.seed, out, draw)
+    return commands.verify(statements, arguments.instances, arguments.seed, out, draw)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code (:func:`perturb.cli.call`); 1 if something does not hold."""
-    return cli.call(run, argv)
+    with heard():
+        return cli.call(run, argv)
 
 
 if __name__ == "__main__":

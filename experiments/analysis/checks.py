@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.analysis.variants import DENSE, Run, Subject
 from experiments.records import COUNT, Record, draw_of
-from perturb.measure import intensity
+from perturb.measure import bootstrap
 
 
 def refuse_mixtures(records: list[Record]) -> None:
@@ -78,7 +78,7 @@ def _lost(runs: Iterable[Run], level: float) -> Iterable[str]:
         if not dense or not classes or name is None:
             continue
         rows, chance = dense.rows[name], 1 / classes if name == "accuracy" else -math.log(classes)
-        low, high = intensity.percentile_interval(rows[1:], level)
+        low, high = bootstrap.percentile_interval(rows[1:], level)
         if low <= chance:
             ends = sorted(abs(float(x)) for x in (low, high))
             yield (

@@ -24,7 +24,7 @@ from experiments.summary import (
     Measure,
     Score,
 )
-from perturb.measure import intensity
+from perturb.measure import intensity, ranks
 
 RESOLUTION = 1e-6  # nats: below it, two evaluations differ by float32 rounding only
 
@@ -72,7 +72,7 @@ def compare(
         tuple((runs[r].seed, runs[r].draw) for r in np.flatnonzero(column)) for column in measured.T
     ]
     taus = _taus(low, high, ranked, grid, pooled)
-    rho = intensity.spearman(mean("gap"), ranked, low == high)
+    rho = ranks.spearman(mean("gap"), ranked, low == high)
 
     ends = interval(advantage, level)
     sign = intensity.significant_sign(advantage[0], *ends, resolution[0])
@@ -140,16 +140,16 @@ def _taus(
         for n, key in enumerate(dict.fromkeys(zip((s for s, _ in grid), pooled, strict=True)))
     }
     shared = np.array([labels[s, runs] for (s, _), runs in zip(grid, pooled, strict=True)], int)
-    x = intensity.pair_order(low, high, shared)
-    y = intensity.pair_order(advantage, advantage)
+    x = ranks.pair_order(low, high, shared)
+    y = ranks.pair_order(advantage, advantage)
     first, second = np.triu_indices(len(grid), 1)
     axes = np.array(grid, float).reshape(-1, 2)
     same_sparsity = axes[first, 0] == axes[second, 0]
     same_bits = axes[first, 1] == axes[second, 1]
     return {
-        "tau": intensity.kendall_from_order(x, y),
-        "bits": intensity.kendall_from_order(x[:, same_sparsity], y[:, same_sparsity]),
-        "sparsity": intensity.kendall_from_order(x[:, same_bits], y[:, same_bits]),
+        "tau": ranks.kendall_from_order(x, y),
+        "bits": ranks.kendall_from_order(x[:, same_sparsity], y[:, same_sparsity]),
+        "sparsity": ranks.kendall_from_order(x[:, same_bits], y[:, same_bits]),
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.records import COUNT, Record, decode, dtype_of
 from experiments.summary import Estimate, compared_by
-from perturb.measure import intensity
+from perturb.measure import bootstrap
 
 NLL_CAP = 700.0  # nats: exp overflows beyond; only a broken model gets there
 
@@ -37,14 +37,14 @@ def measure_rows(records: list[Record], replicates: int, seed: int) -> dict[str,
     for encoded, group in by_count.items():
         count = decode(encoded, dtype_of(COUNT)).astype(float)
         rng = np.random.default_rng([seed, count.size])
-        drawn = intensity.cluster_bootstrap_weights(count.size, replicates, rng)
+        drawn = bootstrap.cluster_bootstrap_weights(count.size, replicates, rng)
         weights = np.concatenate([np.ones((1, count.size)), drawn])
         for name in sorted({name for record in group for name in shared[record["model"]]}):
             mine = [record for record in group if name in shared[record["model"]]]
             texts = [record["sums"][name] for record in mine]
             columns = {text: j for j, text in enumerate(dict.fromkeys(texts))}
             sums = np.stack([decode(text, dtype_of(name)) for text in columns], axis=1)
-            means = intensity.replicate_means(weights, sums.astype(float), count).T
+            means = bootstrap.replicate_means(weights, sums.astype(float), count).T
             for record, text in zip(mine, texts, strict=True):
                 for measure in compared_by(record["kind"], name):
                     entry = table[record["cell"]]
@@ -84,7 +84,7 @@ def interval(rows: Rows, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Both ends over the replicates; nan without any."""
     if len(rows) < 2:
         return np.full(rows.shape[1:], np.nan), np.full(rows.shape[1:], np.nan)
-    return intensity.percentile_interval(rows[1:], level)
+    return bootstrap.percentile_interval(rows[1:], level)
 
 
 def estimate(rows: Rows, level: float) -> Estimate:

@@ -9,12 +9,16 @@ Llama 3 (arXiv:2407.21783). Module names are those of the published checkpoints,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from experiments.models.wide import wide
+from perturb.architecture import Axis, Folded, Space, columns, entries, rows
+from perturb.architecture import Block as Removable
 
 Array = jax.Array
 
@@ -108,11 +112,12 @@ def rope(x: Array, positions: Array, frequency: np.ndarray) -> Array:
     """Rotate the channel pairs ``(i, i + D/2)`` of ``x [B, T, H, D]`` by ``position * f_i``.
 
     Half-split as in the published checkpoints (not interleaved as in the RoPE paper); angles in
-    float32, because bfloat16 cannot count positions above 256.
+    float32 at least, because bfloat16 cannot count positions above 256.
     """
-    angle = positions[:, None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)  # [T,D/2]
+    dtype = wide(x.dtype)
+    angle = positions[:, None].astype(dtype) * jnp.asarray(frequency, dtype)  # [T,D/2]
     cos, sin = jnp.cos(angle)[None, :, None, :], jnp.sin(angle)[None, :, None, :]  # [1,T,1,D/2]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # 2 x [B,T,H,D/2]
+    first, second = jnp.split(x.astype(dtype), 2, axis=-1)  # 2 x [B,T,H,D/2]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
@@ -121,13 +126,13 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
     """Softmax attention, each group of query heads sharing one key/value head.
 
     ``q [B, T, H, D]``, ``k, v [B, T, K, D]`` with ``H = K G``; returns ``[B, T, H, D]``. Query
-    head ``h`` reads key head ``h // G``. Softmax in float32.
+    head ``h`` reads key head ``h // G``. Softmax in float32 at least.
     """
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
     scores = jnp.einsum("btkgd,bskd->bkgts", q, k)  # [B,T,K,G,D],[B,S,K,D] -> [B,K,G,T,S]
-    scores = scores.astype(jnp.float32) * size**-0.5
+    scores = scores.astype(wide(scores.dtype)) * size**-0.5
     causal = jnp.tril(jnp.ones((length, length), bool))  # [T,S]
     scores = jnp.where(causal[None, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -188,7 +193,10 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """``tokens int [B, T] -> logits float32 [B, T, vocab]``; position t predicts token t + 1."""
+    """``tokens int [B, T] -> logits [B, T, vocab]``; position t predicts token t + 1.
+
+    Logits are float32, or float64 where the model computes in it.
+    """
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -211,7 +219,70 @@ class Llama(nnx.Module):
             x = layer(x)
         x = self.norm(x)
         logits = self.embed_tokens.attend(x) if self.config.tie_word_embeddings else self.lm_head(x)
-        return logits.astype(jnp.float32)
+        return logits.astype(wide(logits.dtype))
+
+    def untied(self) -> Llama:
+        """A copy whose head is a matrix of its own, equal to the embeddings'.
+
+        What a tied head lacks: it cannot absorb the scale of the final norm (a rotation folds
+        norms), nor be pruned apart from the embeddings.
+        """
+        copy = nnx.clone(self)
+        if not self.config.tie_word_embeddings:
+            return copy
+        copy.config = replace(self.config, tie_word_embeddings=False)
+        table = self.embed_tokens.embedding[...]
+        vocabulary, hidden = table.shape
+        copy.lm_head = _linear(copy.config, hidden, vocabulary, nnx.Rngs(0))
+        copy.lm_head.kernel = nnx.Param(table.T)
+        return copy
+
+    def architecture(self) -> tuple[list[Space], list[Removable]]:
+        """MLPs ``layers.0.mlp``, key-value groups ``layers.0.heads``, the stream ``residual``.
+
+        A unit of ``heads`` is a key-value head with the query heads that read it.
+        """
+        config = self.config
+        size, queries = config.head_size, config.num_heads // config.num_kv_heads
+        table = "embed_tokens.embedding"
+        spaces: list[Space] = []
+        blocks: list[Removable] = []
+        writes = [entries(table)]
+        reads: list[Axis] = []
+        norms: list[Folded] = []
+        for i in range(len(self.layers)):
+            at = f"layers.{i}"
+            attn, mlp = f"{at}.self_attn", f"{at}.mlp"
+            q, k, v, o = (f"{attn}.{n}_proj" for n in "qkvo")
+            gate, up, down = (f"{mlp}.{n}_proj" for n in ("gate", "up", "down"))
+            heads = Space(
+                f"{at}.heads",
+                config.num_kv_heads,
+                writes=(rows(q, size * queries), rows(k, size), rows(v, size)),
+                reads=(columns(o, size * queries),),
+            )
+            hidden = Space(
+                mlp, config.intermediate_size, writes=(rows(gate), rows(up)), reads=(columns(down),)
+            )
+            first, second = f"{at}.input_layernorm.scale", f"{at}.post_attention_layernorm.scale"
+            spaces += [heads, hidden]
+            blocks.append(Removable(at, (q, k, v, o, gate, up, down), (first, second)))
+            writes += [rows(o), rows(down)]
+            reads += map(columns, (q, k, v, gate, up))
+            norms += [Folded(first, (q, k, v)), Folded(second, (gate, up))]
+        head = table if config.tie_word_embeddings else "lm_head"
+        norms.append(Folded("norm.scale", (head,)))
+        if not config.tie_word_embeddings:
+            reads.append(columns(head))
+        stream = Space(
+            "residual",
+            config.hidden_size,
+            writes=tuple(writes),
+            reads=tuple(reads),
+            allows=frozenset({"rotate"}),
+            norms=tuple(norms),
+        )
+        return [*spaces, stream], blocks
 
 
 def _linear(config: LlamaConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:

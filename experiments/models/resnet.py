@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models.wide import wide
+from perturb.architecture import Block, Space, columns, entries, rows
+
 Array = jax.Array
 
 
@@ -83,8 +86,9 @@ class BasicBlock(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """``images float [B, H, W, C] -> logits float32 [B, classes]``.
+    """``images float [B, H, W, C] -> logits [B, classes]``.
 
+    Logits are float32, or float64 where the model computes in it.
     The stages are the attributes ``layer1, layer2, ...``, lists of blocks, as in torchvision.
     """
 
@@ -113,7 +117,32 @@ class ResNet(nnx.Module):
             for block in getattr(self, f"layer{stage}"):
                 x = block(x)
         x = x.mean(axis=(1, 2))  # [B,widths[-1]]
-        return self.fc(x).astype(jnp.float32)
+        logits = self.fc(x)
+        return logits.astype(wide(logits.dtype))
+
+    def architecture(self) -> tuple[list[Space], list[Block]]:
+        """The filters inside of a block, ``layer1.0.filters``, and blocks with a plain shortcut.
+
+        Channels between blocks are not a space here: a shortcut ties those of a whole stage.
+        """
+        spaces, blocks = [], []
+        for stage, width in enumerate(self.config.widths, start=1):
+            for i, block in enumerate(getattr(self, f"layer{stage}")):
+                at = f"layer{stage}.{i}"
+                norms = [f"{at}.{n}.{kind}" for n in ("bn1", "bn2") for kind in ("scale", "bias")]
+                norm = map(entries, [*norms[:2], f"{at}.bn1.mean"])
+                conv1, conv2 = f"{at}.conv1", f"{at}.conv2"
+                spaces.append(
+                    Space(
+                        f"{at}.filters",
+                        width,
+                        writes=(rows(conv1), *norm),
+                        reads=(columns(conv2, repeats=9),),  # [3, 3, channels]
+                    )
+                )
+                if not block.has_downsample:
+                    blocks.append(Block(at, (conv1, conv2), tuple(norms)))
+        return spaces, blocks
 
 
 def _conv(

@@ -13,6 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models.wide import wide
+from perturb.architecture import Axis, Folded, Space, columns, entries, rows
+from perturb.architecture import Block as Removable
+
 Array = jax.Array
 
 
@@ -60,7 +64,7 @@ DEIT_BASE_DISTILLED = ViTConfig(224, 16, 3, 1000, 768, 12, 12, 3072, distilled=T
 def attention(q: Array, k: Array, v: Array) -> Array:
     """Softmax attention without a mask; ``q, k, v [B, T, H, D]`` -> ``[B, T, H, D]``."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k)  # [B,T,H,D],[B,S,H,D] -> [B,H,T,S]
-    scores = scores.astype(jnp.float32) * q.shape[-1] ** -0.5
+    scores = scores.astype(wide(scores.dtype)) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, v)  # [B,H,T,S],[B,S,H,D] -> [B,T,H,D]
 
@@ -90,14 +94,15 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs) -> None:
         self.num_heads = config.num_heads
+        self.head_size = config.hidden_size // config.num_heads
         self.qkv = _linear(config, config.hidden_size, 3 * config.hidden_size, rngs)
         self.proj = _linear(config, config.hidden_size, config.hidden_size, rngs)
 
     def __call__(self, x: Array) -> Array:
-        batch, length, hidden = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, hidden // self.num_heads)
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_size)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # each [B,T,H,D]
-        return self.proj(attention(q, k, v).reshape(batch, length, hidden))
+        return self.proj(attention(q, k, v).reshape(batch, length, -1))
 
 
 class MLP(nnx.Module):
@@ -126,10 +131,11 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """``images float [B, H, W, C] -> logits float32 [B, classes]``.
+    """``images float [B, H, W, C] -> logits [B, classes]``.
 
-    A distilled model answers with the mean of its two heads, in training as in evaluation:
-    without a teacher there is nothing that only the second head should learn.
+    Logits are float32, or float64 where the model computes in it. A distilled model answers with
+    the mean of its two heads, in training as in evaluation: without a teacher there is nothing
+    that only the second head should learn.
     """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs) -> None:
@@ -162,10 +168,69 @@ class ViT(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        logits = self.head(x[:, 0]).astype(jnp.float32)
+        logits = self.head(x[:, 0])
+        logits = logits.astype(wide(logits.dtype))
         if self.config.distilled:
-            logits = (logits + self.head_dist(x[:, 1]).astype(jnp.float32)) / 2
+            logits = (logits + self.head_dist(x[:, 1]).astype(logits.dtype)) / 2
         return logits
+
+    def architecture(self) -> tuple[list[Space], list[Removable]]:
+        """MLPs ``blocks.0.mlp``, attention heads ``blocks.0.heads``, the stream ``residual``."""
+        config = self.config
+        size = config.hidden_size // config.num_heads
+        tokens = ["cls_token", "pos_embed", "dist_token"][: 2 + config.distilled]
+        heads = ["head", "head_dist"][: 1 + config.distilled]
+        writes = _writing("patch_embed.proj") + [
+            entries(f"{type(self).__name__}.{n}") for n in tokens
+        ]
+        spaces: list[Space] = []
+        blocks: list[Removable] = []
+        reads: list[Axis] = []
+        norms: list[Folded] = []
+        for i in range(config.num_layers):
+            at = f"blocks.{i}"
+            qkv, proj = f"{at}.attn.qkv", f"{at}.attn.proj"
+            fc1, fc2 = f"{at}.mlp.fc1", f"{at}.mlp.fc2"
+            spaces += [
+                Space(
+                    f"{at}.heads",
+                    config.num_heads,
+                    writes=(rows(qkv, size, 3), entries(f"{qkv}.bias", size, 3)),
+                    reads=(columns(proj, size),),
+                ),
+                Space(
+                    f"{at}.mlp",
+                    config.mlp_size,
+                    writes=tuple(_writing(fc1)),
+                    reads=(columns(fc2),),
+                ),
+            ]
+            layers, before = (qkv, proj, fc1, fc2), (f"{at}.norm1", f"{at}.norm2")
+            vectors = [f"{n}.bias" for n in layers]
+            vectors += [f"{n}.{kind}" for n in before for kind in ("scale", "bias")]
+            blocks.append(Removable(at, layers, tuple(vectors)))
+            writes += _writing(proj) + _writing(fc2)
+            reads += [columns(qkv), columns(fc1)]
+            norms += [_folded(before[0], qkv), _folded(before[1], fc1)]
+        stream = Space(
+            "residual",
+            config.hidden_size,
+            writes=tuple(writes),
+            reads=(*reads, *map(columns, heads)),
+            allows=frozenset({"rotate"}),
+            norms=(*norms, _folded("norm", *heads)),
+            fixes="mean",
+        )
+        return [*spaces, stream], blocks
+
+
+def _writing(layer: str) -> list[Axis]:
+    """The outputs of a layer with a bias."""
+    return [rows(layer), entries(f"{layer}.bias")]
+
+
+def _folded(norm: str, *readers: str) -> Folded:
+    return Folded(f"{norm}.scale", readers, f"{norm}.bias")
 
 
 def _linear(config: ViTConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:

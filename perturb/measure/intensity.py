@@ -1,4 +1,4 @@
-"""Intensity of a compression method, the advantage of an order, and how sure one is of both.
+"""Intensity of a compression method, the advantage of an order, and whether one tells the other.
 
 Performance ``M`` is higher-is-better throughout (accuracy, -perplexity, -NLL). ``f -> g`` means
 that ``f`` is applied first. Orientation, everywhere in this project::
@@ -11,7 +11,8 @@ and C*_P the one at which quantization alone performs as the pruner does.
 
 The Progressive Intensity Hypothesis (PIH: the stronger method goes last) says that A(Q->P)
 grows with the gap (trend) and has its sign (sign). Source: Kim et al., ICLR 2026, arXiv
-2603.18426; isotonic fit, censoring and intervals are ours. numpy float64, no jax.
+2603.18426; isotonic fit, censoring and intervals are ours. Correlations are in
+:mod:`perturb.measure.ranks`, intervals in :mod:`perturb.measure.bootstrap`. numpy float64, no jax.
 
 **Censoring.** An equivalent ratio outside the measured curve is known only as a bound. It is
 kept as an interval ``low <= C* <= high`` with an infinite side, never extrapolated, and used
@@ -159,122 +160,6 @@ def gap_signs(low: Floats, high: Floats) -> np.ndarray:
     """
     low, high = np.asarray(low, float), np.asarray(high, float)
     return np.where(low > 0, 1, np.where(high < 0, -1, np.where((low == 0) & (high == 0), 0, 2)))
-
-
-# --- rank correlation, batched over bootstrap replicates ---------------------------------------
-
-
-def pair_order(low: Floats, high: Floats, shared: np.ndarray | None = None) -> np.ndarray:
-    """Sign of x_i - x_j for every pair i < j of values in [low, high]; 2 where undecided.
-
-    ``low, high [..., n]`` to ``[..., n (n-1) / 2]`` int8. ``shared [n]``: values with the same
-    label carry the same unknown, x_i = u - known_i (one pruned model against several bit
-    widths): their difference is exact even where u is censored, so pass bounds of the same u.
-    """
-    first, second = np.triu_indices(low.shape[-1], 1)
-    low_i, low_j, high_i, high_j = (
-        low[..., first],
-        low[..., second],
-        high[..., first],
-        high[..., second],
-    )
-    sure = (low_i == high_i) & (low_j == high_j)
-    order = np.where(low_i > high_j, 1, np.where(high_i < low_j, -1, np.where(sure, 0, 2)))
-    if shared is not None:
-        labels = np.asarray(shared)
-        with np.errstate(invalid="ignore"):  # inf - inf: the other bound is the finite one
-            step = np.sign(np.where(np.isfinite(low_i), low_i - low_j, high_i - high_j))
-        step = np.where(np.isnan(step), 2, step)
-        order = np.where(labels[first] == labels[second], step, order)
-    return order.astype(np.int8)
-
-
-def kendall_from_order(x_order: np.ndarray, y_order: np.ndarray) -> Floats:
-    """Kendall's tau-b from two :func:`pair_order` arrays ``[..., pairs]``, over decided pairs.
-
-    tau_b = (concordant - discordant) / sqrt(pairs untied in x * pairs untied in y). Pairs that
-    censoring leaves undecided in x or y are dropped from all three counts. nan where one side
-    is all ties or nothing is decided.
-    """
-    decided = (x_order != 2) & (y_order != 2)
-    x, y = np.where(decided, x_order, 0), np.where(decided, y_order, 0)
-    untied = np.sqrt((x != 0).sum(-1).astype(float) * (y != 0).sum(-1))
-    with np.errstate(invalid="ignore"):
-        return (x.astype(int) * y).sum(-1) / np.where(untied > 0, untied, np.nan)
-
-
-def kendall_tau_b(x: Floats, y: Floats) -> Floats:
-    """Kendall's tau-b of fully known values ``[..., n]``, batched over the leading axes."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    return kendall_from_order(pair_order(x, x), pair_order(y, y))
-
-
-def spearman(x: Floats, y: Floats, keep: np.ndarray | None = None) -> Floats:
-    """Spearman's rho ``[...]`` of ``x, y [..., n]``: Pearson's r of average ranks.
-
-    ``keep [..., n]`` bool: only these values are ranked. A censored value has no rank, so the
-    caller leaves it out here (Kendall's tau, above, can still use its bound). nan where fewer
-    than two values remain or one side is constant.
-    """
-    x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
-    kept = np.broadcast_to(True if keep is None else keep, x.shape).astype(float)
-    size = kept.sum(-1, keepdims=True)
-
-    def centred_rank(values: Floats) -> Floats:
-        below = (values[..., None, :] < values[..., :, None]) * kept[..., None, :]
-        same = (values[..., None, :] == values[..., :, None]) * kept[..., None, :]
-        rank = below.sum(-1) + 0.5 * same.sum(-1)
-        return (rank - 0.5 * size) * kept  # ranks with this 0.5 average to size / 2
-
-    rank_x, rank_y = centred_rank(x), centred_rank(y)
-    scale = np.sqrt((rank_x**2).sum(-1) * (rank_y**2).sum(-1))
-    return (rank_x * rank_y).sum(-1) / np.where(scale > 0, scale, np.nan)
-
-
-# --- the paired cluster bootstrap --------------------------------------------------------------
-
-
-def cluster_bootstrap_weights(clusters: int, replicates: int, rng: np.random.Generator) -> Floats:
-    """Multinomial counts ``[replicates, clusters]`` of resampling clusters with replacement.
-
-    One row says how often each cluster (document, image) is drawn; each row sums to
-    ``clusters``. Using the same rows for every variant is what pairs the comparison: both
-    orders, each method alone and the dense model see the same resampled examples.
-    Source: Efron & Tibshirani (1993), chapters 8 and 13.
-    """
-    if clusters < 1 or replicates < 1:
-        raise ValueError(f"need at least one cluster and replicate: {clusters}, {replicates}")
-    drawn = rng.integers(0, clusters, (replicates, clusters))
-    drawn += clusters * np.arange(replicates)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=replicates * clusters)
-    return counts.reshape(replicates, clusters).astype(float)
-
-
-def replicate_means(weights: Floats, sums: Floats, count: Floats) -> Floats:
-    """Means per example in every replicate, all variants by one matmul.
-
-    mean[b, v] = sum_c w[b,c] sums[c,v] / sum_c w[b,c] count[c]: a ratio estimate, as clusters
-    differ in size. ``weights [B, clusters]``, ``sums [clusters, variants]``, ``count
-    [clusters]`` to ``[B, variants]``.
-    """
-    return (weights @ sums) / (weights @ count)[:, None]
-
-
-def percentile_interval(replicates: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Percentile interval over axis 0, ignoring nan replicates: ``[B, ...] -> [...], [...]``.
-
-    nan where more than half of the replicates are nan (a statistic that is mostly undefined).
-    """
-    tail = (1.0 - level) / 2.0
-    replicates = np.asarray(replicates, float)
-    undefined = np.isnan(replicates)
-    if undefined.any():
-        mostly = undefined.mean(0) > 0.5
-        filled = np.where(mostly & undefined, 0.0, replicates)
-        low, high = np.nanquantile(filled, [tail, 1.0 - tail], axis=0)
-        return np.where(mostly, np.nan, low), np.where(mostly, np.nan, high)
-    low, high = np.quantile(replicates, [tail, 1.0 - tail], axis=0)
-    return low, high
 
 
 def significant_sign(advantage: Floats, low: Floats, high: Floats, resolution: float) -> np.ndarray:

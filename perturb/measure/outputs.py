@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -28,5 +30,8 @@ def kl_divergence(logits: Array, others: Array) -> Array:
 
 
 def _small(d: Array) -> Array:
-    """``e^d - 1 - d`` for |d| < 0.03, to float32 rounding."""
-    return d * d * (0.5 + d * (1 / 6 + d * (1 / 24 + d * (1 / 120))))
+    """``e^d - 1 - d`` for |d| < 0.03, to float64 rounding."""
+    series = jnp.zeros_like(d)
+    for n in range(8, 1, -1):
+        series = (1 / math.factorial(n)) + d * series
+    return d * d * series

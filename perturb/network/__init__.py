@@ -23,7 +23,7 @@ from perturb.network.norms import (
 )
 from perturb.network.order import blocks_of, call_blocks, call_order, check_runs
 from perturb.network.refused import Refused
-from perturb.network.vectors import get_vectors, has_vector, set_vectors
+from perturb.network.vectors import get_vectors, has_vector, set_vectors, trained
 
 __all__ = [
     "COVERED",
@@ -63,5 +63,6 @@ __all__ = [
     "set_weights",
     "short_names",
     "starved",
+    "trained",
     "with_weights",
 ]

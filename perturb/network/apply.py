@@ -10,15 +10,18 @@ state by one program, and the state is what outputs, moments and norms are compu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import jax
 from flax import nnx
 
 from perturb.network.batches import Forward, TokenWeights, call, compiled
 from perturb.network.capture import capture
 from perturb.network.layers import LayerSpec, get_weights, set_weights
 from perturb.network.norms import norms_of, reestimate
+from perturb.network.segments import Segments
 from perturb.network.vectors import set_vectors
 from perturb.state import Parameters
 from perturb.types import Array, Moments
@@ -33,6 +36,20 @@ def _placed(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> An
 
 def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
     return forward(nnx.merge(graphdef, state), batch)
+
+
+@dataclass(frozen=True)
+class Pure:
+    """A network without its variables: equal for equal models, so that programs are shared."""
+
+    graphdef: Any
+    specs: tuple[tuple[str, LayerSpec], ...]
+    forward: Forward
+
+    def __call__(self, state: Any, parameters: Parameters, batch: Any) -> Any:
+        state = jax.tree.map(lambda a: a, state)  # variables that belong to this very trace
+        placed = _placed(self.graphdef, state, parameters, self.specs)
+        return _outputs(self.graphdef, placed, batch, self.forward)
 
 
 class Network:
@@ -88,6 +105,17 @@ class Network:
         """``forward(model, batch)`` of the model with this state."""
         return self._run(state, batch)
 
+    @cached_property
+    def pure(self) -> Any:
+        """``pure(state, parameters, batch)``: the outputs of the model with this state and these
+        parameters in it, as a pure function, hashable, for programs that differentiate it."""
+        made = Pure(self.graphdef, tuple(self.specs.items()), self.forward)
+        try:
+            hash(made)
+        except TypeError:  # known by itself only: another network is another program
+            return partial(made)
+        return made
+
     def moments(
         self, state: Any, batches: Sequence[Any], layers: Sequence[str] | None = None
     ) -> dict[str, Moments]:
@@ -100,6 +128,21 @@ class Network:
             forward=self.forward,
             token_weights=self.token_weights,
         )
+
+    def segments(
+        self, state: Any, batches: Sequence[Any], blocks: Sequence[Sequence[str]]
+    ) -> Segments | None:
+        """A pass of the batches through the model, block by block; None where that cannot be."""
+        made = Segments(
+            self.graphdef,
+            state,
+            self.specs,
+            batches,
+            blocks,
+            self.forward,
+            self.token_weights,
+        )
+        return made if made.possible else None
 
     def norms(self, state: Any, batches: Sequence[Any]) -> dict[str, Array]:
         """Running statistics of the BatchNorms over the batches, as vectors."""

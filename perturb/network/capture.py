@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,10 +22,10 @@ from perturb.network.batches import (
 )
 from perturb.network.features import features
 from perturb.network.hear import ears_of, lane_of, placed, tapped
-from perturb.network.layers import KINDS, LayerSpec, by_kernel, replicated, wide
+from perturb.network.layers import KINDS, LayerSpec, by_kernel, one_of, replicated, wide
 from perturb.network.order import check_called
 from perturb.network.refused import Refused, explained, some
-from perturb.network.replay import Note, check, nested, replay, tell
+from perturb.network.replay import Hear, Note, check, nested, replay, tell
 from perturb.types import Array, Moments
 
 
@@ -58,12 +58,7 @@ def moments(
     """
     weights = None if token_weights is None else jnp.asarray(token_weights(batch))
     heard = _moments(graphdef, state, batch, weights, tuple(specs), forward).all
-    return {s.name: _take(heard[s.module], s.index or 0) for s in specs if s.module in heard}
-
-
-def _take(moments: Moments, index: Any) -> Moments:
-    taken: Moments = jax.tree.map(lambda a: a[index], moments)
-    return taken
+    return {s.name: one_of(heard[s.module], s.index or 0) for s in specs if s.module in heard}
 
 
 def _moments(
@@ -75,9 +70,61 @@ def _moments(
     forward: Forward,
 ) -> Heard:
     inputs, tree = jax.tree.flatten((state, batch))
+    heard = listened(graphdef, tree, inputs, specs, forward)
+    return heard.sums(lambda hear: replay(heard.closed, inputs, hear), weights)
+
+
+class Listened(NamedTuple):
+    """A model's program on a batch, with a mark at every call of a layer (traced, not run)."""
+
+    closed: Any  # of the leaves of (state, batch)
+    kernels: dict[str, LayerSpec]  # that are called, by module
+    dtypes: dict[str, Any]  # that their moments are summed in
+    looked_up: tuple[str, ...]  # embeddings that are, at least once
+
+    def sums(
+        self,
+        play: Callable[[Hear], Any],
+        weights: Array | None,
+        only: Collection[str] | None = None,
+    ) -> Heard:
+        """Moments of what ``play(hear)`` hears: the layers of this program, or ``only`` some."""
+        inside = nested(self.closed)
+        heard = {n: d for n, d in self.dtypes.items() if only is None or n in only}
+        sums = {n: _Sum(self.kernels[n], d, n in inside) for n, d in heard.items()}
+        once: set[str] = set()
+
+        def hear(note: Note, values: Sequence[Array], _: bool) -> None:
+            x, lanes = _by_copy(values[0].astype(self.dtypes[note.name]), values[1])
+            w = weights
+            if w is not None and x.shape[2:-1][: w.ndim] != w.shape:
+                w = None
+                once.add(note.name)
+            sums[note.name].add(jax.vmap(jax.vmap(partial(_moments_of, weights=w)))(x), lanes)
+
+        with placed("layer", REMEDY, lambda _: None, []):
+            play(hear)
+        done = {n: s.total() for n, s in sums.items()}
+        looked_up = {n: _white(self.kernels[n]) for n in self.looked_up if n not in self.dtypes}
+        if weights is None:
+            return Heard({}, done, looked_up)
+        weighted = {n: s for n, s in done.items() if n not in once}
+        return Heard(weighted, {n: done[n] for n in once}, looked_up)
+
+
+REMEDY = "run the model without that, forward=lambda model, batch: ..., or exclude the layer"
+
+
+def listened(
+    graphdef: Any, tree: Any, inputs: Sequence[Any], specs: Sequence[LayerSpec], forward: Forward
+) -> Listened:
+    """The program of a model whose state and batch are the leaves ``inputs`` of ``tree``.
+
+    Raises ValueError, naming the layer, where one cannot be heard.
+    """
     rebuild = partial(jax.tree.unflatten, tree)
     kernels = {n: group[0].whole for n, group in by_kernel(specs).items()}
-    looked_up: dict[str, Moments] = {}
+    found: dict[str, None] = {}  # embeddings that are looked up
 
     def trace(chosen: Sequence[LayerSpec]) -> tuple[Any, dict[str, Any]]:
         told: list[Note] = []
@@ -85,7 +132,7 @@ def _moments(
 
         def listen(spec: LayerSpec, module: Any, x: Array | None) -> None:
             if x is None:
-                looked_up[spec.name] = _white(spec)
+                found.setdefault(spec.name)
                 return
             lane = lane_of(module, spec)
             x = features(module, spec, replicated(x))
@@ -104,29 +151,10 @@ def _moments(
         check(closed, told)
         return closed, dtypes
 
-    remedy = "run the model without that, forward=lambda model, batch: ..., or exclude the layer"
     wholes = list(kernels.values())
-    with placed("layer", remedy, trace, wholes):
+    with placed("layer", REMEDY, trace, wholes):
         closed, dtypes = trace(wholes)
-        inside = nested(closed)
-        sums = {n: _Sum(kernels[n], dtypes[n], n in inside) for n in dtypes}
-        once: set[str] = set()
-
-        def hear(note: Note, values: Sequence[Array], _: bool) -> None:
-            x, lanes = _by_copy(values[0].astype(dtypes[note.name]), values[1])
-            w = weights
-            if w is not None and x.shape[2:-1][: w.ndim] != w.shape:
-                w = None
-                once.add(note.name)
-            sums[note.name].add(jax.vmap(jax.vmap(partial(_moments_of, weights=w)))(x), lanes)
-
-        replay(closed, inputs, hear)
-    done = {n: s.total() for n, s in sums.items()}
-    looked_up = {n: m for n, m in looked_up.items() if n not in done}
-    if weights is None:
-        return Heard({}, done, looked_up)
-    weighted = {n: s for n, s in done.items() if n not in once}
-    return Heard(weighted, {n: done[n] for n in once}, looked_up)
+    return Listened(closed, kernels, dtypes, tuple(found))
 
 
 def _white(spec: LayerSpec) -> Moments:
@@ -175,7 +203,7 @@ class _Sum:
 
         def one(i: Any, _: Any) -> None:
             place = lanes[i] if self.copies > 1 else 0
-            total = Moments(*(r[place] for r in self.refs)) + _take(parts, i)
+            total = Moments(*(r[place] for r in self.refs)) + one_of(parts, i)
             for ref, a in zip(self.refs, total, strict=True):
                 ref[place] = jnp.asarray(a, ref.dtype)
 
@@ -221,12 +249,6 @@ def _moments_of(x: Array, weights: Array | None) -> Moments:
     return Moments((scatter + scatter.T) / 2, count, mean)
 
 
-@partial(jax.jit, static_argnames=("sizes",))
-def _parts(total: dict[str, Moments], sizes: Any) -> dict[str, tuple[Moments, ...]]:
-    """Of the kernels that have several, the moments of each matrix; of the others, theirs."""
-    return {n: tuple(_take(total[n], i) for i in range(size)) for n, size in sizes}
-
-
 _finite = jax.jit(lambda m: jnp.isfinite(m.scatter).all((1, 2)) & jnp.isfinite(m.mean).all(1))
 
 
@@ -256,17 +278,33 @@ def capture(
     """
     graphdef, state = nnx.split(model)
     run = compiled(_moments, graphdef, tuple(specs.values()), forward)
+
+    def heard() -> Iterator[tuple[Heard, Any]]:
+        for i, batch in enumerate(batches_of(calibration)):
+            weights = None if token_weights is None else weights_of(token_weights, batch, i)
+            with explained(batch):
+                told = run(state, batch, weights)
+            yield told, weights
+
+    return gathered(model, specs, heard())
+
+
+def gathered(
+    model: nnx.Module, specs: Mapping[str, LayerSpec], parts: Iterable[tuple[Heard, Any]]
+) -> dict[str, Moments]:
+    """The moments of these layers over all batches: what each told, with its token weights.
+
+    Raises as :func:`capture` does.
+    """
     total: dict[str, Moments] = {}
     tokens: dict[str, np.ndarray] = {}  # float32 would stop counting at 2^24
     once: set[str] = set()
     shape: tuple[int, ...] = ()
+    weighed = False
     looked_up: dict[str, Moments] = {}
-    for i, batch in enumerate(batches_of(calibration)):
-        weights = None if token_weights is None else weights_of(token_weights, batch, i)
-        with explained(batch):
-            heard = run(state, batch, weights)
+    for heard, weights in parts:
         if weights is not None:
-            shape = weights.shape
+            weighed, shape = True, weights.shape
             once |= heard.plain.keys()
             if heard.plain and not heard.weighted:
                 raise Refused(
@@ -289,9 +327,9 @@ def capture(
             f"token weights of shape {shape} do not apply to the inputs of "
             f"{some(n for n in by_kernel(specs.values()) if n in once)}: their leading axes are "
             "others, and each vector counts once",
-            stacklevel=2,
+            stacklevel=3,
         )
-    if token_weights is not None and not any(n.any() for n in tokens.values()):
+    if weighed and not any(n.any() for n in tokens.values()):
         raise Refused("the calibration set is empty: all its token weights are 0")
     for name, count in tokens.items():
         everything[name] = total[name]._replace(count=jnp.float32(count))
@@ -299,9 +337,7 @@ def capture(
     for name, spec in specs.items():
         if not finite[spec.module][spec.index or 0]:
             raise Refused(f"layer {name}: its inputs on the calibration data are not finite")
-    sizes = tuple((n, g[0].matrices) for n, g in by_kernel(specs.values()).items())
-    parts = _parts(everything, sizes)
-    return {n: parts[s.module][s.index or 0] for n, s in specs.items()}
+    return {n: one_of(everything[s.module], np.int32(s.index or 0)) for n, s in specs.items()}
 
 
 def starved(stats: Mapping[str, Moments]) -> list[str]:

@@ -77,6 +77,11 @@ class LayerSpec:
         """The spec of the kernel, whichever of its matrices this is."""
         return self if self.index is None else replace(self, name=self.module, index=None)
 
+    @property
+    def nameless(self) -> LayerSpec:
+        """How the kernel is read, the same for all that are read so: what programs depend on."""
+        return replace(self, name="", aliases=(), index=None)
+
     def each(self) -> tuple[LayerSpec, ...]:
         """The specs of the kernel's matrices; itself, if it is one."""
         if not self.batch_axes:
@@ -160,9 +165,15 @@ def wide(dtype: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames=("spec",))
-def _taken(kernel: Array, spec: LayerSpec) -> tuple[Array, ...]:
-    matrices = spec.to_matrices(kernel)
-    return tuple(matrices.astype(wide(kernel.dtype)))
+def _matrices(kernel: Array, spec: LayerSpec) -> Array:
+    return spec.to_matrices(kernel).astype(wide(kernel.dtype))
+
+
+@jax.jit
+def one_of(stacked: Any, index: Any) -> Any:
+    """Of a pytree of arrays [n, ...] the ``index``-th, one program for all n of them: one that
+    hands out hundreds takes XLA minutes to compile."""
+    return jax.tree.map(lambda a: a[index], stacked)
 
 
 @partial(jax.jit, static_argnames=("spec", "places"))
@@ -189,8 +200,8 @@ def get_weights(model: nnx.Module, specs: Mapping[str, LayerSpec]) -> dict[str, 
             w = group[0].to_matrix(kernel)
             weights[name] = w.astype(wide(w.dtype))
         else:
-            taken = _taken(kernel, group[0].whole)
-            weights |= {s.name: taken[s.index or 0] for s in group}
+            matrices = _matrices(kernel, group[0].nameless)
+            weights |= {s.name: one_of(matrices, np.int32(s.index or 0)) for s in group}
         if isinstance(kernel, jax.core.Tracer) or bool(jnp.all(jnp.isfinite(kernel))):
             continue
         for spec in group:
@@ -216,7 +227,7 @@ def set_weights(
         else:
             new = tuple(jnp.asarray(weights[s.name]) for s in group)
             places = tuple(s.index or 0 for s in group)
-            cast = _put(kernel[...], new, group[0].whole, places)
+            cast = _put(kernel[...], new, group[0].nameless, places)
         traced = isinstance(cast, jax.core.Tracer)
         if not (traced or kernel.dtype == jnp.float64 or bool(jnp.all(jnp.isfinite(cast)))):
             for spec in group:

@@ -164,7 +164,8 @@ def _norm_inputs(
         count = jnp.float32(size) if where is None else jnp.sum(where) * size / x.size
     else:
         w = weights.reshape(weights.shape + (1,) * (x.ndim - weights.ndim)).astype(x.dtype)
-        w = jnp.broadcast_to(w, x.shape) * (1 if where is None else where)
+        w = jnp.broadcast_to(w, x.shape)
+        w = w if where is None else jnp.where(where, w, 0)
         x = jnp.where(w > 0, x, 0)  # padding may hold anything
         total = across(jnp.sum(w, axes))
         count = jnp.sum(w) * size / x.size

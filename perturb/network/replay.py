@@ -83,6 +83,31 @@ def tell(note: Note, *values: Array) -> None:
     mark(*map(jax.lax.stop_gradient, values))
 
 
+class Part(NamedTuple):
+    """Some equations of a flat program: what they need, and what of them is used outside."""
+
+    constvars: tuple[()]
+    invars: list[Any]
+    outvars: list[Any]
+    eqns: list[Any]
+
+
+def play(part: Part, values: Sequence[Any], hear: Hear) -> list[Any]:
+    """:func:`replay` of a part of a program."""
+    return _run(part, (), values, hear, False)
+
+
+def tell_again(note: Note, values: Sequence[Array], _: bool) -> None:
+    """For :func:`replay`: the marks of a program stay in the program that replays it."""
+    io_callback(note, None, *values)
+
+
+def called_notes(eqn: Any) -> list[str]:
+    """The names that an equation tells of, itself or anywhere inside."""
+    note = _note(eqn)
+    return [note.name] if note is not None else [n.name for n in _inside(eqn)]
+
+
 def replay(closed: core.ClosedJaxpr, values: Sequence[Any], hear: Hear) -> list[Any]:
     """The outputs of a jaxpr at these inputs, with ``hear(note, values, nested)`` at each mark.
 

@@ -36,6 +36,12 @@ def has_vector(model: nnx.Module, name: str) -> bool:
     return _held(_holders(model), name) is not None
 
 
+def trained(model: nnx.Module, names: Iterable[str]) -> list[str]:
+    """Those of the names that are parameters (nnx.Param), not statistics or anything else."""
+    holders = _holders(model)
+    return [name for name in names if isinstance(_find(holders, name), nnx.Param)]
+
+
 def get_vectors(model: nnx.Module, names: Iterable[str]) -> dict[str, Array]:
     """Values by ``path.attribute``, such as ``layers.0.norm.scale`` (the root goes by its type).
 

@@ -1,0 +1,215 @@
+"""Rotate the residual stream: the same function of the inputs, other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from perturb.architecture import ENTRIES, Architecture, Folded, Space
+from perturb.family import layer_key
+from perturb.network import LayerSpec, Network, find_layers
+from perturb.registry import check_choice
+from perturb.stage import Outcome, Sight
+from perturb.state import Parameters, State, fresh, layer_weight
+from perturb.types import Array, Matrix
+
+Floats = npt.NDArray[np.float64]
+Kind = Literal["random", "hadamard"]
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Objective: weights and activations without outliers, at no change of the outputs.
+
+    The stream x becomes ``Q x``, Q orthogonal: what writes it is multiplied by Q, what reads it
+    by Q^T, once the scales (and biases) of its norms are folded into their readers. Where the
+    norms subtract the mean (LayerNorm), Q maps the vector of ones to itself.
+    kind "random": Haar; "hadamard": a Hadamard matrix with random signs of the columns, on widths
+    2^k m the Kronecker product of that of 2^k with a random rotation of m.
+    The reference is rotated as well. Rows and columns that were dropped from the other axis stay
+    dropped; a mask or a grid that the rotation would destroy is refused, unless ``release=True``.
+    Source: Ashkboos et al., NeurIPS 2024 (QuaRot, arXiv 2404.00456), without online rotations.
+    """
+
+    seed: int = 0
+    kind: Kind = "random"
+    release: bool = False
+
+    name: ClassVar[str] = "rotate"
+    needs_stats: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("random", "hadamard"))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+
+    def check(self, architecture: Architecture) -> None:
+        for space in architecture.matching("*", "rotate"):
+            for norm in space.norms:
+                for tied in {a.parameter for a in space.writes} & set(norm.readers):
+                    raise ValueError(
+                        f"{tied} is the head and the embeddings at once and cannot absorb "
+                        f"{norm.scale}: untie them first (model.untied() of a Llama)"
+                    )
+
+    def on_state(self, state: State, context: Sight) -> Outcome:
+        known = context.reference.parameters
+        reference = State({n: fresh(w) for n, w in known.weights.items()}, known.vectors)
+        for space in context.architecture.matching("*", "rotate"):
+            outside = _outside(context.network, space)
+            layers = (*context.architecture.layers, *(s.name for s in outside))
+            turn = rotation(self.kind, space, jax.random.fold_in(context.key, self.seed))
+            pair = []
+            for one in (state, reference):
+                named = _vectors(space, outside)
+                full = one.with_vectors(context.vectors(one.vectors, named))
+                _check_biases(full, space)
+                pair.append(_turned(full, turn, space, outside, layers))
+            if not self.release:
+                _check_kept(state, pair[0], self)
+            state, reference = pair
+        weights = {n: m.weight for n, m in reference.matrices.items()}
+        return Outcome(state, reference=Parameters(weights, reference.vectors))
+
+
+# ------------------------------------------------------------------------- rotations
+
+
+def rotation(kind: Kind, space: Space, key: Array) -> Floats:
+    """An orthogonal matrix [size, size] in float64 that the space allows."""
+    seed = np.asarray(jax.random.key_data(layer_key(key, space.name)))
+    draws = np.random.default_rng(seed.ravel().tolist())
+    make = haar if kind == "random" else hadamard
+    if space.fixes is None:
+        return make(space.size, draws)
+    inner = np.eye(space.size)  # in a basis whose first vector is the one to keep
+    inner[1:, 1:] = make(space.size - 1, draws)
+    normal = -np.full(space.size, space.size**-0.5)
+    normal[0] += 1
+    length = normal @ normal
+    reflection = np.eye(space.size) - 2 * np.outer(normal, normal) / (length if length else 1)
+    return reflection @ inner @ reflection
+
+
+def haar(size: int, draws: np.random.Generator) -> Floats:
+    """Uniform over the orthogonal matrices (Mezzadri 2007)."""
+    q, r = np.linalg.qr(draws.normal(size=(size, size)))
+    return q * np.sign(np.diagonal(r))
+
+
+def hadamard(size: int, draws: np.random.Generator) -> Floats:
+    """Entries +-1/sqrt(size) for powers of 2; else that of the largest 2^k in it, times a Haar."""
+    power = size & -size
+    had: Floats = np.ones((1, 1))
+    while len(had) < power:
+        had = np.asarray(np.kron(had, [[1, 1], [1, -1]]), np.float64)
+    rest = haar(size // power, draws) if size > power else np.ones((1, 1))
+    return np.kron(had / np.sqrt(power), rest) * draws.choice([-1.0, 1.0], size)
+
+
+# --------------------------------------------------------------------- states
+
+
+def _outside(network: Network, space: Space) -> tuple[LayerSpec, ...]:
+    """Layers of the space that are left alone: their kernels are turned as vectors are."""
+    alone = [n for n in space.layers if n not in network.specs]
+    known = find_layers(network.given)[0] if alone else {}
+    for n in alone:
+        if n not in known:
+            raise ValueError(f"{n} reads or writes {space.name}, but its kernel is no matrix")
+    return tuple(known[n] for n in alone)
+
+
+def _vectors(space: Space, outside: Sequence[LayerSpec]) -> list[str]:
+    names = [*space.vectors, *(f"{s.name}.kernel" for s in outside)]
+    for norm in space.norms:
+        if norm.bias is not None:
+            names += [norm.bias, *(f"{r}.bias" for r in norm.readers)]
+        names.append(norm.scale)
+    return list(dict.fromkeys(names))
+
+
+def _check_biases(state: State, space: Space) -> None:
+    for norm in space.norms:
+        for reader in norm.readers if norm.bias in state.vectors else ():
+            if f"{reader}.bias" not in state.vectors:
+                raise ValueError(f"{reader} needs a bias, to absorb {norm.bias}")
+
+
+@partial(jax.jit, static_argnames=("space", "outside", "layers"))
+def _turned(
+    state: State,
+    turn: Array,
+    space: Space,
+    outside: tuple[LayerSpec, ...],
+    layers: tuple[str, ...],
+) -> State:
+    kernels = {s.name: s.to_matrix(state.vectors[f"{s.name}.kernel"]) for s in outside}
+    state = state.with_matrices({n: fresh(k) for n, k in kernels.items()})
+    for norm in space.norms:
+        state = _folded(state, space, norm)
+    matrices, vectors = dict(state.matrices), dict(state.vectors)
+    for name, one in space.held(state, layers):
+        weight = one.times(turn.astype(matrices[name].weight.dtype), matrices[name].weight)
+        stays = jnp.any(matrices[name].mask, one.dim, keepdims=True)  # of the other axis
+        mask = jnp.broadcast_to(stays, weight.shape)
+        matrices[name] = Matrix(jnp.where(mask, weight, 0), mask)
+    for one in space.axes:
+        if one.dim == ENTRIES and one.parameter in vectors:
+            vector = vectors[one.parameter]
+            vectors[one.parameter] = one.times(turn.astype(vector.dtype), vector)
+    for s in outside:
+        vectors[f"{s.name}.kernel"] = s.to_kernel(matrices.pop(s.name).weight)
+    return replace(state, matrices=matrices, vectors=vectors)
+
+
+def _folded(state: State, space: Space, norm: Folded) -> State:
+    """The norm's scale and bias absorbed by its readers: scale 1, bias 0."""
+    matrices, vectors = dict(state.matrices), dict(state.vectors)
+    reads = {a.parameter: a for a in space.reads}
+    scaled: set[str] = set()
+    for reader in norm.readers:
+        ends = {p[-1] for p in state.products(reader)}
+        scale = reads[reader].spread(vectors[norm.scale])
+        if norm.bias in vectors:
+            own = vectors[f"{reader}.bias"]
+            shift = reads[reader].spread(vectors[norm.bias])
+            weight = layer_weight(state, reader, (len(own), len(shift)))
+            vectors[f"{reader}.bias"] = own + jnp.matmul(weight, shift, precision="highest")
+        for n in ends - scaled:
+            matrices[n] = matrices[n]._replace(weight=matrices[n].weight * scale)
+        scaled |= ends
+    there = state.kept.get(norm.scale, True)  # the norm of a removed block stays 0
+    vectors[norm.scale] = jnp.where(there, jnp.ones_like(vectors[norm.scale]), 0)
+    if norm.bias in vectors:
+        vectors[norm.bias] = jnp.zeros_like(vectors[norm.bias])
+    return replace(state, matrices=matrices, vectors=vectors)
+
+
+@jax.jit
+def _same(before: dict[str, Array], after: dict[str, Array]) -> dict[str, Array]:
+    return {n: jnp.all(before[n] == after[n]) for n in before}
+
+
+def _check_kept(before: State, after: State, stage: Any) -> None:
+    """Refuse a rotation that destroyed a mask or a grid."""
+    laid = [
+        n
+        for n, m in before.matrices.items()
+        if m.grid is not None and after.matrices[n].grid is None
+    ]
+    old, new = ({n: m.mask for n, m in s.matrices.items()} for s in (before, after))
+    cut = [n for n, same in jax.device_get(_same(old, new)).items() if not same]
+    for what, names in (("grid", laid), ("mask", cut)):
+        if names:
+            raise ValueError(
+                f"{stage.name} would destroy the {what} of {len(names)} matrices (first: "
+                f"{names[0]}): put it first, or allow that with release=True"
+            )

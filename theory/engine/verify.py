@@ -1,0 +1,181 @@
+"""One statement through all of it: proof, enumeration, sampling, attack, necessity, measurement.
+
+The outcome is a dict: what the table, the report, the figures and the README are made from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from theory.engine import search, sweep
+from theory.engine.statement import Finding, Statement
+
+Record = dict[str, Any]
+
+
+class Programs:
+    """The compiled programs of several statements, made by threads while others are at work.
+
+    Compiling is most of what a verification costs, and XLA does it without Python's lock. Only
+    compiling happens there: programs are run by one thread.
+    """
+
+    def __init__(self, statements: Sequence[Statement], threads: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self._made = {
+            s.name: (
+                [self._pool.submit(sweep.compiled, f) for f in s.families],
+                [self._pool.submit(search.slope, f) for f in s.families],
+            )
+            for s in statements
+        }
+
+    def of(self, name: str) -> tuple[list[sweep.Program], list[search.Slope | None]]:
+        """The programs and the gradients of a statement's families; waits for them."""
+        programs, slopes = self._made[name]
+        return [f.result() for f in programs], [f.result() for f in slopes]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Laps:
+    """Seconds spent on each part: waiting for programs counts as compiling."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def __call__(self, part: str) -> None:
+        now = time.perf_counter()
+        self.laps[part], self._last = now - self._last, now
+
+
+def verify(
+    statement: Statement,
+    instances: int,
+    seed: int,
+    programs: Programs,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Record:
+    """Everything about one statement. ``holds`` is False as soon as one part of it fails."""
+    key = jax.random.key(seed)
+    families, spent = statement.families, Laps()
+    proof, exact = statement.prove(), statement.exact()
+    spent("prove")
+    compiled, slopes = programs.of(statement.name)
+    spent("compile")
+    check = sweep.sweep(families, compiled, instances, jax.random.fold_in(key, 0), progress)
+    spent("check")
+    attack = search.search(families, compiled, slopes, jax.random.fold_in(key, 1), check)
+    spent("attack")
+    examples = statement.necessity()
+    findings = statement.measure(jax.random.fold_in(key, 2))
+    spent("measure")
+    attacked = {c.claim: c for c in attack.claims}
+    says = {c.name: c.says for f in statement.families for c in f.claims}
+    claims = [
+        {
+            "name": c.claim,
+            "says": says[c.claim],
+            "relation": c.relation,
+            "instances": c.instances,
+            "failures": c.failures,
+            "vacuous": c.vacuous,
+            "margin": extended(c.margin),
+            "attacked": extended(attacked[c.claim].margin),
+            "tightness": attacked[c.claim].tightness,
+            "holds": c.holds and attacked[c.claim].holds,
+            "where": c.where.instance,
+            "attacked where": attacked[c.claim].where.instance,
+            "histogram": c.histogram.tolist(),
+        }
+        for c in check.claims
+    ]
+    failures = [f"claim {c['name']!r}" for c in claims if not c["holds"]]
+    failures += [f"step {s.says!r}" for s in proof.steps if not s.holds]
+    failures += [] if exact is None or exact.holds else [f"enumeration: {exact.failure}"]
+    failures += [f"no violation without {e.dropped!r}" for e in examples if not e.violates]
+    failures += [f"{f.name}: {f.verdict}" for f in findings if f.required and f.verdict != "holds"]
+    return {
+        "name": statement.name,
+        "title": statement.title,
+        "source": statement.source,
+        "assumptions": list(statement.assumptions),
+        "claim": statement.claim,
+        "latex": statement.latex,
+        "families": [f"{f.name}: {f.says}" for f in statement.families],
+        "proof": {
+            "words": proof.words,
+            "steps": [{"says": s.says, "holds": s.holds} for s in proof.steps],
+            "beyond": proof.beyond,
+        },
+        "exact": None if exact is None else exact._asdict(),
+        "claims": claims,
+        "instances": check.instances,
+        "margin": extended(check.margin),
+        "attacked": extended(attack.margin),
+        "tightness": tightness(claims),
+        "evaluations": attack.evaluations,
+        "necessity": [
+            {
+                "dropped": e.dropped,
+                "instance": e.instance,
+                "claim": f"{_number(e.left)} {e.relation} {_number(e.right)}",
+                "violates": e.violates,
+            }
+            for e in examples
+        ],
+        "findings": [finding_record(f) for f in findings],
+        "failures": failures,
+        "holds": not failures,
+        "throughput": check.throughput,
+        "seconds": spent.laps,
+    }
+
+
+def extended(margin: float) -> float | str:
+    """A margin, infinite ones by name, which JSON has no number for and which say something here:
+    "inf", that no instance was telling; "-inf", that one was not a number."""
+    return margin if math.isfinite(margin) else str(margin)
+
+
+def _number(x: object) -> str:
+    return f"{x:.6g}" if isinstance(x, float) else str(x)
+
+
+def finding_record(f: Finding) -> Record:
+    return {
+        "name": f.name,
+        "verdict": f.verdict,
+        "says": f.says,
+        "numbers": dict(f.numbers),
+        "columns": list(f.columns),
+        "rows": [list(r) for r in f.rows],
+    }
+
+
+def tightness(claims: list[Record]) -> str:
+    """How near the attacks came to the bounds, in words for a table.
+
+    Bounds by 0 (signs) are attained when a non-vacuous instance comes within 1e-6 of them.
+    """
+    ratios = [
+        c["tightness"] if c["tightness"] is not None else float(float(c["attacked"]) < 1e-6)
+        for c in claims
+        if c["relation"] == "<="
+    ]
+    if not ratios:
+        return "identity"
+    attained = sum(r > 1 - 1e-6 for r in ratios)
+    if attained == len(ratios):
+        return "attained"
+    rest = max((r for r in ratios if r <= 1 - 1e-6), default=0.0)
+    near = f"{math.floor(1000 * rest) / 1000:.3f}"  # never rounded up to 1
+    return f"{attained}/{len(ratios)} attained, else {near}" if attained else near

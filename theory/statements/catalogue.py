@@ -1,0 +1,34 @@
+"""All statements, in the order in which they are verified and reported."""
+
+from __future__ import annotations
+
+from theory.engine.statement import Statement
+from theory.statements.affine import claims as affine
+from theory.statements.aware import claims as aware
+from theory.statements.compensation import claims as compensation
+from theory.statements.composability import claims as composability
+from theory.statements.gaussian import claims as gaussian
+from theory.statements.interference import claims as interference
+from theory.statements.ordering import claims as ordering
+from theory.statements.ownership import claims as ownership
+from theory.statements.propagation import claims as propagation
+from theory.statements.rounding import claims as rounding
+
+STATEMENTS: tuple[Statement, ...] = (
+    gaussian.STATEMENT,
+    ownership.STATEMENT,
+    rounding.STATEMENT,
+    affine.STATEMENT,
+    aware.STATEMENT,
+    compensation.STATEMENT,
+    interference.STATEMENT,
+    ordering.STATEMENT,
+    composability.STATEMENT,
+    propagation.STATEMENT,
+)
+NAMES = tuple(s.name for s in STATEMENTS)
+
+
+def statement(name: str) -> Statement:
+    """The statement of that name, which is to be one of NAMES."""
+    return STATEMENTS[NAMES.index(name)]
