@@ -61,7 +61,7 @@ A run may be stopped at any time and started again: finished cells are never com
 What is reported after a run is that run's: its study as it is now, its models and its seeds.
 Trained models are cached in $PERTURB_CACHE, else in ~/.cache/compression-order.
 exit codes: 0 done, 1 cells failed (they are named) or a failure of ours, 2 bad input (one line
-on stderr), 130 stopped by Ctrl-C.
+on stderr), 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 
@@ -145,6 +145,7 @@ class _Bars:
         self._console, self._progress, self._bar = console, progress, TaskID(0)
 
     def begin(self, cells: int) -> None:
+        # finished cells count too: the estimate is of what is left
         self._bar = self._progress.add_task("cells", total=cells)
 
     def model(self, line: str) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,15 +21,16 @@ import experiments.__main__ as door
 import figures.__main__
 import perturb.__main__
 import theory.__main__
-from experiments.analysis.variants import role
-from experiments.axes import Chain
 from experiments.labels import chain_name
-from experiments.records import RecordLog, load
-from experiments.runner.job import Job, Shared
-from experiments.study import Study, find
-from perturb import Policy, cli
-from perturb.registry import to_config
-from tests.synthetic import make_record
+from experiments.records import RecordLog, encode_sums, load
+from experiments.runner import Job, running
+from experiments.runner.job import DECISIVE
+from experiments.study import Policy, Study, find
+from perturb import (
+    cli,
+)
+from perturb import sources as cli_sources
+from tests import child
 
 ROOT = Path(__file__).parent.parent
 MAINS = {
@@ -38,14 +40,18 @@ MAINS = {
     "figures": figures.__main__,
 }
 STUDY = """
-from experiments.study import Study, axis, pairs
-from perturb import RTN, Magnitude
+from functools import partial
+from experiments.study import Own, Policy, Study, axis, pairs, permutations
+from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda
 
 STUDY = Study(
     name="mine",
     description="for tests",
     models=("tiny-resnet",),
-    plans=pairs([axis(Magnitude, sparsity=(0.3, 0.5))], [axis(RTN, bits=(4,))]),
+    plans=pairs(
+        [axis(Magnitude, sparsity=(0.3, 0.5))],
+        [axis(RTN, bits=(4,))],
+    ),
 )
 """
 
@@ -71,38 +77,34 @@ def one_line(capsys, says: str) -> None:
     assert not captured.out
 
 
+def more(text: str) -> tuple[str, str]:
+    """A further argument of the study."""
+    return "    ),\n)", f"    ),\n    {text},\n)"
+
+
 # ----------------------------------------------------------------------------- a run's report
 
 
 class MadeUp(Job):
-    """A job without a model: its cells are drawn from their names."""
+    """Cells with an identity and without a model."""
 
-    def __init__(self, shared: Shared, draw: int, policy: Policy) -> None:
+    def __init__(self, shared: Any, draw: int, policy: Policy) -> None:
         self.shared, self.draw, self.policy = shared, draw, policy
-        told = SimpleNamespace(describe=lambda: "all of the parameters")
-        self.opened = SimpleNamespace(coverage=told)  # type: ignore[assignment]
-
-    def made(self, chain: Chain, failed: str | None = None) -> dict[str, Any]:
-        config = {role(c): c for c in map(to_config, chain)}
-        record = make_record(
-            "".join(role(to_config(stage)) or "" for stage in chain) or "dense",
-            sparsity=config["P"]["sparsity"] if "P" in config else None,
-            bits=config["Q"]["bits"] if "Q" in config else None,
-            pruner=config.get("P", "none"),
-            quantizer=config.get("Q", "none"),
-            model=self.shared.model,
-            kind="images",
-            seed=self.shared.seed,
-            draw=self.draw,
-            policy=asdict(self.policy),
-            study=self.shared.study.name,
-            nll=np.random.default_rng(len(self.label(chain))).gamma(2, size=20),
-            status="ok" if failed is None else "error",
-        )
-        return record | {"label": self.label(chain), "error": failed}
-
-    def cell_id(self, chain: Chain) -> str:
-        return str(self.made(chain)["cell"])
+        coverage = SimpleNamespace(describe=lambda: "all of the parameters")
+        self.opened = SimpleNamespace(coverage=coverage)  # type: ignore[assignment]
+        self.base = {
+            "schema": 2,
+            "study": shared.study.name,
+            "model": shared.model,
+            "kind": "images",
+            "seed": shared.seed,
+            "calibration": {"draw": draw, "examples": 8, "batch": 8, "hash": f"{draw}"},
+            "policy": asdict(policy),
+            "skipped": {},
+            "versions": dict.fromkeys(DECISIVE, "1"),
+            "data": {"name": "made up", "hash": "0", "weights": "0", "measures": ["nll"]},
+            "device": "cpu cpu",
+        }
 
 
 @pytest.fixture
@@ -112,25 +114,34 @@ def made_up(monkeypatch):
     evaluated: list[str] = []
 
     def run_job(job: MadeUp, after_alone: Any) -> None:
-        every = sorted(job.shared.study.chains(), key=lambda c: len(c) > 1)
-        for chain in every:
-            if len(chain) == 2:
+        chains = sorted(job.shared.study.chains(), key=len)
+        for i, c in enumerate(chains):
+            if len(c) == 2 and len(chains[i - 1]) == 1:
                 after_alone()
-                after_alone = lambda: None  # noqa: E731
-            label = job.label(chain)
-            if job.cell_id(chain) in job.shared.done:
+            if not job.missing([c]):
                 continue
+            label = job.label(c)
             evaluated.append(label)
             failed = next((text for end, text in broken.items() if label.endswith(end)), None)
-            job.shared.log.append(job.made(chain, failed))
-            job.shared.tick(label)
+            nll = np.random.default_rng(len(label)).gamma(2, size=20)
+            sums = {"count": np.ones(20), "nll": nll, "correct": np.zeros(20), "kl": nll / 20}
+            bits = np.prod([s.bits / 16 if hasattr(s, "bits") else 1 - s.sparsity for s in c])
+            result = {
+                "status": "ok",
+                "error": None,
+                "metrics": {"nll": nll.mean(), "accuracy": 0.0, "kl": nll.mean() / 20},
+                "sums": encode_sums(sums),
+                "layers": {},
+                "ratio": 1 / bits,
+                "achieved_sparsity": 0.0,
+            }
+            failure = {"status": "error", "error": failed}
+            job._write(job._begun(c) | (result if failed is None else failure))
 
-    monkeypatch.setattr("experiments.runner.running.run_job", run_job)
-    monkeypatch.setattr("experiments.runner.running.Job", MadeUp)
-    monkeypatch.setattr(
-        "experiments.runner.running.load_task",
-        lambda model, seed, **_: (None, f"{model} is there"),
-    )
+    monkeypatch.setattr(running, "run_job", run_job)
+    monkeypatch.setattr(running, "Job", MadeUp)
+    task = SimpleNamespace(draw=lambda number: None)
+    monkeypatch.setattr(running, "load_task", lambda model, *_, **__: (task, f"{model} is there"))
     return SimpleNamespace(broken=broken, evaluated=evaluated)
 
 
@@ -157,8 +168,9 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
     assert door.main([*RUN]) == 0
     said = capsys.readouterr().out
     assert "8 models to measure" in said
+    assert "5 cells are there already" in said  # dense, P and Q alone, both orders at 0.5
     assert "2 figures in out/mine/figures" in said
-    assert sorted(made_up.evaluated) == [  # dense, P and Q alone, both orders at 0.5 are there
+    assert sorted(made_up.evaluated) == [
         "tiny-resnet/s0/magnitude-0.7",
         "tiny-resnet/s0/magnitude-0.7>rtn-4",
         "tiny-resnet/s0/rtn-4>magnitude-0.7",
@@ -167,9 +179,8 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
     assert (summary["records"], summary["ok"], summary["seeds"]) == (8, 8, [0])
     (comparison,) = (c for c in summary["comparisons"] if c["measure"] == "accuracy")
     assert [c["sparsity"] for c in comparison["cells"]] == [0.5, 0.7]
-    assert set(drawn[1]) == {
-        f"tiny-resnet/s0/{chain_name(chain)}" for chain in find("study.py").chains()
-    }
+    chains = find("study.py").chains()
+    assert set(drawn[1]) == {f"tiny-resnet/s0/{chain_name(c)}" for c in chains}
     assert len(load(Path("out/mine/records.jsonl"))) == 16 + 3  # nothing is thrown away
     assert door.main(["report", "out/mine"]) == 0
     said = capsys.readouterr().out
@@ -190,6 +201,11 @@ def test_what_each_method_does_alone_is_of_this_study(made_up, tmp_path, capsys)
     assert shown() == ["magnitude", "0%", "50%"]  # 1e-05 is one amount, not a label's end
     (tmp_path / "study.py").write_text(STUDY)
     assert shown() == ["magnitude", "30%", "50%"]
+    text = "axis(Magnitude, sparsity=(0.3, 0.5))"
+    long = "axis(partial(Magnitude, scope='row'), sparsity=(1/3, 0.5))"
+    (tmp_path / "study.py").write_text(STUDY.replace(text, long))
+    assert door.main([*RUN, "--no-figures"]) == 0
+    assert "│ magnitude[scope=row] │    33% │   50% │" in capsys.readouterr().out
 
 
 def test_a_failed_cell_is_told_and_the_exit_code_is_1(made_up, capsys):
@@ -226,7 +242,7 @@ def test_a_run_without_any_result_ends_in_words(made_up, capsys):
     captured = capsys.readouterr()
     assert "no figures: error: " in captured.out
     assert "failed: tiny-resnet/s0/dense and 7 more: ValueError: nan" in captured.out
-    assert all(line.startswith("[") for line in captured.err.splitlines())  # how the run goes on
+    assert captured.err == "[     0 s] 8 cells to measure\n"
 
 
 def test_options_reach_the_study(made_up, monkeypatch):
@@ -234,7 +250,17 @@ def test_options_reach_the_study(made_up, monkeypatch):
     monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study))
     options = ("--norms", "keep", "--calibrate", "dense", "--no-figures")
     assert door.main([*RUN, *options]) == 0
-    assert seen[0].policies == (Policy(norms="keep", calibrate="dense"),)
+    assert seen[0].policies == (Policy("dense", "keep", "free"),)
+
+
+def test_options_change_every_policy_of_a_study(made_up, monkeypatch, tmp_path):
+    """Those that are the same then are one."""
+    seen: list[Study] = []
+    monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study))
+    policies = "policies=(Policy(), Policy(norms='keep'), Policy(zeros='keep'))"
+    (tmp_path / "study.py").write_text(STUDY.replace(*more(policies)))
+    assert door.main([*RUN, "--norms", "keep", "--no-figures"]) == 0
+    assert seen[0].policies == (Policy(norms="keep"), Policy(norms="keep", zeros="keep"))
 
 
 # ----------------------------------------------------------------- what is refused before work
@@ -418,6 +444,39 @@ def test_ctrl_c_is_130_and_one_line(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", MAINS)
+def test_sigterm_is_143_and_one_line(name, monkeypatch, capsys):
+    """As Ctrl-C: whatever is open is closed, and nothing takes it for a failure of its own."""
+    closed: list[str] = []
+
+    def stop(argv: list[str]) -> int:
+        try:
+            cli_sources.user_code("MODEL m", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        except Exception:
+            closed.append("taken for a failure")
+        finally:
+            closed.append("closed")
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MAINS[name], "run", stop)
+    assert MAINS[name].main([]) == 143
+    captured = capsys.readouterr()
+    assert captured.err.startswith("stopped")
+    assert captured.err.count("\n") == 1
+    assert closed == ["closed"]
+    assert signal.getsignal(signal.SIGTERM) is before  # a caller's own handler is back
+
+
+def test_a_command_may_be_called_from_a_thread(capsys):
+    """Where Python allows no signal handlers."""
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(door.main(["list"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+@pytest.mark.parametrize("name", MAINS)
 def test_a_warning_is_one_line(name, monkeypatch, capsys):
     import warnings
 
@@ -426,20 +485,35 @@ def test_a_warning_is_one_line(name, monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: odd thing\n"
 
 
-INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+STOPPED = "import os, signal, time\nos.kill(os.getpid(), signal.SIG{})\ntime.sleep(60)\n"
 
 
-@pytest.mark.parametrize("argv", [("experiments", "run", "it.py"), ("theory", "models", "it.py:f")])
-def test_ctrl_c_while_a_users_file_runs(argv, tmp_path):
-    (tmp_path / "it.py").write_text(INTERRUPTED)
+def test_ctrl_c_while_a_users_file_runs(tmp_path):
+    (tmp_path / "it.py").write_text(STOPPED.format("INT"))
     done = subprocess.run(
-        [sys.executable, "-m", *argv],
+        [sys.executable, "-m", "experiments", "run", "it.py"],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (130, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "name", "code"),
+    [
+        ("experiments", ("run", "it.py"), "TERM", 143),
+        ("theory", ("models", "it.py:f"), "INT", 130),
+    ],
+)
+def test_a_signal_while_a_users_file_runs(module, argv, name, code, tmp_path):
+    (tmp_path / "it.py").write_text(STOPPED.format(name))
+    log = tmp_path / "log"
+    process = child.start(child.command, log, module, list(argv))
+    process.join(60)
+    said = log.read_text()
+    assert (process.exitcode, said[:7], said.count("\n")) == (code, "stopped", 1)
 
 
 def test_ctrl_c_while_figures_wait_for_their_records(tmp_path):

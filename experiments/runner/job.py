@@ -23,7 +23,7 @@ from experiments.labels import chain_name
 from experiments.records import SCHEMA, Record, RecordLog, encode_sums
 from experiments.runner.clock import Clock
 from experiments.study import Study
-from experiments.task import CALIBRATION_BATCH, Task, batches_hash
+from experiments.task import Task, batches_hash
 from perturb import network
 from perturb.compression import Opened
 from perturb.measure import errors
@@ -122,12 +122,12 @@ class Job:
                 forward=task.forward,
                 token_weights=task.token_weights,
             )
-            examples = sum(len(jax.tree.leaves(b)[0]) for b in batches)
+            sizes = [len(jax.tree.leaves(b)[0]) for b in batches]
             self.base = self._provenance(
                 {
                     "draw": draw,
-                    "examples": examples,
-                    "batch": CALIBRATION_BATCH,
+                    "examples": sum(sizes),
+                    "batch": max(sizes),
                     "hash": batches_hash(batches),
                 }
             )
