@@ -294,7 +294,7 @@ def as_stage(stage: Any) -> Stage:
     if isinstance(stage, MatrixMethod):
         return layerwise(stage)
     raise ValueError(
-        f"{stage!r} is neither a method on matrices (name, granularity, needs_stats, "
+        f"{stage!r} is neither a method on matrices (name, needs_stats, "
         "__call__(matrix, problem, key)) nor a stage (name, needs_stats, check, on_state)"
     )
 

@@ -110,9 +110,6 @@ class MatrixMethod(Protocol):
     def name(self) -> str: ...
 
     @property
-    def granularity(self) -> str: ...
-
-    @property
     def needs_stats(self) -> bool:
         """Whether the method looks at the matrix's inputs at all."""
         ...

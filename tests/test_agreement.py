@@ -16,8 +16,8 @@ import pytest
 
 import perturb
 from perturb import GPTQ, RTN, GridSpec, Joint, Magnitude, NofM, SparseGPT, Wanda
-from perturb.lift import fresh
-from perturb.types import Grid, Matrix, Moments, Solved
+from perturb.state import fresh
+from perturb.types import Grid, Matrix, Moments, Problem, Solved
 
 from . import reference
 from .cases import adversarial_layers
@@ -40,13 +40,13 @@ def stats_of(gram: np.ndarray, count: float) -> Moments:
 
 @jax.jit
 def run(method: Any, layer: Matrix, stats: Moments) -> Solved:
-    return method(layer, stats, jax.random.key(0))
+    return method(layer, Problem(layer.weight, stats), jax.random.key(0))
 
 
 def ours(method: Any, name: str) -> tuple[np.ndarray, np.ndarray, Grid | None, Solved]:
     w, gram, count = CASES[name]
     result = run(method, fresh(jnp.asarray(w)), stats_of(gram, count))
-    layer = result.layer
+    layer = result.matrix
     return np.asarray(layer.weight), np.asarray(layer.mask), layer.grid, result
 
 
@@ -138,7 +138,7 @@ def test_gptq(name: str, masked: bool) -> None:
         ]
     for (spec, act_order, static), bits in itertools.product(settings, (2, 4, 8)):
         method = GPTQ(bits, spec, act_order=act_order, static_groups=static)
-        layer = run(method, base, stats_of(gram, count)).layer
+        layer = run(method, base, stats_of(gram, count)).matrix
         q, scale, _ = reference.gptq(
             np.asarray(base.weight),
             gram,
@@ -162,18 +162,18 @@ def test_sparsegpt_after_a_quantizer(name: str) -> None:
     w, gram, count = CASES[name]
     stats = stats_of(gram, count)
     for quantizer in (RTN(4), GPTQ(4))[: 2 if name in EVERY_SETTING else 1]:
-        quantized = run(quantizer, fresh(jnp.asarray(w)), stats).layer
+        quantized = run(quantizer, fresh(jnp.asarray(w)), stats).matrix
         assert quantized.grid is not None
         grid = (np.asarray(quantized.grid.scale), np.asarray(quantized.grid.zero))
         start = np.asarray(quantized.weight)
         snapped, keep = reference.sparsegpt(start, gram, count, 0.5, grid=(*grid, 4))
-        layer = run(SparseGPT(0.5, "block", "index", "snap"), quantized, stats).layer
+        layer = run(SparseGPT(0.5, "block", "index", "snap"), quantized, stats).matrix
         np.testing.assert_array_equal(layer.mask, keep)
         assert_close(np.asarray(layer.weight), snapped)
         assert layer.grid is not None
 
         released, keep = reference.sparsegpt(start, gram, count, 0.5)
-        layer = run(SparseGPT(0.5, "block", "index", "release"), quantized, stats).layer
+        layer = run(SparseGPT(0.5, "block", "index", "release"), quantized, stats).matrix
         np.testing.assert_array_equal(layer.mask, keep)
         assert_close(np.asarray(layer.weight), released)
         assert layer.grid is None
@@ -181,7 +181,7 @@ def test_sparsegpt_after_a_quantizer(name: str) -> None:
 
         if name not in {*EVERY_SETTING, "odd_17x131", "heavy_tailed"}:
             continue
-        layer = run(SparseGPT(0.5, "block", "index"), quantized, stats).layer
+        layer = run(SparseGPT(0.5, "block", "index"), quantized, stats).matrix
         scale, zero = reference.relaid(released, *grid, 4)
         if isinstance(quantizer, RTN):
             expected = np.where(keep, reference.round_to_grid(released, scale, zero, 4), 0)
@@ -212,7 +212,7 @@ def test_gptq_groups_against_blocks(group: int) -> None:
     w = rng.normal(size=(6, n))
     x = rng.normal(size=(2 * n, n)) @ (np.eye(n) + rng.normal(size=(n, n)) / np.sqrt(n))
     gram, count = x.T @ x, float(len(x))
-    layer = run(GPTQ(3, GridSpec(per=group)), fresh(jnp.asarray(w)), stats_of(gram, count)).layer
+    layer = run(GPTQ(3, GridSpec(per=group)), fresh(jnp.asarray(w)), stats_of(gram, count)).matrix
     q, _, _ = reference.gptq(w, gram, count, 3, granularity=group)
     assert_close(np.asarray(layer.weight), q)
 
@@ -228,7 +228,7 @@ def test_float32_is_as_good(name: str) -> None:
             (GPTQ(3), reference.gptq(w, gram, count, 3)[0]),
             (SparseGPT(0.5), reference.sparsegpt(w, gram, count, 0.5)[0]),
         ):
-            got = np.asarray(run(method, layer, stats).layer.weight, np.float64)
+            got = np.asarray(run(method, layer, stats).matrix.weight, np.float64)
             assert got.dtype == np.float64
             loss = reference.output_error(got - w, gram, count)
             best = reference.output_error(expected - w, gram, count)
@@ -252,7 +252,7 @@ def test_an_indefinite_hessian_is_damped_step_by_step_and_reported() -> None:
     assert result.report is not None
     assert int(result.report.retries) == 2  # 0.01 -> 0.1 -> 1
     assert float(result.report.damping) == pytest.approx(1.0)
-    assert bool(jnp.all(jnp.isfinite(result.layer.weight)))
+    assert bool(jnp.all(jnp.isfinite(result.matrix.weight)))
 
 
 def test_a_family_shares_one_hessian_and_changes_nothing() -> None:
@@ -271,11 +271,11 @@ def test_a_family_shares_one_hessian_and_changes_nothing() -> None:
         layers = jax.tree.map(lambda a: jnp.stack([a, a if a.dtype == bool else 2 * a]), layer)
         nested = jax.vmap(jax.vmap(run, (0, None, None)), (None, 0, None))(stacked, layers, stats)
         for i, method in enumerate(methods):
-            alone = run(method, layer, stats).layer
-            np.testing.assert_array_equal(family.layer.mask[i], alone.mask)
-            assert_close(np.asarray(family.layer.weight[i]), np.asarray(alone.weight))
-            assert_close(np.asarray(nested.layer.weight[0, i]), np.asarray(alone.weight))
-            assert_close(np.asarray(nested.layer.weight[1, i]), 2 * np.asarray(alone.weight))
+            alone = run(method, layer, stats).matrix
+            np.testing.assert_array_equal(family.matrix.mask[i], alone.mask)
+            assert_close(np.asarray(family.matrix.weight[i]), np.asarray(alone.weight))
+            assert_close(np.asarray(nested.matrix.weight[0, i]), np.asarray(alone.weight))
+            assert_close(np.asarray(nested.matrix.weight[1, i]), 2 * np.asarray(alone.weight))
 
 
 def test_the_registry_and_the_package_agree() -> None:

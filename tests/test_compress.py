@@ -139,7 +139,7 @@ def test_norms_are_reestimated_on_the_calibration_data(batches: int) -> None:
         assert not np.allclose(got, old, rtol=1e-2)
     for unchanged, old in zip(running(model), before, strict=True):
         np.testing.assert_array_equal(unchanged, old)
-    assert done.norms == "reestimate"
+    assert done.policy.norms == "reestimate"
     kept = compress(model, Magnitude(0.7), parts, norms="keep")
     for got, old in zip(running(kept.model), before, strict=True):
         np.testing.assert_array_equal(got, old)
@@ -158,8 +158,8 @@ def test_the_second_stage_sees_the_reestimated_model() -> None:
     stats = capture(first.model, specs, IMAGES)
     both = compress(model, chain(Magnitude(0.7), Wanda(0.8)), IMAGES, calibrate="recalibrate")
     energy = np.sqrt(np.asarray(stats["head"].energy))
-    cost = np.abs(np.asarray(first.layers["head"].weight)) * energy
-    gone = ~np.asarray(both.layers["head"].mask)
+    cost = np.abs(np.asarray(first.matrices["head"].weight)) * energy
+    gone = ~np.asarray(both.matrices["head"].mask)
     order = np.argsort(cost, -1)[:, : int(0.8 * 8)]
     assert np.all(np.take_along_axis(gone, order, -1))
 
@@ -237,8 +237,8 @@ def test_half_precision_is_solved_in_float32_and_stored_in_its_own_dtype(
         assert stored.dtype == dtype
         assert bool(jnp.all(jnp.isfinite(stored)))
         if name == "first":  # the same inputs in both: the same solution, then rounded to store
-            np.testing.assert_allclose(a.layers[name].weight, b.layers[name].weight, rtol=1e-5)
-            expected = b.layers[name].weight.T.astype(dtype)
+            np.testing.assert_allclose(a.matrices[name].weight, b.matrices[name].weight, rtol=1e-5)
+            expected = b.matrices[name].weight.T.astype(dtype)
             np.testing.assert_array_equal(np.asarray(stored), np.asarray(expected))
 
 
@@ -254,7 +254,7 @@ def test_layers_of_one_shape_and_two_dtypes_are_each_solved_alone() -> None:
     model = Mixed()
     both = compress(model, RTN(3))
     alone = compress(model, RTN(3), exclude=["a"])
-    np.testing.assert_array_equal(both.layers["b"].weight, alone.layers["b"].weight)
+    np.testing.assert_array_equal(both.matrices["b"].weight, alone.matrices["b"].weight)
 
 
 # ------------------------------------------------------------------------------------ not finite
@@ -269,7 +269,7 @@ class Broken:
     name = "broken"
     needs_stats = False
 
-    def __call__(self, layer: Matrix, stats: Any, key: Any) -> Solved:
+    def __call__(self, layer: Matrix, problem: Any, key: Any) -> Solved:
         return Solved(layer._replace(weight=layer.weight * jnp.nan), None)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from perturb import GPTQ, RTN, GridSpec, Magnitude, Wanda, chain
-from perturb.lift import fresh
 from perturb.measure import errors
 from perturb.measure.errors import (
     cosine,
@@ -22,7 +21,8 @@ from perturb.measure.errors import (
     owned_error,
     ownership,
 )
-from perturb.types import Matrix, Moments
+from perturb.state import fresh
+from perturb.types import Matrix, Moments, Problem
 
 from . import reference
 from .cases import adversarial_layers
@@ -272,10 +272,10 @@ def test_theorem_1_ownership_exactly(seed: int) -> None:
     layer, q, stats = instance(seed)
     rng = np.random.default_rng(100 + seed)
     s12, s21 = rng.random((2, 6, 16)) < 0.6
-    w, energy = np.asarray(layer.dense), np.asarray(jnp.diagonal(stats.gram) / stats.count)
+    w, energy = np.asarray(layer.weight), np.asarray(jnp.diagonal(stats.gram) / stats.count)
     e_q, e_p = energy * (q - w) ** 2, energy * w**2
     theorem = np.sum((e_q - e_p)[s21 & ~s12]) - np.sum((e_q - e_p)[s12 & ~s21])
-    owned_qp, owned_pq = (owned_error(layer.dense, jnp.asarray(m), q, stats) for m in (s12, s21))
+    owned_qp, owned_pq = (owned_error(layer.weight, jnp.asarray(m), q, stats) for m in (s12, s21))
     assert float(owned_pq - owned_qp) == theorem
 
 
@@ -285,16 +285,17 @@ def test_without_interference_ownership_is_all(pruner: Magnitude | Wanda, seed: 
     """Uncorrelated inputs and one grid whatever the order: measured = owned, to the last bit."""
     layer, _, stats = instance(seed)
     spec = GridSpec(per="tensor", convention="full")
-    dense = np.asarray(layer.dense).copy()
+    dense = np.asarray(layer.weight).copy()
     dense[0, 0] = 7.0  # the absmax: with 4 bits and the full convention the step is 1
     layer = fresh(jnp.asarray(np.clip(dense, -7, 7)))
     q = RTN(4, spec, scale_source="dense")
-    pq, qp = (chain(*c)(layer, stats, KEY).layer for c in ((pruner, q), (q, pruner)))
-    alone = q(layer, stats, KEY).layer.weight
+    problem = Problem(layer.weight, stats)
+    pq, qp = (chain(*c)(layer, problem, KEY).matrix for c in ((pruner, q), (q, pruner)))
+    alone = q(layer, problem, KEY).matrix.weight
     measured, owned = [], []
     for x in (qp, pq):
-        measured.append(output_error(x.weight - layer.dense, stats))
-        owned.append(owned_error(layer.dense, x.mask, alone, stats))
+        measured.append(output_error(x.weight - layer.weight, stats))
+        owned.append(owned_error(layer.weight, x.mask, alone, stats))
         assert float(measured[-1]) == float(owned[-1])
     assert float(interference(*measured, *owned)) == 0
     shares = ownership(qp, pq)
@@ -311,10 +312,10 @@ def test_a_changing_scale_and_compensation_interfere() -> None:
 
     @jax.jit
     def run(method: Any, layer: Matrix) -> Matrix:
-        return method(layer, stats, KEY).layer
+        return method(layer, Problem(layer.weight, stats), KEY).matrix
 
     rounded = run(q, layer)
     pq, qp, alone = run(q, run(p, layer)), run(p, rounded), rounded.weight
-    measured = [output_error(x.weight - layer.dense, stats) for x in (qp, pq)]
-    owned = [owned_error(layer.dense, x.mask, alone, stats) for x in (qp, pq)]
+    measured = [output_error(x.weight - layer.weight, stats) for x in (qp, pq)]
+    owned = [owned_error(layer.weight, x.mask, alone, stats) for x in (qp, pq)]
     assert abs(float(interference(*measured, *owned))) > 1e-3 * float(measured[1])

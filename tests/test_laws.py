@@ -31,13 +31,14 @@ from perturb import (
     chain,
     compress,
 )
-from perturb.chain import Chain, stages_of
+from perturb.composition import Chain, stages_of
+from perturb.family import run_family
 from perturb.grid import expand, fit_grid, round_to_grid
-from perturb.lift import apply_family, fresh, versions
 from perturb.measure.errors import measures
 from perturb.registry import methods
+from perturb.state import State, fresh, versions
 from perturb.storage import storage_of
-from perturb.types import Grid, Matrix, MatrixMethod, Moments, Solved
+from perturb.types import Grid, Matrix, MatrixMethod, Moments, Problem, Solved
 
 from . import reference
 from .cases import BLOCK, compressors
@@ -64,33 +65,35 @@ def _stack() -> tuple[Matrix, Moments]:
     x[2, 30:] = 0
     gram = jnp.asarray(np.einsum("lti,ltj->lij", x, x), jnp.float32)
     weight = jnp.asarray(w, jnp.float32)
-    layers = jax.vmap(fresh)(weight)
-    return layers, Moments(gram, jnp.full(4, 120.0))
+    return jax.vmap(fresh)(weight), Moments(gram, jnp.full(4, 120.0))
 
 
 FRESH, STATS = _stack()
+DENSE = FRESH.weight
 
 
 @jax.jit
-def _run(method: Any, layers: Matrix, stats: Moments, key: jax.Array) -> Solved:
-    return jax.vmap(lambda layer, s: method(layer, s, key))(layers, stats)
+def _run(method: Any, layers: Matrix, problems: Problem, key: jax.Array) -> Solved:
+    return jax.vmap(lambda layer, p: method(layer, p, key))(layers, problems)
 
 
-def run(method: Any, layers: Matrix, stats: Moments, key: jax.Array) -> Solved:
+def run(
+    method: Any, layers: Matrix, stats: Moments, key: jax.Array, dense: jax.Array = DENSE
+) -> Solved:
     """A method on a stack of layers; compiled once per method's statics and layer structure.
 
     Quantizers lay a new grid and do not look at an old one: without it, one program less.
     """
     if isinstance(stages_of(method)[0], RTN | GPTQ | Joint):
         layers = layers._replace(grid=None)
-    return _run(method, layers, stats, key)
+    return _run(method, layers, Problem(dense, stats), key)
 
 
 def in_order(*stages: Any, layer: Matrix = FRESH) -> Matrix:
     """The stages one after another, each compiled once for all tests (a chain is no more: see
     test_a_chain_is_its_stages_in_sequence)."""
     for i, stage in enumerate(stages):
-        layer = run(stage, layer, STATS, jax.random.fold_in(KEY, i)).layer
+        layer = run(stage, layer, STATS, jax.random.fold_in(KEY, i)).matrix
     return layer
 
 
@@ -99,7 +102,7 @@ def state(name: str) -> Matrix:
     if name == "fresh":
         return FRESH
     method = Wanda(0.25) if name == "pruned" else RTN(2)
-    return run(method, FRESH, STATS, KEY).layer
+    return run(method, FRESH, STATS, KEY).matrix
 
 
 @cache
@@ -179,9 +182,9 @@ def test_protocol(name: str) -> None:
 @pytest.mark.parametrize("before", STATES)
 @pytest.mark.parametrize("name", NAMES)
 def test_storage_is_that_of_the_final_masks_and_bits(name: str, before: str) -> None:
-    layer = result(name, before).layer
+    layer = result(name, before).matrix
     first = jax.tree.map(lambda a: a[0], layer)
-    found = storage_of({"a": first}, parameters=2 * OUT * IN)
+    found = storage_of(State({"a": first}), {"a": (OUT, IN)}, 2 * OUT * IN)
     kept = int(np.sum(np.asarray(first.mask)))
     last = next((s for s in stages_of(CASES[name])[::-1] if hasattr(s, "bits")), None)
     bits = 16 if last is None else last.bits
@@ -195,7 +198,7 @@ def test_storage_is_that_of_the_final_masks_and_bits(name: str, before: str) -> 
 def test_ratios_of_chains_are_not_products() -> None:
     def ratio(*stages: Any) -> float:
         layer = jax.tree.map(lambda a: a[0], in_order(*stages))
-        return storage_of({"a": layer}).layers_ratio
+        return storage_of(State({"a": layer}), {"a": (OUT, IN)}).layers_ratio
 
     assert ratio(RTN(8), RTN(4)) == 4
     assert ratio(Magnitude(0.5), RTN(4), Magnitude(0.5)) == 8
@@ -209,11 +212,10 @@ def test_ratios_of_chains_are_not_products() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_is_consistent(name: str, before: str) -> None:
     """Pruned is 0, kept is on the grid, dense is untouched, nothing returns unless free."""
-    layer = result(name, before).layer
+    layer = result(name, before).matrix
     weight, mask = np.asarray(layer.weight), np.asarray(layer.mask)
     assert np.all(np.isfinite(weight))
     assert np.all(weight[~mask] == 0)
-    assert same(layer.dense, FRESH.dense)
     if layer.grid is not None:
         assert_on_grid(layer)
     if name not in FREE:
@@ -223,7 +225,7 @@ def test_the_result_is_consistent(name: str, before: str) -> None:
 @pytest.mark.parametrize("name", PRUNERS)
 @pytest.mark.parametrize("before", ["fresh", "quantized"])
 def test_counts_are_exact_whatever_ties(name: str, before: str) -> None:
-    gone = ~np.asarray(result(name, before).layer.mask)
+    gone = ~np.asarray(result(name, before).matrix.mask)
     sparsity, scope = setting(name, "sparsity"), setting(name, "scope")
     if isinstance(scope, NofM):
         groups = gone.reshape(4, OUT, -1, scope.m)
@@ -241,7 +243,7 @@ def test_counts_are_exact_whatever_ties(name: str, before: str) -> None:
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_pruner_on_a_pruned_layer_removes_more_and_forgets_nothing(name: str) -> None:
-    gone = ~np.asarray(result(name, "pruned").layer.mask)
+    gone = ~np.asarray(result(name, "pruned").matrix.mask)
     before = ~np.asarray(state("pruned").mask)
     assert np.all(gone[before])
     sparsity, scope = setting(name, "sparsity"), setting(name, "scope")
@@ -258,7 +260,7 @@ def test_a_pruner_on_a_pruned_layer_removes_more_and_forgets_nothing(name: str) 
 @pytest.mark.parametrize("name", names(SparseGPT) + SCORE_PRUNERS)
 def test_survivors_stay_on_the_grid_unless_released(name: str) -> None:
     """After Q -> P. Score pruners do not even move them."""
-    before, after = state("quantized"), result(name, "quantized").layer
+    before, after = state("quantized"), result(name, "quantized").matrix
     if setting(name, "on_grid") == "release":
         assert after.grid is None
         assert np.abs(codes(after.weight, before.grid) % 1 - 0.5).min() < 0.4  # it did move off
@@ -273,7 +275,7 @@ def test_survivors_stay_on_the_grid_unless_released(name: str) -> None:
 
 def test_a_free_mask_lets_gptq_return_weights_and_says_so() -> None:
     before = np.asarray(state("pruned").mask)
-    free, enforced = (result(n, "pruned").layer for n in ("gptq-free", "gptq"))
+    free, enforced = (result(n, "pruned").matrix for n in ("gptq-free", "gptq"))
     returned = np.asarray(free.mask) & ~before
     assert returned.any()
     assert np.all(np.asarray(free.weight)[returned] != 0)
@@ -291,8 +293,8 @@ def test_pruning_again_at_the_same_sparsity_changes_nothing(name: str, before: s
 
     Not SparseGPT(target="dense"): it starts again from the dense weights each time.
     """
-    once = result(name, before).layer
-    twice = run(CASES[name], once, STATS, jax.random.key(99)).layer
+    once = result(name, before).matrix
+    twice = run(CASES[name], once, STATS, jax.random.key(99)).matrix
     assert same(twice.mask, once.mask)
     if name != "sparsegpt-reference-aware":
         assert same(twice.weight, once.weight)
@@ -300,7 +302,7 @@ def test_pruning_again_at_the_same_sparsity_changes_nothing(name: str, before: s
 
 @pytest.mark.parametrize("name", names(RTN))
 def test_rounding_to_its_own_grid_again_changes_nothing(name: str) -> None:
-    once = result(name, "fresh").layer
+    once = result(name, "fresh").matrix
     again = jax.vmap(round_to_grid)(once.weight, once.grid)
     assert same(again, once.weight)
 
@@ -311,8 +313,8 @@ def test_quantizing_twice_with_a_dense_scale_is_quantizing_once(kind: Any, spec:
     """The grid is the same both times. A grid refitted to the rounded weights is another one,
     except where the range lies on the grid: see the next test."""
     method = kind(3, spec, scale_source="dense")
-    once = run(method, FRESH, STATS, KEY).layer
-    twice = run(method, once, STATS, KEY).layer
+    once = run(method, FRESH, STATS, KEY).matrix
+    twice = run(method, once, STATS, KEY).matrix
     dead = np.asarray(jax.vmap(jnp.diagonal)(STATS.gram)) == 0
     assert dead.any()
     assert same(twice.weight, once.weight)
@@ -324,15 +326,15 @@ def test_quantizing_twice_with_a_dense_scale_is_quantizing_once(kind: Any, spec:
     [GridSpec(convention="full"), GridSpec(False), GridSpec(False, 8), FULL_TENSOR],
 )
 def test_rtn_refits_the_same_grid_where_the_range_lies_on_it(spec: GridSpec) -> None:
-    once = run(RTN(4, spec), FRESH, STATS, KEY).layer
-    twice = run(RTN(4, spec), once, STATS, KEY).layer
+    once = run(RTN(4, spec), FRESH, STATS, KEY).matrix
+    twice = run(RTN(4, spec), once, STATS, KEY).matrix
     close(twice.weight, once.weight, 4 * F32)
 
 
 def test_rtn_with_the_half_convention_shrinks_when_refitted() -> None:
     """Its absmax lies half way between two codes, so it is never on its own grid."""
-    once = run(RTN(3), FRESH, STATS, KEY).layer
-    twice = run(RTN(3), once, STATS, KEY).layer
+    once = run(RTN(3), FRESH, STATS, KEY).matrix
+    twice = run(RTN(3), once, STATS, KEY).matrix
     assert not same(twice.weight, once.weight)
 
 
@@ -346,8 +348,8 @@ def test_same_key_same_result_and_the_key_matters_for_random_ties_only(name: str
     assert same(run(CASES[name], state(before), STATS, KEY), once)
     other = run(CASES[name], state(before), STATS, jax.random.key(1))
     draws = any(getattr(s, "tie", "index") == "random" for s in stages_of(CASES[name]))
-    assert same(other.layer.mask, once.layer.mask) != draws
-    assert same(other.layer.weight, once.layer.weight) != draws
+    assert same(other.matrix.mask, once.matrix.mask) != draws
+    assert same(other.matrix.weight, once.matrix.weight) != draws
 
 
 @pytest.mark.parametrize("name", names(Magnitude, GlobalMagnitude, tie="random"))
@@ -357,7 +359,7 @@ def test_random_ties_decide_among_equals_only(name: str) -> None:
     removed = [
         [np.sort(s[~m]) for s, m in zip(before, np.asarray(mask), strict=True)]
         for mask in (
-            run(CASES[name], state("quantized"), STATS, jax.random.key(k)).layer.mask
+            run(CASES[name], state("quantized"), STATS, jax.random.key(k)).matrix.mask
             for k in range(2)
         )
     ]
@@ -366,8 +368,8 @@ def test_random_ties_decide_among_equals_only(name: str) -> None:
 
 
 def test_dense_ties_remove_the_smaller_dense_weight() -> None:
-    before, after = state("quantized"), result("magnitude-dense-ties", "quantized").layer
-    size, dense = (np.abs(np.asarray(a)) for a in (before.weight, before.dense))
+    before, after = state("quantized"), result("magnitude-dense-ties", "quantized").matrix
+    size, dense = (np.abs(np.asarray(a)) for a in (before.weight, DENSE))
     gone = ~np.asarray(after.mask)
     for row in np.ndindex(4, OUT):
         last = size[row][gone[row]].max()
@@ -389,8 +391,8 @@ def test_permuting_rows_permutes_the_result(name: str, before: str) -> None:
     def permute(tree: Any) -> Any:
         return jax.tree.map(lambda a: a[:, order] if a.ndim > 1 else a, tree)
 
-    got = run(CASES[name], permute(state(before)), STATS, KEY).layer
-    expected = permute(result(name, before).layer)
+    got = run(CASES[name], permute(state(before)), STATS, KEY, permute(DENSE)).matrix
+    expected = permute(result(name, before).matrix)
     for a, b in ((got.mask, expected.mask), (got.weight, expected.weight)):
         close(a[:TIED], b[:TIED], 1e-4)
 
@@ -402,7 +404,7 @@ def test_permuting_rows_permutes_the_result(name: str, before: str) -> None:
 @pytest.mark.parametrize("before", ["fresh", "quantized"])
 def test_a_chain_is_its_stages_in_sequence(name: str, before: str) -> None:
     layer = in_order(*CASES[name].stages, layer=state(before))
-    got = result(name, before).layer
+    got = result(name, before).matrix
     assert same(got.mask, layer.mask)
     close(got.weight, layer.weight)
     assert jax.tree.structure(got) == jax.tree.structure(layer)
@@ -433,7 +435,7 @@ def test_the_grid_is_the_same_where_the_absmax_survives() -> None:
     """Magnitude pruning keeps the largest weight of a row unless the whole row goes."""
     for method in (RTN(3), RTN(3, GridSpec(convention="full")), RTN(2, GridSpec(per=8))):
         both, alone = in_order(Magnitude(0.5, "row"), method), in_order(method)
-        largest = np.abs(np.asarray(FRESH.weight)).reshape(4, OUT, both.grid.scale.shape[-1], -1)
+        largest = np.abs(np.asarray(DENSE)).reshape(4, OUT, both.grid.scale.shape[-1], -1)
         kept = np.asarray(both.mask).reshape(largest.shape)
         survives = np.any(kept & (largest == largest.max(-1, keepdims=True)), -1)
         assert survives.any()
@@ -454,9 +456,7 @@ def test_the_order_is_free_where_the_second_stage_does_nothing(spec: GridSpec) -
     assert free[:TIED].all()
     for i in np.flatnonzero(free):
         stats = jax.tree.map(lambda a, i=i: a[i], STATS)
-        loss = [
-            float(measures(FRESH.dense[i], x.weight[i], stats)["out_err"]) for x in (pq, qp, alone)
-        ]
+        loss = [float(measures(DENSE[i], x.weight[i], stats)["out_err"]) for x in (pq, qp, alone)]
         assert loss[0] - loss[1] == 0.0
         assert same(pq.weight[i], qp.weight[i])
         assert same(pq.weight[i], alone.weight[i])
@@ -473,7 +473,7 @@ def test_with_nothing_to_prune_both_orders_are_quantizing(q: Any) -> None:
 def loss(layer: Matrix) -> np.ndarray:
     """Output error of each layer of the stack."""
     errors = [
-        measures(FRESH.dense[i], layer.weight[i], jax.tree.map(lambda a, i=i: a[i], STATS))
+        measures(DENSE[i], layer.weight[i], jax.tree.map(lambda a, i=i: a[i], STATS))
         for i in range(4)
     ]
     return np.array([float(e["out_err"]) for e in errors])
@@ -539,10 +539,10 @@ def test_joint_becomes_sparsegpt_as_the_bits_grow() -> None:
 def test_a_tie_rule_that_is_fair_to_positions_is_the_default() -> None:
     """After 3-bit rounding most scores tie: by index, the left of a row goes first."""
     w = jax.random.normal(jax.random.key(5), (64, 128))
-    layer = RTN(3)(fresh(w), None, KEY).layer
+    layer = RTN(3)(fresh(w), None, KEY).matrix
 
     def kept_left_and_right(method: Any) -> tuple[float, float]:
-        mask = np.asarray(method(layer, None, KEY).layer.mask)
+        mask = np.asarray(method(layer, Problem(w), KEY).matrix.mask)
         return float(mask[:, :64].mean()), float(mask[:, 64:].mean())
 
     left, right = kept_left_and_right(Magnitude(0.5, "row", "index"))
@@ -555,9 +555,9 @@ def test_a_tie_rule_that_is_fair_to_positions_is_the_default() -> None:
 
 def test_dead_columns_are_treated_alike_by_all_quantizers() -> None:
     """A large weight of a dead input widens RTN's scale and GPTQ's: alike, and it is kept."""
-    w = FRESH.weight[0].at[:, 3].set(30.0)
+    w = DENSE[0].at[:, 3].set(30.0)
     stats = jax.tree.map(lambda a: a[0], STATS)
-    done = [q(fresh(w), stats, KEY).layer for q in (RTN(4), GPTQ(4, block=BLOCK))]
+    done = [q(fresh(w), Problem(w, stats), KEY).matrix for q in (RTN(4), GPTQ(4, block=BLOCK))]
     assert same(done[0].grid, done[1].grid)
     assert same(done[0].weight[:, 3], done[1].weight[:, 3])
     assert np.all(np.asarray(done[1].weight[:, 3]) > 20)
@@ -568,8 +568,9 @@ def test_dead_columns_are_treated_alike_by_all_quantizers() -> None:
 def test_the_scale_of_the_inputs_does_not_matter(method: Any, size: float) -> None:
     """With dead inputs: their place-holder on the diagonal must not weigh in the damping."""
     stats = jax.tree.map(lambda a: a[0], STATS)
-    expected = method(fresh(FRESH.weight[0]), stats, KEY).layer
-    got = method(fresh(FRESH.weight[0]), stats._replace(scatter=size * stats.scatter), KEY).layer
+    expected = method(fresh(DENSE[0]), Problem(DENSE[0], stats), KEY).matrix
+    scaled = stats._replace(scatter=size * stats.scatter)
+    got = method(fresh(DENSE[0]), Problem(DENSE[0], scaled), KEY).matrix
     assert np.mean(np.asarray(got.mask) == np.asarray(expected.mask)) > 0.99
     agree = np.isclose(got.weight, expected.weight, rtol=1e-3, atol=1e-4)
     assert agree.mean() > 0.98  # a rounding may flip
@@ -582,17 +583,21 @@ def test_a_layer_that_saw_nothing_is_compressed_as_if_its_inputs_were_white(
 ) -> None:
     nothing = Moments(jnp.zeros((IN, IN)), jnp.float32(count))
     white = Moments(50 * jnp.eye(IN), jnp.float32(50.0))
-    got, expected = (method(fresh(FRESH.weight[1]), s, KEY).layer for s in (nothing, white))
+    got, expected = (
+        method(fresh(DENSE[1]), Problem(DENSE[1], s), KEY).matrix for s in (nothing, white)
+    )
     assert same(got.mask, expected.mask)
     close(got.weight, expected.weight)
 
 
 def test_half_precision_weights_are_solved_in_float32() -> None:
-    w = FRESH.weight[1].astype(jnp.bfloat16)
+    w = DENSE[1].astype(jnp.bfloat16)
     stats = jax.tree.map(lambda a: a[1], STATS)
     for method in (RTN(4), GPTQ(4, block=BLOCK), SparseGPT(0.5, block=BLOCK), RTN(16)):
-        got = method(fresh(w), stats, KEY).layer
-        expected = method(fresh(w.astype(jnp.float32)), stats, KEY).layer
+        got = method(fresh(w), Problem(w, stats), KEY).matrix
+        expected = method(
+            fresh(w.astype(jnp.float32)), Problem(w.astype(jnp.float32), stats), KEY
+        ).matrix
         assert got.weight.dtype == jnp.float32
         assert same(got.weight, expected.weight)
 
@@ -607,7 +612,7 @@ def test_in_weight_error_pruning_first_never_loses_on_one_fixed_grid(s: float, b
     """
     p, q = Magnitude(s, "row"), RTN(bits, GridSpec(convention="full"), scale_source="dense")
     pq, qp = (np.asarray(x.weight, np.float64) for x in (in_order(p, q), in_order(q, p)))
-    pq, qp = (np.sum((x - np.asarray(FRESH.dense)) ** 2, -1) for x in (pq, qp))  # [layers, rows]
+    pq, qp = (np.sum((x - np.asarray(DENSE)) ** 2, -1) for x in (pq, qp))  # [layers, rows]
     assert np.all(pq <= qp * (1 + 1e-6))
     assert bits == 2 or np.any(pq < qp * (1 - 1e-6))  # at 2 bits most of a row rounds to 0
 
@@ -649,20 +654,20 @@ def test_one_program_serves_every_width(name: str) -> None:
     ids=lambda m: m[0].name,
 )
 def test_a_family_is_its_members(members: list[Any]) -> None:
-    """``apply_family`` on four layers (stacked rows, shared factors) against one at a time."""
+    """``run_family`` on four layers (stacked rows, shared factors) against one at a time."""
     layers = {str(i): jax.tree.map(lambda a, i=i: a[i], FRESH) for i in range(4)}
     stats = {str(i): jax.tree.map(lambda a, i=i: a[i], STATS) for i in range(4)}
-    whole = {n: versions(x) for n, x in layers.items()}
-    family = apply_family(members, whole, stats, KEY)
+    problems = {n: Problem(x.weight, stats[n]) for n, x in layers.items()}
+    family = run_family(members, {n: versions(x) for n, x in layers.items()}, problems, KEY)
     if isinstance(members[0], GlobalMagnitude):  # one ranking over all four
-        gone = sum(int(jnp.sum(~r.layer.mask)) for r in family.values())
+        gone = sum(int(jnp.sum(~r.matrix.mask)) for r in family.values())
         assert gone == reference.exact_count(4 * OUT * IN, members[0].sparsity)
         return
     for f, member in enumerate(members):
         alone = in_order(member)
         for i, r in enumerate(family.values()):
-            assert same(r.layer.mask[0, f], alone.mask[i])
-            close(r.layer.weight[0, f], alone.weight[i])
+            assert same(r.matrix.mask[0, f], alone.mask[i])
+            close(r.matrix.weight[0, f], alone.weight[i])
 
 
 # --------------------------------------------------------------------------------------- errors
@@ -765,7 +770,7 @@ def test_compress_refuses_a_model_without_layers() -> None:
 
 def test_an_excluded_layer_may_have_any_width() -> None:
     done = compress(Nine(), Magnitude(scope=NofM(2, 4)), exclude=["first"])
-    assert set(done.layers) == {"second"}
+    assert set(done.matrices) == {"second"}
     assert "first" in done.skipped
     assert done.sparsity == 0.5
 
@@ -774,10 +779,10 @@ def test_global_magnitude_ranks_the_whole_model() -> None:
     model = Nine()
     model.first.kernel[...] = 100 * model.first.kernel[...]
     done = compress(model, GlobalMagnitude(0.25))
-    assert bool(jnp.all(done.layers["first"].mask))
-    assert int(jnp.sum(~done.layers["second"].mask)) == (9 * 8 + 8 * 4) // 4
+    assert bool(jnp.all(done.matrices["first"].mask))
+    assert int(jnp.sum(~done.matrices["second"].mask)) == (9 * 8 + 8 * 4) // 4
 
 
 def test_the_fitted_grid_is_what_grid_says() -> None:
     spec = GridSpec(False, 8)
-    assert fit_grid(FRESH.weight[0], 3, spec).scale.shape == (OUT, spec.groups(IN))
+    assert fit_grid(DENSE[0], 3, spec).scale.shape == (OUT, spec.groups(IN))

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from perturb.lift import fresh, layer_key
 
 from perturb import GPTQ, RTN, Magnitude, Wanda, chain, compress
-from perturb.lift import fresh, layer_key
 from perturb.network import (
     LayerSpec,
     batches_of,

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from perturb.lift import fresh
 from scipy import stats
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
 from figures.__main__ import main as draw
 from perturb import GPTQ, GridSpec
-from perturb.lift import fresh
 from perturb.types import Moments
 from theory import (
     affine_measure,

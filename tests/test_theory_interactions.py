@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from perturb.lift import fresh
 from scipy.integrate import quad
 from scipy.stats import laplace, norm, t, uniform
 
-from perturb.lift import fresh
 from theory import (
     closed_forms,
     composability,

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from perturb.lift import fresh
 
 from perturb import sources
-from perturb.lift import fresh
 from perturb.methods.quantize.rtn import RTN
 from tests.conftest import numpy_init
 from theory import assumptions, noise, outputs, propagation, propagation_measure

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from perturb import GPTQ, SparseGPT
-from perturb.lift import fresh
-from perturb.types import Moments
+from perturb.state import fresh
+from perturb.types import Moments, Problem
 
 from . import torch_peers
 
@@ -41,7 +41,7 @@ KEY = jax.random.key(0)
 
 @jax.jit
 def solve(method: Any, weight: jax.Array, gram: jax.Array, count: jax.Array) -> jax.Array:
-    return method(fresh(weight), Moments(gram, count), KEY).layer.weight
+    return method(fresh(weight), Problem(weight, Moments(gram, count)), KEY).matrix.weight
 
 
 solve_family = jax.jit(jax.vmap(solve, (0, None, None, None)))
