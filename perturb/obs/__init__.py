@@ -1,3 +1,17 @@
-from perturb.obs.solver import PANEL, Factor, Solution, Solver, factorize
+"""Optimal-brain-surgeon methods: what they ask to be solved, and how it is solved."""
 
-__all__ = ["PANEL", "Factor", "Solution", "Solver", "factorize"]
+from perturb.obs.factor import Factor, factorize
+from perturb.obs.solver import OBSMethod, Relay, Solution, Solver, Steps, Task, settle, solve
+
+__all__ = [
+    "Factor",
+    "OBSMethod",
+    "Relay",
+    "Solution",
+    "Solver",
+    "Steps",
+    "Task",
+    "factorize",
+    "settle",
+    "solve",
+]
