@@ -1,7 +1,17 @@
 """Optimal-brain-surgeon methods: what they ask to be solved, and how it is solved."""
 
 from perturb.obs.factor import Factor, factorize
-from perturb.obs.solver import OBSMethod, Relay, Solution, Solver, Steps, Task, settle, solve
+from perturb.obs.solver import (
+    OBSMethod,
+    Relay,
+    Solution,
+    Solver,
+    Steps,
+    Task,
+    settle,
+    solve,
+    tie_of,
+)
 
 __all__ = [
     "Factor",
@@ -14,4 +24,5 @@ __all__ = [
     "factorize",
     "settle",
     "solve",
+    "tie_of",
 ]

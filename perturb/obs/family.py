@@ -13,8 +13,8 @@ accelerator, where each step waits for the last rather than for arithmetic, all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturb.masks import _ordered_bits, prune_count
-from perturb.obs.factor import Factor, factorize
-from perturb.obs.solver import OBSMethod, Solution, Solver, Task, group_of, static
-from perturb.obs.sweep import Columns, Lattice, Selection, Swept, SweepSpec, sweep
+from perturb.masks import _ordered_bits, prune_count, tie_key
+from perturb.obs.factor import Factor, Normalized, factor_of, normalized
+from perturb.obs.solver import STATIC, OBSMethod, Solution, Solver, Task
+from perturb.obs.sweep import Columns, Lattice, Selection, SweepSpec, Swept, sweep
 from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved, SolveReport
 
 # Shapes are padded to these at least: below, a sweep takes as long whatever its size, or nearly.
@@ -34,10 +34,11 @@ COLUMNS = 128
 ROWS = 512
 SIZE = 1 << 20  # elements of the Hessians in one batch
 ITEMS = 16  # and no more Hessians than this
+DRAWN = 1 << 16  # random bits for a matrix, at least
 
 
 class Place(NamedTuple):
-    """Matrices of one shape, as they lie in a batch: items of (matrix, Hessian), rows of variants."""
+    """Matrices of one shape in a batch: items of (matrix, Hessian), with rows of variants."""
 
     names: tuple[str, ...]
     versions: int
@@ -90,28 +91,28 @@ class Layout(NamedTuple):
     def chunk(self) -> int:
         return max(1, min(ITEMS, SIZE // self.columns**2))
 
-    def split(self, parts: Sequence[Array]) -> list[Array]:
+    def split(self, parts: Sequence[Any], xp: Any) -> list[Any]:
         """Items of all places [items, ...] as arrays [chunk, ...], the last filled up."""
-        whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-        fill = len(self.chunks) * self.chunk - len(whole)
-        whole = jnp.pad(whole, ((0, fill), *((0, 0),) * (whole.ndim - 1)))
+        fill = len(self.chunks) * self.chunk - sum(len(x) for x in parts)
+        rest = xp.zeros((fill, *parts[0].shape[1:]), parts[0].dtype)
+        whole = xp.concatenate([*parts, rest]) if fill or len(parts) > 1 else parts[0]
         return [whole[i : i + self.chunk] for i, _ in self.chunks]
 
 
 class Load(NamedTuple):
     """Tasks of one call, item by item. Rows are those of the item's variants, one after another."""
 
-    weight: Array  # [C, N, M]
-    keep: Array  # [C, N, M] bool
-    tie: Array  # [C, N, M] unsigned
-    sparsity: Array  # [C, M]
-    scale: Array  # [C, G, M]
-    zero: Array  # [C, G, M]
-    bits: Array  # [C, M], 0: not rounded
-    group: Array  # [C, N]
-    inputs: Array  # [C]
-    out: Array  # [C]
-    refit: Array  # [C]
+    weight: Any  # [C, N, M]
+    keep: Any  # [C, N, M] bool
+    tie: Any  # [C, N, M] unsigned
+    sparsity: Any  # [C, M]
+    scale: Any  # [C, G, M]
+    zero: Any  # [C, G, M]
+    bits: Any  # [C, M], 0: not rounded
+    group: Any  # [C, N]
+    inputs: Any  # [C]
+    out: Any  # [C]
+    refit: Any  # [C]
 
 
 class Answer(NamedTuple):
@@ -125,15 +126,15 @@ class Answer(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Work:
-    layout: Layout = static()
-    loads: Sequence[Load] = ()
+    layout: Layout = field(metadata=STATIC)
+    loads: Sequence[Load]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Answers:
-    layout: Layout = static()
-    parts: Sequence[Answer] = ()
+    layout: Layout = field(metadata=STATIC)
+    parts: Sequence[Answer]
 
 
 # --------------------------------------------------------------------------------- padding
@@ -145,11 +146,11 @@ def ladder(x: int) -> int:
     return -(-x // step) * step
 
 
-def _pad(x: Array, *sizes: int) -> Array:
+def _pad(x: Any, xp: Any, *sizes: int) -> Any:
     """Trailing axes filled up with zeros."""
     kept = x.ndim - len(sizes)
     ends = [(0, s - have) for s, have in zip(sizes, x.shape[kept:], strict=True)]
-    return jnp.pad(x, [(0, 0)] * kept + ends)
+    return xp.pad(x, [(0, 0)] * kept + ends) if any(e for _, e in ends) else x
 
 
 def _layout(task: Task, place: Place) -> Layout:
@@ -166,61 +167,59 @@ def _layout(task: Task, place: Place) -> Layout:
     )
 
 
-def _load(task: Task, place: Place, to: Layout) -> Load:
+def _load(task: Task, place: Place, to: Layout, xp: Any) -> Load:
     """The items of one shape, padded, [items, ...]."""
     items, variants = place.items, (len(place.names), place.versions, place.size)
-    unsigned = _ordered_bits(jnp.zeros((), to.dtype)).dtype
+    unsigned = np.uint64 if np.dtype(to.dtype).itemsize == 8 else np.uint32
 
-    def columns(x: Array) -> Array:  # [L, R, F, out, in] -> [items, N, M]
-        return _pad(jnp.swapaxes(place.joined(x), 1, 2), to.columns, to.rows)
+    def columns(x: Any) -> Any:  # [L, R, F, out, in] -> [items, N, M]
+        return _pad(xp.swapaxes(place.joined(x), 1, 2), xp, to.columns, to.rows)
 
-    def of_rows(x: Array) -> Array:  # [L, R, F] -> [items, M]
-        x = jnp.broadcast_to(x[..., None], (*variants, place.out))
-        return _pad(place.joined(x), to.rows)
+    def of_rows(x: Any) -> Any:  # [L, R, F] -> [items, M]
+        x = xp.broadcast_to(x[..., None], (*variants, place.out))
+        return _pad(place.joined(x), xp, to.rows)
 
-    def lattice(x: Array) -> Array:  # [L, R, F, out, groups] -> [items, G, M]
-        return _pad(jnp.swapaxes(place.joined(x), 1, 2), to.groups, to.rows)
-
-    def every(value: Any) -> Array:
-        return jnp.full(items, value)
+    def lattice(x: Any) -> Any:  # [L, R, F, out, groups] -> [items, G, M]
+        return _pad(xp.swapaxes(place.joined(x), 1, 2), xp, to.groups, to.rows)
 
     grid, tie, sparsity = task.grid, task.tie, task.sparsity
-    if grid is None:
-        unit = jnp.ones((*variants, place.out, 1), to.dtype)
-        grid = Grid(unit, unit, jnp.zeros(variants, jnp.int32))
-    group = _pad(group_of(place.inputs, max(place.groups, 1)), to.columns)
+    no_grid = xp.ones((items, to.groups, to.rows), to.dtype)
+    group = np.arange(place.inputs) // (place.inputs // max(place.groups, 1))
+    group = np.pad(group, (0, to.columns - place.inputs)).astype(np.int32)
     return Load(
         columns(task.weight),
         columns(task.keep),
-        jnp.zeros((items, to.columns, to.rows), unsigned)
+        xp.zeros((items, to.columns, to.rows), unsigned)
         if tie is None
-        else columns(_ordered_bits(tie).astype(unsigned)),
-        of_rows(jnp.zeros(variants) if sparsity is None else jnp.asarray(sparsity)),
-        lattice(grid.scale),
-        lattice(grid.zero),
-        of_rows(jnp.asarray(grid.bits, jnp.int32)),
-        jnp.broadcast_to(group, (items, to.columns)),
-        every(place.inputs),
-        every(place.out),
-        every(task.refit),
+        else columns(tie.astype(unsigned)),
+        xp.zeros((items, to.rows), np.float32) if sparsity is None else of_rows(sparsity),
+        no_grid if grid is None else lattice(grid.scale),
+        no_grid if grid is None else lattice(grid.zero),
+        xp.zeros((items, to.rows), np.int32)
+        if grid is None
+        else of_rows(grid.bits.astype(np.int32)),
+        xp.broadcast_to(group, (items, to.columns)),
+        xp.full(items, place.inputs, np.int32),
+        xp.full(items, place.out, np.int32),
+        xp.full(items, task.refit),
     )
 
 
-def _solutions(answers: Answers) -> dict[tuple[str, ...], Solution]:
+def _solutions(answers: Answers, xp: Any) -> dict[tuple[str, ...], Solution]:
     """Of each place the solutions [L, R, F, ...], without padding."""
     parts = answers.parts
-    whole = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x), *parts)
+    whole = jax.tree.map(lambda *x: x[0] if len(x) == 1 else xp.concatenate(x), *parts)
     found, at = {}, 0
     for place in answers.layout.places:
         swept, bits, report = jax.tree.map(lambda a, i=at, p=place: a[i : i + p.items], whole)
         at += place.items
 
-        def rows_first(x: Array, width: int, p: Place = place) -> Array:
-            return p.apart(jnp.swapaxes(x[:, :width], 1, 2))
+        def rows_first(x: Any, width: int, p: Place = place) -> Any:
+            return p.apart(xp.swapaxes(x[:, :width], 1, 2))
 
-        def of_versions(x: Array, p: Place = place) -> Array:  # [items] -> [L, R, F]
+        def of_versions(x: Any, p: Place = place) -> Any:  # [items] -> [L, R, F]
             shape = (len(p.names), p.versions, p.size)
-            return jnp.broadcast_to(x.reshape(len(p.names), p.hessians, 1), shape)
+            return xp.broadcast_to(x.reshape(len(p.names), p.hessians, 1), shape)
 
         grid = None
         if place.groups:
@@ -248,24 +247,33 @@ def _each(f: Callable[..., Any], together: bool, number: Array, *xs: Any) -> Any
         return f(*jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 0, keepdims=False), xs))
 
     def step(i: Array, done: Any) -> Any:
-        return jax.tree.map(
-            lambda a, b: lax.dynamic_update_index_in_dim(a, b, i, 0), done, item(i)
-        )
+        return jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, i, 0), done, item(i))
 
     shapes = jax.eval_shape(item, 0)
     start = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
     return lax.fori_loop(0, number, step, start)
 
 
-@partial(jax.jit, static_argnames=("act_order", "together"))
+@partial(jax.jit, static_argnames=("together",))
 def _factors(
-    grams: Array, inputs: Array, damp: Array, number: Array, act_order: bool, together: bool
+    given: Normalized, inputs: Array, damp: Array, number: Array, together: bool
 ) -> Factor:
-    def one(gram: Array, n: Array) -> Factor:
-        return factorize(gram, damp, act_order=act_order, inputs=n)
+    def one(given: Normalized, n: Array) -> Factor:
+        return factor_of(given, damp, n)
 
-    done: Factor = _each(one, together, number, grams, inputs)
+    done: Factor = _each(one, together, number, given, inputs)
     return done
+
+
+@partial(jax.jit, static_argnames=("length",))
+def _draw(keys: Array, index: Array, length: int) -> Array:
+    return jax.random.bits(keys[index], (length,), jnp.uint32)
+
+
+def _random_tie(keys: Array, index: int, out: int, n: int) -> Array | np.ndarray:
+    """:func:`perturb.masks.tie_key` by one program for many shapes: bits are drawn by position."""
+    bits = _draw(keys, np.int32(index), max(DRAWN, ladder(out * n)))
+    return np.asarray(bits)[: out * n].reshape(out, n)
 
 
 @partial(jax.jit, static_argnames=("spec", "together"))
@@ -309,16 +317,17 @@ def _sweeps(spec: SweepSpec, load: Load, factor: Factor, number: Array, together
 # ------------------------------------------------------------------------ the model's own
 
 
-@partial(jax.jit, static_argnames=("layouts",))
-def _grams(inputs: Mapping[str, Moments], layouts: tuple[Layout, ...]) -> list[list[Array]]:
-    """Of each layout the Hessians of its items, in its chunks."""
+def _hessians(inputs: Mapping[str, Moments], layout: Layout, xp: Any) -> list[Normalized]:
+    """The Hessians of a layout's items, in its chunks."""
 
-    def of(place: Place, to: Layout) -> Array:
-        each = jnp.stack([inputs[n].gram.astype(to.dtype) for n in place.names])
+    def of(place: Place) -> Any:
+        each = xp.stack([inputs[n].gram.astype(layout.dtype) for n in place.names])
         each = each.reshape(place.items, place.inputs, place.inputs)
-        return _pad(each, to.columns, to.columns)
+        return _pad(each, xp, layout.columns, layout.columns)
 
-    return [to.split([of(p, to) for p in to.places]) for to in layouts]
+    act_order = layout.solver.act_order
+    chunks = layout.split([of(p) for p in layout.places], xp)
+    return [normalized(gram, act_order=act_order, xp=xp) for gram in chunks]
 
 
 class _Pending(NamedTuple):
@@ -328,7 +337,11 @@ class _Pending(NamedTuple):
     axes: Problem
 
 
-@partial(jax.jit, static_argnames=("size", "groups", "order"))
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+@partial(jax.jit, static_argnames=("size", "groups", "order", "on_host"))
 def _advance(
     family: Any,
     size: int,
@@ -337,59 +350,15 @@ def _advance(
     problems: Mapping[str, Problem],
     order: tuple[str, ...],
     keys: Array,
-    past: Sequence[Sequence[Answers]],
-) -> tuple[dict[str, Solved], list[Work]]:
-    """Run the coroutines to their next task, or to their end. keys: in that order."""
-    known: list[dict[tuple[str, ...], Solution]] = []
-    for answers in past:
-        known.append({k: s for a in answers for k, s in _solutions(a).items()})
-    done: dict[str, Solved] = {}
-    batches: dict[Hashable, tuple[Layout, list[Place], list[Load]]] = {}
-    for names, axes in groups:
-        found = _replay(
-            family,
-            size,
-            _stack([matrices[n] for n in names]),
-            _stack([problems[n] for n in names]),
-            keys[np.array([order.index(n) for n in names])],
-            axes,
-            [solutions[names] for solutions in known],
-        )
-        if isinstance(found, Solved):
-            done |= {n: jax.tree.map(lambda a, i=i: a[i], found) for i, n in enumerate(names)}
-            continue
-        own = axes.inputs is not None and axes.inputs.scatter is not None
-        groups_of_grid = 0 if found.grid is None else found.grid.scale.shape[-1]
-        _, versions, _, out, n_in = found.weight.shape
-        place = Place(names, versions, own, size, out, n_in, groups_of_grid)
-        to = _layout(found, place)
-        batch = batches.setdefault(to, (to, [], []))
-        batch[1].append(place)
-        batch[2].append(_load(found, place, to))
-    work = []
-    for to, places, loads in batches.values():
-        to = to._replace(places=tuple(places))
-        split = Load(*(to.split(parts) for parts in zip(*loads, strict=True)))  # type: ignore[arg-type]
-        work.append(Work(to, [Load(*parts) for parts in zip(*split, strict=True)]))
-    return done, work
+    past: Sequence[Sequence[Solution]],
+    on_host: bool,
+) -> tuple[dict[str, Solved], list[Task | None]]:
+    """Run the coroutines of [L, R, F] to their next task, or to their end.
 
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
-
-
-def _replay(
-    family: Any,
-    size: int,
-    matrices: Matrix,
-    problems: Problem,
-    keys: Array,
-    axes: Problem,
-    past: list[Solution],
-) -> Task | Solved:
-    """The coroutines of [L, R, F], from their beginnings, with the solutions they have had.
-
-    What was computed for an earlier task and is not needed again, the compiler drops."""
+    past: of each group the solutions it has had: a coroutine runs from its beginning again, and
+    what was computed for an earlier task and is not needed any more, the compiler drops.
+    keys: in that order.
+    """
 
     def one(method: OBSMethod, x: Matrix, p: Problem, key: Array, past: list[Solution]) -> Any:
         steps = method.steps(x, p, key)
@@ -399,13 +368,54 @@ def _replay(
                 task = steps.send(solution)
         except StopIteration as end:
             return end.value
-        return task
+        if task.key is not None and on_host:
+            return replace(task, key=None, drawn=True)
+        tie = task.tie if task.key is None else tie_key("random", x.weight, task.key)
+        return replace(task, tie=None if tie is None else _ordered_bits(tie), key=None)
 
     over = 0 if jax.tree.leaves(family) else None
-    f = jax.vmap(one, (over, None, None, None, 0), axis_size=size)
-    f = jax.vmap(f, (None, 0, axes, None, 0))
-    found: Task | Solved = jax.vmap(f, (None, 0, 0, 0, 0))(family, matrices, problems, keys, past)
-    return found
+    done: dict[str, Solved] = {}
+    tasks: list[Task | None] = []
+    for (names, axes), known in zip(groups, past, strict=True):
+        f = jax.vmap(one, (over, None, None, None, 0), axis_size=size)
+        f = jax.vmap(f, (None, 0, axes, None, 0))
+        found = jax.vmap(f, (None, 0, 0, 0, 0))(
+            family,
+            _stack([matrices[n] for n in names]),
+            _stack([problems[n] for n in names]),
+            keys[np.array([order.index(n) for n in names])],
+            list(known),
+        )
+        if isinstance(found, Solved):
+            done |= {n: jax.tree.map(lambda a, i=i: a[i], found) for i, n in enumerate(names)}
+        tasks.append(None if isinstance(found, Solved) else found)
+    return done, tasks
+
+
+def _ties(keys: Array, order: Sequence[str], task: Task, names: Sequence[str]) -> np.ndarray:
+    """Random bits [L, R, F, out, in], the same for all versions and variants of a matrix."""
+    out, n = task.weight.shape[-2:]
+    each = [_random_tie(keys, order.index(name), out, n) for name in names]
+    return np.broadcast_to(np.stack(each)[:, None, None], task.weight.shape)
+
+
+def _batches(tasks: Sequence[Task], groups: Sequence[_Pending], xp: Any) -> list[Work]:
+    """Tasks [L, R, F] of groups as batches of one layout each."""
+    found: dict[Layout, list[tuple[Place, Load]]] = {}
+    for task, (names, axes) in zip(tasks, groups, strict=True):
+        own = axes.inputs is not None and axes.inputs.scatter is not None
+        of_grid = 0 if task.grid is None else task.grid.scale.shape[-1]
+        _, versions, size, out, n_in = task.weight.shape
+        place = Place(names, versions, own, size, out, n_in, of_grid)
+        to = _layout(task, place)
+        found.setdefault(to, []).append((place, _load(task, place, to, xp)))
+    work = []
+    for to, pairs in found.items():
+        to = to._replace(places=tuple(place for place, _ in pairs))
+        each = zip(*(load for _, load in pairs), strict=True)
+        split = [to.split(parts, xp) for parts in each]
+        work.append(Work(to, [Load(*parts) for parts in zip(*split, strict=True)]))
+    return work
 
 
 def run(
@@ -421,60 +431,87 @@ def run(
 
     groups: names of matrices of one form; axes: which parts of their problems have an axis [R].
     """
-    names = tuple(n for g in groups for n in g)
+    on_host = jax.default_backend() == "cpu"
+    order = tuple(n for g in groups for n in g)
     pending = tuple(_Pending(*g) for g in zip(groups, axes, strict=True))
     done: dict[str, Solved] = {}
-    past: list[list[Answers]] = []
+    past: list[list[Solution]] = [[] for _ in groups]
     factors: dict[Hashable, list[Factor]] = {}
     while True:
-        finished, work = _advance(
+        names = [n for g in pending for n in g.names]
+        finished, tasks = _advance(
             family,
             size,
             pending,
-            {n: matrices[n] for g in pending for n in g.names},
-            {n: problems[n] for g in pending for n in g.names},
-            names,
+            {n: matrices[n] for n in names},
+            {n: problems[n] for n in names},
+            order,
             keys,
             past,
+            on_host,
         )
         done |= finished
-        if not work:
+        left = [i for i, task in enumerate(tasks) if task is not None]
+        if not left:
             return done
-        left = {p.names for w in work for p in w.layout.places}
-        pending = tuple(g for g in pending if g.names in left)
-        past.append(_solve(work, problems, factors))
+        pending = tuple(pending[i] for i in left)
+        waiting: list[Any] = [tasks[i] for i in left]
+        if on_host:
+            waiting = [
+                replace(task, tie=_ties(keys, order, task, g.names)) if task.drawn else task
+                for task, g in zip(jax.device_get(waiting), pending, strict=True)
+            ]
+        solved = _solve(waiting, pending, problems, factors, on_host)
+        past = [[*past[i], solved[pending[j].names]] for j, i in enumerate(left)]
 
 
 def _solve(
-    work: Sequence[Work],
+    tasks: Sequence[Any],
+    groups: Sequence[_Pending],
     problems: Mapping[str, Problem],
     factors: dict[Hashable, list[Factor]],
-) -> list[Answers]:
-    """Every load of the work by the shared programs. factors: those that are known already."""
-    together = jax.default_backend() != "cpu"
-    new = [w for w in work if _hessians(w.layout) not in factors]
-    if new:
-        names = {n for w in new for p in w.layout.places for n in p.names}
-        inputs = {n: problems[n].inputs for n in names}
-        for w, grams in zip(new, _grams(inputs, tuple(w.layout for w in new)), strict=True):
-            how = w.layout.solver
-            damp = np.asarray(how.damp, w.layout.dtype)
-            factors[_hessians(w.layout)] = [
-                _factors(g, load.inputs, damp, np.int32(number), how.act_order, together)
-                for g, load, (_, number) in zip(grams, w.loads, w.layout.chunks, strict=True)
-            ]
-    solved = []
+    on_host: bool,
+) -> dict[tuple[str, ...], Solution]:
+    """Tasks [L, R, F] by the shared programs. factors: those that are known already.
+
+    Padding and stacking is numpy's where arrays are the host's anyway: nothing to compile.
+    """
+    work = _batches(tasks, groups, np) if on_host else _padded(tasks, groups=groups)
+    found: dict[tuple[str, ...], Solution] = {}
     for w in work:
+        layout, known = w.layout, _of_hessians(w.layout)
+        numbers = [np.int32(number) for _, number in layout.chunks]
+        if known not in factors:
+            inputs = {n: problems[n].inputs for p in layout.places for n in p.names}
+            hessians = (
+                _hessians(jax.device_get(inputs), layout, np)
+                if on_host
+                else _padded_hessians(inputs, layout)
+            )
+            damp = np.asarray(layout.solver.damp, layout.dtype)
+            factors[known] = [
+                _factors(h, load.inputs, damp, number, not on_host)
+                for h, load, number in zip(hessians, w.loads, numbers, strict=True)
+            ]
         parts = []
-        mine = factors[_hessians(w.layout)]
-        for load, factor, (_, number) in zip(w.loads, mine, w.layout.chunks, strict=True):
-            swept = _sweeps(w.layout.spec, load, factor, np.int32(number), together)
+        for load, factor, number in zip(w.loads, factors[known], numbers, strict=True):
+            swept = _sweeps(layout.spec, load, factor, number, not on_host)
             parts.append(Answer(swept, load.bits, factor.report))
-        solved.append(Answers(w.layout, parts))
-    return solved
+        answers = Answers(layout, parts)
+        found |= _solutions(jax.device_get(answers), np) if on_host else _unpadded(answers)
+    return found
 
 
-def _hessians(layout: Layout) -> Hashable:
+_padded = partial(jax.jit, static_argnames=("groups",))(partial(_batches, xp=jnp))
+_padded_hessians = partial(jax.jit, static_argnames=("layout",))(partial(_hessians, xp=jnp))
+
+
+@jax.jit
+def _unpadded(answers: Answers) -> dict[tuple[str, ...], Solution]:
+    return _solutions(answers, jnp)
+
+
+def _of_hessians(layout: Layout) -> Hashable:
     """What factors depend on."""
     solver = (layout.solver.damp, layout.solver.act_order)
     return solver, layout.columns, layout.dtype, tuple((p.names, p.own) for p in layout.places)

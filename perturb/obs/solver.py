@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -19,13 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from perturb.grid import GridSpec
-from perturb.masks import NofM, prune_count
+from perturb.masks import NofM, TieRule, prune_count, tie_key
 from perturb.obs.factor import Factor, factorize
 from perturb.obs.sweep import PANEL, Columns, Lattice, Selection, SweepSpec, Swept, sweep
 from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved, SolveReport
 
-
-static = partial(field, metadata={"static": True})
+STATIC = {"static": True}
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class Task:
     """Settle a matrix ``weight [out, in]`` under ``keep`` (False = stays 0).
 
     sparsity: this fraction of each block of columns is removed on the way (None: nothing is);
-    pattern: N of M are kept instead; tie [out, in]: second key of either. grid: what weights are
+    pattern: N of M are kept instead; tie [out, in]: second key of either; key: random bits of it
+    are (:func:`perturb.masks.tie_key`), drawn where the task is solved. grid: what weights are
     rounded to (None: they are not); fit_groups: its group scales are fitted anew on the way
     (refit: where the weights have outgrown it).
     """
@@ -58,11 +57,13 @@ class Task:
     keep: Array
     sparsity: Array | float | None = None
     tie: Array | None = None
+    key: Array | None = None
     grid: Grid | None = None
-    solver: Solver = static(default=Solver())
-    pattern: NofM | None = static(default=None)
-    fit_groups: GridSpec | None = static(default=None)
-    refit: bool = static(default=False)
+    solver: Solver = field(default=Solver(), metadata=STATIC)
+    pattern: NofM | None = field(default=None, metadata=STATIC)
+    fit_groups: GridSpec | None = field(default=None, metadata=STATIC)
+    refit: bool = field(default=False, metadata=STATIC)
+    drawn: bool = field(default=False, metadata=STATIC)  # the key was put aside
 
     def sweep_spec(self, width: int) -> SweepSpec:
         """Of a sweep over ``width`` columns, real or not, at the least."""
@@ -70,6 +71,11 @@ class Task:
         block = max(unit, self.solver.block // unit * unit)
         step = unit if block % PANEL else math.lcm(unit, PANEL)
         return SweepSpec(min(block, -(-width // step) * step), self.pattern, self.fit_groups)
+
+
+def tie_of(rule: TieRule, reference: Array, key: Array) -> tuple[Array | None, Array | None]:
+    """(tie, key) of a task; see :class:`Task`."""
+    return (None, key) if rule == "random" else (tie_key(rule, reference, key), None)
 
 
 class Solution(NamedTuple):
@@ -195,7 +201,8 @@ def solve(task: Task, factor: Factor) -> Solution:
         return jnp.pad(x, ((0, pad), (0, 0)))
 
     selection = lattice = None
-    tie = None if task.tie is None else columns_first(task.tie)
+    tie = task.tie if task.key is None else tie_key("random", task.weight, task.key)
+    tie = None if tie is None else columns_first(tie)
     if task.pattern is not None:
         selection = Selection(None, None, None, tie)
     elif task.sparsity is not None:

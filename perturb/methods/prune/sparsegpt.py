@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
+from perturb.masks import TIE_RULES, NofM, TieRule
 from perturb.methods.prune.common import resolve_sparsity
-from perturb.obs import OBSMethod, Solver, Steps, Task, settle
+from perturb.obs import OBSMethod, Solver, Steps, Task, settle, tie_of
 from perturb.registry import check_choice, method
 from perturb.types import Array, Matrix, Problem, Solved
 
@@ -69,7 +69,7 @@ class SparseGPT:
             jnp.where(matrix.mask, start, 0),
             matrix.mask,
             self.sparsity,
-            tie_key(self.tie, problem.reference, key),
+            *tie_of(self.tie, problem.reference, key),
             matrix.grid if self.on_grid == "snap" else None,
             Solver(self.damp, self.block),
             pattern=self.scope if isinstance(self.scope, NofM) else None,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from perturb.grid import GridSpec, fit_grid, relaid
-from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
+from perturb.masks import TIE_RULES, NofM, TieRule
 from perturb.methods.prune.common import resolve_sparsity
 from perturb.methods.quantize.common import signed
 from perturb.methods.quantize.gptq import GPTQ
-from perturb.obs import Solver, Steps, Task, settle
+from perturb.obs import Solver, Steps, Task, settle, tie_of
 from perturb.registry import check_bits, check_choice, method
 from perturb.types import Array, Matrix, Problem, Solved
 
@@ -61,7 +61,7 @@ class Joint:
             w,
             matrix.mask,
             self.sparsity,
-            tie_key(self.tie, problem.reference, key),
+            *tie_of(self.tie, problem.reference, key),
             solver=Solver(self.damp, self.block),
             pattern=self.scope if isinstance(self.scope, NofM) else None,
         )
