@@ -80,7 +80,7 @@ class Versions:
 
     def parameters(self, index: int) -> Parameters:
         """What a model is given to be this version."""
-        return _parameters(self.state, np.int32(index), self.context.shapes)
+        return _parameters(self.state.bare, np.int32(index), self.context.shapes)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
