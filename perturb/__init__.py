@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from perturb.methods.quantize.joint import Joint
     from perturb.methods.quantize.rtn import RTN
     from perturb.policy import Policy
-    from perturb.score import Scores, score
+    from perturb.scoring.engine import Scores, score
 
 __version__ = "0.2.0"
 
@@ -65,12 +65,12 @@ _HOMES = {
     "Magnitude": "methods.prune.magnitude",
     "NofM": "masks",
     "Policy": "policy",
-    "Scores": "score",
+    "Scores": "scoring.engine",
     "SparseGPT": "methods.prune.sparsegpt",
     "Wanda": "methods.prune.wanda",
     "chain": "composition",
     "compress": "compression",
-    "score": "score",
+    "score": "scoring.engine",
 }
 
 # At once, though it is for jax: whoever imports a module of ours by its path takes no name here.

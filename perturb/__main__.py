@@ -20,7 +20,7 @@ from rich.text import Text
 from perturb import cli, registry, sources
 from perturb.cli import BadInput
 from perturb.policy import CHOICES, Policy
-from perturb.score import ARROWS, ORDERS, Scores, score
+from perturb.scoring.engine import ARROWS, ORDERS, Scores, score
 
 FORMATS = ("table", "csv", "json")
 

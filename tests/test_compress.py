@@ -279,7 +279,7 @@ def test_a_result_that_is_not_finite_is_an_error_in_one_line() -> None:
 
 
 def test_a_score_that_is_not_finite_is_never_a_preference(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["perturb.score"]  # perturb.score is the function
+    module = sys.modules["perturb.scoring.engine"]
     real = module._layer
 
     def broken(name: str, *rest: Any) -> Any:
