@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb.measure.outputs import kl_divergence
 from perturb.network import Network
 from perturb.types import Array
 
@@ -16,18 +16,13 @@ from perturb.types import Array
 def distance(dense: Array, other: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """Sum over predictions, and their number; outputs are logits [..., classes].
 
-    Of each prediction KL(dense || other) in nats, as ``sum p (e^d - 1 - d)``, d = log q - log p,
-    which has no cancellation near 0; of outputs with a single class the squared difference.
+    Of each prediction KL(dense || other) in nats (:func:`perturb.measure.outputs.kl_divergence`);
+    of outputs with a single class the squared difference.
     weights [batch, ...] of tokens, for outputs whose leading axes they are.
     """
     dtype = jnp.promote_types(dense.dtype, jnp.float32)
     p, q = dense.astype(dtype), other.astype(dtype)
-    if dense.shape[-1] > 1:
-        log_p = jax.nn.log_softmax(p)
-        d = jax.nn.log_softmax(q) - log_p
-        each = jnp.sum(jnp.exp(log_p) * (jnp.expm1(d) - d), -1)
-    else:
-        each = jnp.mean((p - q) ** 2, -1)
+    each = kl_divergence(p, q) if dense.shape[-1] > 1 else jnp.mean((p - q) ** 2, -1)
     if weights is None or each.shape[: weights.ndim] != weights.shape:
         return jnp.sum(each), jnp.asarray(each.size, dtype)
     w = weights.reshape(weights.shape + (1,) * (each.ndim - weights.ndim))
