@@ -6,9 +6,9 @@ few shapes and handed to a program that knows nothing of methods: whether weight
 rounded, how many rows, columns and variants are real, is data there. GPTQ, SparseGPT and Joint,
 on the dense model or on R versions of it, are solved by the same programs.
 
-Variants with one Hessian are rows of one sweep. Sweeps with different Hessians are the items of a
-batch, as many as SIZE allows: on a CPU one after another, and only those that are there; on an
-accelerator, where each step waits for the last rather than for arithmetic, all at once.
+Variants with one Hessian are rows of one sweep. Sweeps with different Hessians are one after another
+on a CPU, so that only what is real is swept; on an accelerator, where each step waits for the last
+rather than for arithmetic, as many at once as SIZE allows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from perturb.masks import _ordered_bits, prune_count, tie_key
 from perturb.obs.factor import Factor, Normalized, factor_of, normalized
@@ -32,8 +31,7 @@ from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved, SolveRe
 # Shapes are padded to these at least: below, a sweep takes as long whatever its size, or nearly.
 COLUMNS = 128
 ROWS = 512
-SIZE = 1 << 20  # elements of the Hessians in one batch
-ITEMS = 16  # and no more Hessians than this
+SIZE = 1 << 28  # elements of the Hessians in one batch
 DRAWN = 1 << 16  # random bits for a matrix, at least
 
 
@@ -82,21 +80,19 @@ class Layout(NamedTuple):
     places: tuple[Place, ...] = ()
 
     @property
-    def chunks(self) -> list[tuple[int, int]]:
-        """(first item, items) of the parts that are swept by one call."""
-        total = sum(p.items for p in self.places)
-        return [(i, min(self.chunk, total - i)) for i in range(0, total, self.chunk)]
-
-    @property
     def chunk(self) -> int:
-        return max(1, min(ITEMS, SIZE // self.columns**2))
+        """Items that are swept by one call."""
+        if jax.default_backend() == "cpu":
+            return 1
+        total = sum(p.items for p in self.places)
+        return max(1, min(total, SIZE // self.columns**2))
 
     def split(self, parts: Sequence[Any], xp: Any) -> list[Any]:
         """Items of all places [items, ...] as arrays [chunk, ...], the last filled up."""
-        fill = len(self.chunks) * self.chunk - sum(len(x) for x in parts)
+        fill = -sum(len(x) for x in parts) % self.chunk
         rest = xp.zeros((fill, *parts[0].shape[1:]), parts[0].dtype)
         whole = xp.concatenate([*parts, rest]) if fill or len(parts) > 1 else parts[0]
-        return [whole[i : i + self.chunk] for i, _ in self.chunks]
+        return [whole[i : i + self.chunk] for i in range(0, len(whole), self.chunk)]
 
 
 class Load(NamedTuple):
@@ -237,31 +233,20 @@ def _solutions(answers: Answers, xp: Any) -> dict[tuple[str, ...], Solution]:
 # ------------------------------------------------------------------------- shared programs
 
 
-def _each(f: Callable[..., Any], together: bool, number: Array, *xs: Any) -> Any:
-    """f of the first ``number`` items of a batch; zeros for what only fills it up."""
-    size = len(jax.tree.leaves(xs)[0])
-    if together:
+def _each(f: Callable[..., Any], *xs: Any) -> Any:
+    """f of every item of a batch."""
+    if len(jax.tree.leaves(xs)[0]) > 1:
         return jax.vmap(f)(*xs)
-
-    def item(i: Any) -> Any:
-        return f(*jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 0, keepdims=False), xs))
-
-    def step(i: Array, done: Any) -> Any:
-        return jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, i, 0), done, item(i))
-
-    shapes = jax.eval_shape(item, 0)
-    start = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
-    return lax.fori_loop(0, number, step, start)
+    one = f(*jax.tree.map(lambda a: a[0], xs))
+    return jax.tree.map(lambda a: a[None], one)
 
 
-@partial(jax.jit, static_argnames=("together",))
-def _factors(
-    given: Normalized, inputs: Array, damp: Array, number: Array, together: bool
-) -> Factor:
+@jax.jit
+def _factors(given: Normalized, inputs: Array, damp: Array) -> Factor:
     def one(given: Normalized, n: Array) -> Factor:
         return factor_of(given, damp, n)
 
-    done: Factor = _each(one, together, number, given, inputs)
+    done: Factor = _each(one, given, inputs)
     return done
 
 
@@ -276,8 +261,8 @@ def _random_tie(keys: Array, index: int, out: int, n: int) -> Array | np.ndarray
     return np.asarray(bits)[: out * n].reshape(out, n)
 
 
-@partial(jax.jit, static_argnames=("spec", "together"))
-def _sweeps(spec: SweepSpec, load: Load, factor: Factor, number: Array, together: bool) -> Swept:
+@partial(jax.jit, static_argnames=("spec",))
+def _sweeps(spec: SweepSpec, load: Load, factor: Factor) -> Swept:
     until = jnp.max(load.inputs)
 
     def one(load: Load, upper: Array, dead: Array, order: Array | None) -> Swept:
@@ -301,7 +286,7 @@ def _sweeps(spec: SweepSpec, load: Load, factor: Factor, number: Array, together
             Columns(load.inputs, dead, group),
             Selection(counts, variant, place, tie),
             Lattice(load.scale, load.zero, load.bits, jnp.broadcast_to(load.refit, (m,))),
-            until=until if together else load.inputs,
+            until=until,
         )
         if order is not None:
             done = done._replace(
@@ -310,7 +295,7 @@ def _sweeps(spec: SweepSpec, load: Load, factor: Factor, number: Array, together
             )
         return done
 
-    done: Swept = _each(one, together, number, load, factor.upper, factor.dead, factor.order)
+    done: Swept = _each(one, load, factor.upper, factor.dead, factor.order)
     return done
 
 
@@ -480,7 +465,6 @@ def _solve(
     found: dict[tuple[str, ...], Solution] = {}
     for w in work:
         layout, known = w.layout, _of_hessians(w.layout)
-        numbers = [np.int32(number) for _, number in layout.chunks]
         if known not in factors:
             inputs = {n: problems[n].inputs for p in layout.places for n in p.names}
             hessians = (
@@ -490,12 +474,12 @@ def _solve(
             )
             damp = np.asarray(layout.solver.damp, layout.dtype)
             factors[known] = [
-                _factors(h, load.inputs, damp, number, not on_host)
-                for h, load, number in zip(hessians, w.loads, numbers, strict=True)
+                _factors(h, load.inputs, damp)
+                for h, load in zip(hessians, w.loads, strict=True)
             ]
         parts = []
-        for load, factor, number in zip(w.loads, factors[known], numbers, strict=True):
-            swept = _sweeps(layout.spec, load, factor, number, not on_host)
+        for load, factor in zip(w.loads, factors[known], strict=True):
+            swept = _sweeps(layout.spec, load, factor)
             parts.append(Answer(swept, load.bits, factor.report))
         answers = Answers(layout, parts)
         found |= _solutions(jax.device_get(answers), np) if on_host else _unpadded(answers)

@@ -231,7 +231,8 @@ def _settle_panel(
         within = width // inner[0] if inner else 1
         part = here.part(start, width)
         mine = _settle_panel(tuple(inner), pattern, within, mine, part, lattice)
-        return _put(state, mine, start)
+        keep = state.keep if pattern is None else _put(state.keep, mine.keep, start)
+        return _State(_put(state.w, mine.w, start), _put(state.errors, mine.errors, start), keep)
 
     return lax.fori_loop(0, number, step, state)
 
