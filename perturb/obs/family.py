@@ -6,8 +6,8 @@ few shapes and handed to a program that knows nothing of methods: whether weight
 rounded, how many rows, columns and variants are real, is data there. GPTQ, SparseGPT and Joint,
 on the dense model or on R versions of it, are solved by the same programs.
 
-Variants with one Hessian are rows of one sweep. Sweeps with different Hessians are one after another
-on a CPU, so that only what is real is swept; on an accelerator, where each step waits for the last
+Variants with one Hessian are rows of one sweep. Sweeps with different Hessians are one after
+another on a CPU, so that only what is real is swept; on an accelerator, where each step waits for the last
 rather than for arithmetic, as many at once as SIZE allows.
 """
 
@@ -474,8 +474,7 @@ def _solve(
             )
             damp = np.asarray(layout.solver.damp, layout.dtype)
             factors[known] = [
-                _factors(h, load.inputs, damp)
-                for h, load in zip(hessians, w.loads, strict=True)
+                _factors(h, load.inputs, damp) for h, load in zip(hessians, w.loads, strict=True)
             ]
         parts = []
         for load, factor in zip(w.loads, factors[known], strict=True):

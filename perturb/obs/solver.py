@@ -99,6 +99,13 @@ class OBSMethod(Protocol):
     def steps(self, matrix: Matrix, problem: Problem, key: Array) -> Steps: ...
 
 
+@runtime_checkable
+class OBSQuantizer(OBSMethod, Protocol):
+    """One that can round again what a pruner left of a matrix that was on its grid."""
+
+    def relaying(self, matrix: Matrix, grid: Grid, problem: Problem) -> Relay: ...
+
+
 def settle(steps: Steps, inputs: Moments | None) -> Solved:
     """Run a coroutine to its end, each task solved where it stands."""
     assert inputs is not None, "an OBS method needs the moments of the inputs"
