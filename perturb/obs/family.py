@@ -7,8 +7,8 @@ rounded, how many rows, columns and variants are real, is data there. GPTQ, Spar
 on the dense model or on R versions of it, are solved by the same programs.
 
 Variants with one Hessian are rows of one sweep. Sweeps with different Hessians are one after
-another on a CPU, so that only what is real is swept; on an accelerator, where each step waits for the last
-rather than for arithmetic, as many at once as SIZE allows.
+another on a CPU, so that only what is real is swept; on an accelerator, where each step waits for
+the last rather than for arithmetic, as many at once as SIZE allows.
 """
 
 from __future__ import annotations
