@@ -71,10 +71,11 @@ class Opened:
         key: Array | int = 0,
         *,
         exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         forward: network.Forward = network.call,
         token_weights: network.TokenWeights | None = None,
     ) -> None:
-        specs, self.skipped = network.find_layers(model, exclude=exclude)
+        specs, self.skipped = network.find_layers(model, exclude=exclude, include=include)
         self.network = network.Network(model, specs, forward, token_weights)
         batches = None if calibration is None else network.batches_of(calibration)
         key = jax.random.key(key) if isinstance(key, int) else key
@@ -99,6 +100,7 @@ def compress(
     zeros: Zeros = "free",
     key: Array | int = 0,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     forward: network.Forward = network.call,
     token_weights: network.TokenWeights | None = None,
 ) -> Compression:
@@ -107,6 +109,7 @@ def compress(
     stages: methods on matrices, stages on models (:mod:`perturb.stage`), or a chain.
     calibration: a batch of model inputs, or batches (a list, a generator).
     calibrate, norms, zeros: see :class:`perturb.policy.Policy`.
+    exclude, include: shell patterns of layers to leave alone, and of embeddings to compress.
     token_weights: of a batch, the weights of its tokens, such as a padding mask [batch, length].
     Weights are solved for in float32 at least and stored in the model's own dtype.
     Raises ValueError, before any work, for weights that are not finite, groups that do not
@@ -120,6 +123,7 @@ def compress(
         policy,
         key,
         exclude=exclude,
+        include=include,
         forward=forward,
         token_weights=token_weights,
     )

@@ -86,7 +86,8 @@ class Shared:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        specs, _ = network.find_layers(self.task.model, exclude=self.patterns[0])
+        exclude, include = self.patterns
+        specs, _ = network.find_layers(self.task.model, exclude=exclude, include=include)
         net = network.Network(self.task.model, specs, self.task.forward, self.task.token_weights)
         with self.clock.phase("evaluate"):
             return Evaluator(self.task, net, lanes=self.lanes)
@@ -117,6 +118,7 @@ class Job:
                 policy,
                 shared.seed,
                 exclude=shared.patterns[0],
+                include=shared.patterns[1],
                 forward=task.forward,
                 token_weights=task.token_weights,
             )

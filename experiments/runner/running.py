@@ -203,8 +203,11 @@ def quality(trained: Any) -> str:
 
 def check_study(study: Study, model: Any) -> None:
     """Refuse, before any work, stages that do not fit a model's layers (may be abstract)."""
-    exclude = [p for p in study.exclude if network.matching(model, p)]
-    specs, _ = network.find_layers(model, exclude=exclude)
+    exclude, include = (
+        [p for p in patterns if network.matching(model, p)]
+        for patterns in (study.exclude, study.include)
+    )
+    specs, _ = network.find_layers(model, exclude=exclude, include=include)
     architecture = architecture_of(model, {n: s.shape for n, s in specs.items()})
     for plan in study.plans:
         for part in plan:

@@ -1,0 +1,28 @@
+"""Optimal-brain-surgeon methods: what they ask to be solved, and how it is solved."""
+
+from perturb.obs.factor import Factor, factorize
+from perturb.obs.solver import (
+    OBSMethod,
+    Relay,
+    Solution,
+    Solver,
+    Steps,
+    Task,
+    settle,
+    solve,
+    tie_of,
+)
+
+__all__ = [
+    "Factor",
+    "OBSMethod",
+    "Relay",
+    "Solution",
+    "Solver",
+    "Steps",
+    "Task",
+    "factorize",
+    "settle",
+    "solve",
+    "tie_of",
+]
