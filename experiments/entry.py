@@ -10,24 +10,34 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.train import cache_dir, load_or_train
 from perturb.cli import check_folder
 
-BATCH = 64  # calibration examples a batch
+BATCH = 64  # examples
 
 
-def preset(name: str, seed: int) -> tuple[Any, list[Any]]:
-    """The preset's trained model and its calibration batches ``[<= 64, ...]``.
+def preset(name: str, seed: int) -> dict[str, Any]:
+    """The preset's trained model, its calibration batches ``[<= 64, ...]``, and its test examples
+    in such batches: of a source and its augmented copies only one, so that they are independent.
 
     Trains, with a progress bar on stderr, unless there is a checkpoint. Raises ValueError for
     data that is missing.
     """
     check_cache(name, [seed])
     trained = load_or_train(name, seed)
-    inputs = trained.dataset.calibration.inputs
-    batches = [jnp.asarray(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
-    return trained.model, batches
+    data = trained.dataset
+    _, first = np.unique(data.test.cluster, return_index=True)
+    return {
+        "model": trained.model,
+        "calibration": _batched(data.calibration.inputs),
+        "heldout": _batched(data.test.inputs[np.sort(first)]),
+    }
+
+
+def _batched(inputs: np.ndarray) -> list[Any]:
+    return [jnp.asarray(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
 
 
 def check_cache(name: str, seeds: Iterable[int]) -> None:

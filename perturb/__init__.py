@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from perturb.methods.quantize.joint import Joint
     from perturb.methods.quantize.rtn import RTN
     from perturb.policy import Policy
-    from perturb.score import Scores, score
+    from perturb.programs import cache_programs
+    from perturb.scoring.engine import score
+    from perturb.scoring.types import Scores
 
 __version__ = "0.2.0"
 
@@ -49,6 +51,7 @@ __all__ = [
     "Scores",
     "SparseGPT",
     "Wanda",
+    "cache_programs",
     "chain",
     "compress",
     "score",
@@ -65,12 +68,13 @@ _HOMES = {
     "Magnitude": "methods.prune.magnitude",
     "NofM": "masks",
     "Policy": "policy",
-    "Scores": "score",
+    "Scores": "scoring.types",
     "SparseGPT": "methods.prune.sparsegpt",
     "Wanda": "methods.prune.wanda",
+    "cache_programs": "programs",
     "chain": "composition",
     "compress": "compression",
-    "score": "score",
+    "score": "scoring.engine",
 }
 
 # At once, though it is for jax: whoever imports a module of ours by its path takes no name here.

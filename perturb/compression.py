@@ -108,8 +108,8 @@ def compress(
 
     stages: methods on matrices, stages on models (:mod:`perturb.stage`), or a chain.
     calibration: a batch of model inputs, or batches (a list, a generator).
-    calibrate, norms, zeros: see :class:`perturb.policy.Policy`.
-    exclude, include: shell patterns of layers to leave alone, and of embeddings to compress.
+    calibrate, norms, zeros: see :class:`perturb.policy.Policy`. exclude: patterns of layers to
+    leave alone; include: of embeddings to take in (:func:`perturb.network.find_layers`).
     token_weights: of a batch, the weights of its tokens, such as a padding mask [batch, length].
     Weights are solved for in float32 at least and stored in the model's own dtype.
     Raises ValueError, before any work, for weights that are not finite, groups that do not

@@ -1,7 +1,9 @@
 """How a method becomes a value: the ``@method`` decorator, names, configurations and checks.
 
-A new method is one file in ``perturb/methods/prune`` or ``perturb/methods/quantize`` holding one
-decorated frozen dataclass; the file is found here and needs no mention anywhere else.
+A new method is one file in a room of ``perturb/methods`` holding one decorated class (a method on
+matrices) or one frozen dataclass with ``on_state`` (a stage of a model); the file is found here and
+needs no mention anywhere else. Names, of methods from outside too, are read by
+:mod:`perturb.naming`.
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ import importlib
 import math
 import numbers
 import pkgutil
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 
 from perturb.grid import GridSpec
 from perturb.masks import NofM
+from perturb.outside import check_kind, is_outside, try_out
 
 T = TypeVar("T")
 
@@ -33,10 +35,16 @@ SHOWN = 3  # layers that a message names
 def method(name: str) -> Callable[[type[T]], type[T]]:
     """Make a class a compression method: frozen, a pytree, known by name.
 
-    Its numeric settings are checked (:func:`check_solver`) before its own ``__post_init__``.
+    Its fields are its settings; those named in LEAVES are arrays to jax, others are part of the
+    program. Numeric settings are checked (:func:`check_solver`) before its own ``__post_init__``.
+    Raises ValueError for a name that one of this package's own methods has.
     """
 
     def wrap(cls: type[T]) -> type[T]:
+        taken = METHODS.get(name)
+        ours = taken is not None and taken.__module__.startswith("perturb.")
+        if taken is not None and ours and _home(taken) != _home(cls):
+            raise ValueError(f"{name!r} is the name of {_home(taken)}: choose another one")
         own = getattr(cls, "__post_init__", None)
 
         def check(self: Any) -> None:
@@ -59,40 +67,55 @@ def method(name: str) -> Callable[[type[T]], type[T]]:
     return wrap
 
 
+def _home(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def modules(*rooms: str) -> Iterator[Any]:
+    """The modules of rooms of perturb.methods, imported."""
+    for room in rooms:
+        package = importlib.import_module(f"perturb.methods.{room}")
+        for module in pkgutil.iter_modules(package.__path__):
+            yield importlib.import_module(f"{package.__name__}.{module.name}")
+
+
 def methods() -> Mapping[str, type]:
-    """All methods, by name; imports the method packages once."""
-    for package in ("perturb.methods.prune", "perturb.methods.quantize"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+    """All methods on matrices, by name; imports the method packages once."""
+    for _ in modules("prune", "quantize"):
+        pass
     return METHODS
 
 
 def known_number(value: Any) -> Any:
     """An amount that can be looked at now, as Python's number (or what else it is).
 
-    None for a traced one, a stacked family (checked when its members were made), and whatever
-    stands in the place of a number while jax handles a method as a tree.
+    None for a traced one, a stacked family, and whatever stands in the place of a number while
+    jax handles a method as a tree.
     """
+    found = known_numbers(value)
+    return found[0] if len(found) == 1 and np.ndim(value) == 0 else None
+
+
+def known_numbers(value: Any) -> list[Any]:
+    """All amounts that can be looked at now: several of a stacked family."""
     if isinstance(value, jax.core.Tracer):
-        return None
+        return []
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-        number = np.ndim(value) == 0 and jnp.issubdtype(value.dtype, np.number)
-        return value.item() if number else None
-    return value if isinstance(value, (bool, int, float, str)) else None
+        readable = jnp.issubdtype(value.dtype, np.number) or value.dtype == bool
+        return np.ravel(np.asarray(value)).tolist() if readable else []
+    return [value] if isinstance(value, (bool, int, float, complex, str)) else []
 
 
 def check_sparsity(sparsity: Any, scope: Any) -> None:
     """Refuse a sparsity outside [0, 1), or one that contradicts an N:M scope."""
-    value = known_number(sparsity)
-    if value is None:
-        return
-    if isinstance(value, (bool, str)) or not 0 <= value < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {value!r}")
-    if isinstance(scope, NofM) and abs(value - scope.sparsity) > 1e-6:
-        raise ValueError(
-            f"a {scope} mask has sparsity {scope.sparsity:g}, got {value:g}: "
-            "leave the sparsity out or give that value"
-        )
+    for value in known_numbers(sparsity):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {value!r}")
+        if isinstance(scope, NofM) and abs(value - scope.sparsity) > 1e-6:
+            raise ValueError(
+                f"a {scope} mask has sparsity {scope.sparsity:g}, got {value:g}: "
+                "leave the sparsity out or give that value"
+            )
 
 
 def check_choice(what: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -101,9 +124,9 @@ def check_choice(what: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def check_bits(bits: Any) -> None:
-    value = known_number(bits)
-    if value is not None and (isinstance(value, bool) or value not in range(2, 17)):
-        raise ValueError(f"bits must be a whole number from 2 to 16, got {value!r}")
+    for value in known_numbers(bits):
+        if isinstance(value, bool) or value not in range(2, 17):
+            raise ValueError(f"bits must be a whole number from 2 to 16, got {value!r}")
 
 
 def check_solver(method: Any) -> None:
@@ -122,7 +145,8 @@ def check_layer(compressor: Any, layer: str, shape: tuple[int, int]) -> None:
 
 
 def check_layers(compressor: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse layers [out, in] that the method's groups do not divide, all in one message."""
+    """Refuse layers [out, in] that the method's groups do not divide, all in one message; a
+    method from outside is tried out on their shapes."""
     scope, spec = getattr(compressor, "scope", None), getattr(compressor, "grid", None)
     if isinstance(scope, NofM):
         groups = f"inputs do not divide into groups of {scope.m} ({scope} sparsity)"
@@ -138,6 +162,10 @@ def check_layers(compressor: Any, shapes: Mapping[str, tuple[int, int]]) -> None
             f"{size} their inputs",
             "choose a divisor or 'row'",
         )
+    if is_outside(compressor):
+        check_kind(compressor, repr(compressor))
+        if not hasattr(compressor, "on_model"):
+            try_out(compressor, shapes)
 
 
 def _check_divides(
@@ -172,88 +200,3 @@ def to_config(compressor: Any) -> dict[str, Any]:
         return {"name": "per-layer", "rules": [[p, to_config(m)] for p, m in rules]}
     settings = plain(compressor) if dataclasses.is_dataclass(compressor) else {}
     return {"name": compressor.name, **settings}
-
-
-def parse(text: str) -> Any:
-    """A method from ``name[:amount][,setting=value...]``.
-
-    amount is the sparsity of a pruner (or N:M) and the bits of a quantizer; settings are the
-    fields of the method and, for a quantizer, of its grid: ``gptq:4,per=64,symmetric=false``.
-    Raises ValueError, which says what is wrong with which part.
-    """
-    head, *settings = text.split(",")
-    name, _, amount = head.partition(":")
-    known = methods()
-    if name not in known:
-        raise ValueError(f"unknown method {name!r} in {text!r}; known: {', '.join(sorted(known))}")
-    cls = known[name]
-    own = {f.name: f for f in dataclasses.fields(cls)}
-    grid = own.pop("grid", None)
-    fields = own | ({f.name: f for f in dataclasses.fields(GridSpec)} if grid is not None else {})
-    values: dict[str, Any] = {}
-    if amount:
-        key = "scope" if ":" in amount else ("bits" if "bits" in own else "sparsity")
-        if key not in own:
-            raise ValueError(f"{amount!r} in {text!r}: {name} has no N:M patterns")
-        values[key] = _value(fields[key], amount, text)
-    for setting in settings:
-        key, equals, raw = setting.partition("=")
-        if not equals or key not in fields:
-            options = ", ".join(sorted(fields))
-            raise ValueError(f"{setting!r} in {text!r} is no setting of {name}; it has: {options}")
-        if key in values:
-            raise ValueError(f"{text!r} gives {key} twice: leave one out")
-        values[key] = _value(fields[key], raw, text)
-    laid = {key: values.pop(key) for key in list(values) if key not in own}
-    if laid and grid is not None:
-        values["grid"] = dataclasses.replace(_default(grid), **laid)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ValueError(f"{text!r}: {error}") from error
-
-
-def _default(field: Any) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
-
-
-AMOUNTS = {
-    "sparsity": "a sparsity is a fraction such as 0.5, or a pattern N:M such as 2:4",
-    "bits": "a number of bits is a whole number such as 4",
-}
-
-
-def _value(field: Any, raw: str, text: str) -> Any:
-    """What is written, if it is of the kind that the field's default is of."""
-    value, default = _read(raw, text), _default(field)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if field.name in AMOUNTS and not number:
-        percent = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *%", raw)
-        if percent and field.name == "sparsity":
-            raise ValueError(f"{raw!r} in {text!r}: write {float(percent[1]) / 100:g}")
-        raise ValueError(f"{raw!r} in {text!r} is no amount: {AMOUNTS[field.name]}")
-    if field.name == "bits" and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if type(default) in (int, float) and not number:
-        raise ValueError(f"{field.name} must be a number, got {raw!r} in {text!r}")
-    if isinstance(default, bool) != isinstance(value, bool):
-        right = "true or false" if isinstance(default, bool) else f"like {default}"
-        raise ValueError(f"{field.name} must be {right}, got {raw!r} in {text!r}")
-    return value
-
-
-def _read(raw: str, text: str) -> Any:
-    if raw.lower() in ("true", "false"):
-        return raw.lower() == "true"
-    if ":" in raw:
-        n, _, m = raw.partition(":")
-        if not (n.isdecimal() and m.isdecimal()):
-            raise ValueError(f"{raw!r} in {text!r} is no N:M pattern such as 2:4")
-        return NofM(int(n), int(m))
-    for kind in (int, float):
-        try:
-            return kind(raw)
-        except ValueError:
-            continue
-    return raw

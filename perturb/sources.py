@@ -1,6 +1,7 @@
 """Where models come from: what a MODEL on the command line names, as something that can be run.
 
-    model, batches, forward, token_weights = load(text, loader(text), seed=0, exclude=[])
+    loaded = load(text, loader(text), seed=0, exclude=[])
+    loaded.model, loaded.calibration, loaded.heldout, loaded.forward, loaded.token_weights
 
 A MODEL is the name of an installed model (an entry point of the group ``perturb.models``),
 ``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``. Models are found by name at run time, so
@@ -9,17 +10,10 @@ whatever uses this door imports neither the models nor what trained them.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -27,11 +21,32 @@ import numpy as np
 
 from perturb import network
 from perturb.cli import BadInput as BadInput
+from perturb.outside import from_file as from_file
+from perturb.outside import named, user_code
+from perturb.outside import printing_to_stderr as printing_to_stderr
+from perturb.programs import cache_programs as compilation_cache  # noqa: F401
 
-GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> (model, batches)
+GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> what load takes
 
-# model, calibration batches, forward(model, batch), token weights if the loader has any
-Loaded = tuple[Any, list[Any], network.Forward, network.TokenWeights | None]
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that can be run, with its data.
+
+    calibration, heldout: batches of model inputs, what stages look at and what their results are
+    compared on (None: nothing apart); forward(model, batch): the logits; token_weights(batch):
+    weights of its tokens, 0 for padding.
+    """
+
+    model: Any
+    calibration: list[Any]
+    heldout: list[Any] | None = None
+    forward: network.Forward = network.call
+    token_weights: network.TokenWeights | None = None
+
+
+KEYS = tuple(f.name for f in fields(Loaded))
+AS_TUPLE = ("model", "calibration", "forward", "token_weights")
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -47,47 +62,13 @@ def loader(text: str) -> Callable[[int], Any]:
     source, colon, function = text.rpartition(":")
     if not colon:
         return preset(text)
-    what, home = f"MODEL {text}", None
-    if not source.endswith(".py") and os.sep not in source:
-        module = user_code(what, lambda: importlib.import_module(source))
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise BadInput(f"{what}: there is no file {source}")
-        module, home = from_file(what, path), path.parent
-    made = getattr(module, function, None)
-    if not callable(made):
-        raise BadInput(f"{what}: {source} has no function {function!r}")
+    what = f"MODEL {text}"
+    made, home = named(what, source, function, "function")
     try:
         takes_seed = "seed" in inspect.signature(made).parameters
     except (TypeError, ValueError):  # a builtin does not tell
         takes_seed = False
     return lambda seed: user_code(what, lambda: made(seed=seed) if takes_seed else made(), home)
-
-
-def from_file(what: str, path: Path) -> ModuleType:
-    """A Python file of the user's as a module; its neighbours import, as for a script.
-
-    what: whose file it is, for messages. Raises :class:`BadInput` if it does not run.
-    """
-    name = path.stem
-    while (other := sys.modules.get(name)) and getattr(other, "__file__", None) != str(path):
-        name = f"_{name}"  # a file random.py must not stand in for Python's
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{what}: {path} is no Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    run = spec.loader.exec_module
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        user_code(what, lambda: run(module), path.parent)
-    except BadInput:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def preset(name: str) -> Callable[[int], Any]:
@@ -120,83 +101,86 @@ def preset(name: str) -> Callable[[int], Any]:
     return make
 
 
-def printing_to_stderr() -> contextlib.AbstractContextManager[Any]:
-    """While others' code runs: standard output is for results, a program may be reading them."""
-    return contextlib.redirect_stdout(sys.stderr)
-
-
-def user_code(what: str, run: Callable[[], Any], home: Path | None = None) -> Any:
-    """Run what the user wrote; an exception there is theirs, told with its place in one line.
-
-    what: whose code, for the message; home: its folder, if known: of the calls that led to the
-    exception the last one there is told. A sys.exit there does not end this program.
-    """
-    try:
-        with printing_to_stderr():
-            return run()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit is none of Exception
-        told = (str(error).strip().splitlines() or [""])[0]
-        raise BadInput(
-            f"{what}: {type(error).__name__}{': ' if told else ''}{told}{_place(error, home)}"
-        ) from error
-
-
-def _place(error: BaseException, home: Path | None) -> str:
-    if isinstance(error, SyntaxError):
-        return ""  # its text tells already
-    files = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    files = [f for f in files if Path(f.filename).is_file()]  # not <string> and the like
-    if home is not None:
-        files = [f for f in files if Path(f.filename).resolve().parent == home.resolve()]
-    return f" ({Path(files[-1].filename).name}, line {files[-1].lineno})" if files else ""
-
-
-def load(text: str, make: Callable[[int], Any], seed: int, exclude: Sequence[str] = ()) -> Loaded:
+def load(
+    text: str,
+    make: Callable[[int], Any],
+    seed: int,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+) -> Loaded:
     """The model, its batches and how to run it; refused here if it cannot be run at all.
 
     text: the MODEL, for messages; make: what :func:`loader` gave for it, a function of the seed
-    that returns (model, batches), (.., .., forward) or (.., .., forward, token_weights), where
-    None is a forward that calls the model; exclude: patterns of layers to leave alone. Batches
-    are listed once, a generator of them too. Raises :class:`BadInput` for what the user can put
-    right.
+    that returns a dict with the keys of :class:`Loaded` (model and calibration at least), a
+    :class:`Loaded`, or a tuple (model, calibration), (.., .., forward) or (.., .., forward,
+    token_weights); None stands for what is absent. exclude, include: patterns of layers to leave
+    alone, of embeddings to take in. Batches are listed once, a generator of them too. Raises
+    :class:`BadInput` for what the user can put right.
     """
     what = f"MODEL {text}"
-    made = make(seed)
-    if not isinstance(made, tuple) or len(made) not in (2, 3, 4):
-        raise BadInput(
-            f"{what}: it must return (model, calibration batches), or these two and forward, or "
-            f"these three and token_weights; it returned {type(made).__name__}"
-            + (f" of {len(made)}" if isinstance(made, (tuple, list)) else "")
-        )
-    model, calibration, forward, token_weights = [*made, None, None][:4]
-    for name, function in (("forward", forward), ("token_weights", token_weights)):
+    given = _given(what, make(seed))
+    model, forward = given["model"], given.get("forward")
+    token_weights = given.get("token_weights")
+    for name in ("forward", "token_weights"):
+        function = given.get(name)
         if function is not None and not callable(function):
             raise BadInput(
                 f"{what}: its {name} must be a function (or None), got {type(function).__name__}"
             )
     forward = network.call if forward is None else forward
-    if isinstance(calibration, str) or not isinstance(calibration, Iterable):
-        raise BadInput(
-            f"{what}: its calibration batches must be a list of model inputs, "
-            f"got {type(calibration).__name__}"
-        )
-    if not (isinstance(calibration, (Mapping, list, tuple)) or hasattr(calibration, "shape")):
-        calibration = user_code(what, lambda: list(calibration))  # a generator is theirs to run
+    calibration = _batches(what, given["calibration"], "calibration batches")
+    heldout = None
+    if given.get("heldout") is not None:
+        heldout = _batches(what, given["heldout"], "held-out batches")
     try:
-        specs, _ = network.find_layers(model, exclude=exclude)
-        batches = network.batches_of(calibration)
+        specs, _ = network.find_layers(model, exclude=exclude, include=include)
     except ValueError as error:
         raise BadInput(f"{what}: {error}") from error
     seen = set()
-    for i, batch in enumerate(batches):
-        shapes = [np.shape(a) for a in jax.tree.leaves(batch)]
-        form = (jax.tree.structure(batch), *shapes)
-        if form not in seen:
-            seen.add(form)
-            _check_runs(f"{what}: on calibration batch {i}", model, specs, batch, forward, shapes)
-    return model, batches, forward, token_weights
+    for kind, batches in (("calibration", calibration), ("held-out", heldout or [])):
+        for i, batch in enumerate(batches):
+            shapes = [np.shape(a) for a in jax.tree.leaves(batch)]
+            form = (jax.tree.structure(batch), *shapes)
+            if form not in seen:
+                seen.add(form)
+                _check_runs(f"{what}: on {kind} batch {i}", model, specs, batch, forward, shapes)
+    return Loaded(model, calibration, heldout, forward, token_weights)
+
+
+def _given(what: str, made: Any) -> dict[str, Any]:
+    """What a loader returned, by the names of :class:`Loaded`'s fields."""
+    if isinstance(made, Loaded):
+        return {name: getattr(made, name) for name in KEYS}
+    if isinstance(made, tuple) and len(made) in (2, 3, 4):
+        return dict(zip(AS_TUPLE, made, strict=False))
+    if isinstance(made, Mapping):
+        unknown = [str(k) for k in made if k not in KEYS]
+        missing = [k for k in KEYS[:2] if k not in made]
+        if unknown or missing:
+            wrong = f"unknown is {unknown[0]!r}" if unknown else f"{missing[0]!r} is missing"
+            raise BadInput(f"{what}: the keys of what it returns are {', '.join(KEYS)}; {wrong}")
+        return dict(made)
+    raise BadInput(
+        f"{what}: it must return (model, calibration batches), or these two and forward, or "
+        f"these three and token_weights, or a dict with keys {', '.join(KEYS)}; it returned "
+        f"{type(made).__name__}" + (f" of {len(made)}" if isinstance(made, (tuple, list)) else "")
+    )
+
+
+def _batches(what: str, given: Any, kind: str) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise BadInput(
+            f"{what}: its {kind} must be a list of model inputs, got {type(given).__name__}"
+        )
+    if not (isinstance(given, (Mapping, list, tuple)) or hasattr(given, "shape")):
+        given = user_code(what, lambda: list(given))  # a generator is theirs to run
+    try:
+        return network.batches_of(given)
+    except ValueError as error:
+        told = str(error)
+        if kind != "calibration batches":
+            told = told.replace("the calibration set", f"the set of {kind}")
+        raise BadInput(f"{what}: {told}") from error
 
 
 def _check_runs(
@@ -215,12 +199,3 @@ def _check_runs(
             f"{what}, of shape {', '.join(map(str, shapes))}, the model cannot be run: "
             f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         ) from error
-
-
-def compilation_cache() -> None:
-    """Keep compiled programs between runs: compiling is most of what a small model costs."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        root = os.environ.get("PERTURB_CACHE") or f"{base}/compression-order"
-        jax.config.update("jax_compilation_cache_dir", str(Path(root).expanduser() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -15,7 +15,7 @@ versions. By law it equals a loop over chains of single stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -80,7 +80,7 @@ class Versions:
 
     def parameters(self, index: int) -> Parameters:
         """What a model is given to be this version."""
-        return _parameters(self.state, np.int32(index), self.context.shapes)
+        return _parameters(self.state.bare, np.int32(index), self.context.shapes)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -136,11 +136,16 @@ class Stage(Protocol):
     def on_state(self, state: State, context: Sight) -> Outcome: ...
 
 
+def _silent(text: str) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True)
 class Context:
     """A model, its calibration data, and under which policy stages are run on it.
 
-    notes: what is to be told of the runs is added to it, each line once.
+    notes: what is to be told of the runs is added to it, each line once. tell: is told what is
+    being done, in a few words.
     """
 
     network: Network
@@ -148,6 +153,7 @@ class Context:
     policy: Policy
     key: Array
     notes: list[str] = field(default_factory=list)
+    tell: Callable[[str], None] = _silent
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -457,6 +463,7 @@ def _block_by_block(
     current = Versions(context, versions(state), reference, 1)
     passing = network.segments(network.state(current.parameters(0)), context.batches or (), blocks)
     for k, names in enumerate(blocks):
+        context.tell(f"block {k + 1} of {len(blocks)}, {names[0]}")
         held = network.state(current.parameters(0))
         if passing is None:  # blocks that are no parts of one another's pass: run it all again
             moments = network.moments(held, context.batches or (), names)

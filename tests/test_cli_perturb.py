@@ -34,7 +34,7 @@ from perturb import (
 )
 from perturb import __main__ as door
 from perturb.__main__ import main, words
-from perturb.score import score
+from perturb.scoring.engine import score
 from perturb.sources import GROUP
 
 ROOT = Path(__file__).parent.parent

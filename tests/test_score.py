@@ -49,30 +49,35 @@ def scores(model, batches):
 
 
 @pytest.fixture(scope="module")
+def dense(model):
+    return network.get_weights(model, network.find_layers(model)[0])
+
+
+@pytest.fixture(scope="module")
 def compressed(model, batches):
     return {
         v: compress(model, f, batches, calibrate="recalibrate", key=3) for v, f in CHAINS.items()
     }
 
 
-def test_layers_are_measured_on_what_compress_returns(model, batches, scores, compressed):
+def test_layers_are_measured_on_what_compress_returns(model, batches, scores, dense, compressed):
     specs, _ = network.find_layers(model)
     stats = network.capture(model, specs, batches)
     assert [x.name for x in scores.layers] == list(specs)
     for layer in scores.layers:
         gram = np.asarray(stats[layer.name].gram, np.float64) / float(stats[layer.name].count)
         for v in CHAINS:
-            made = compressed[v].layers[layer.name]
-            dense = np.asarray(made.dense, np.float64)
-            dw = np.asarray(made.weight, np.float64) - dense
+            made = compressed[v].matrices[layer.name]
+            w = np.asarray(dense[layer.name], np.float64)
+            dw = np.asarray(made.weight, np.float64) - w
             expected = {
                 "fro": np.linalg.norm(dw),
-                "fro_rel": np.linalg.norm(dw) / np.linalg.norm(dense),
+                "fro_rel": np.linalg.norm(dw) / np.linalg.norm(w),
                 "spec": np.linalg.norm(dw, 2),
-                "spec_rel": np.linalg.norm(dw, 2) / np.linalg.norm(dense, 2),
+                "spec_rel": np.linalg.norm(dw, 2) / np.linalg.norm(w, 2),
                 "out_err": np.trace(dw @ gram @ dw.T),
-                "out_rel": np.trace(dw @ gram @ dw.T) / np.trace(dense @ gram @ dense.T),
-                "snr_db": 20 * np.log10(np.linalg.norm(dense) / np.linalg.norm(dw)),
+                "out_rel": np.trace(dw @ gram @ dw.T) / np.trace(w @ gram @ w.T),
+                "snr_db": 20 * np.log10(np.linalg.norm(w) / np.linalg.norm(dw)),
                 "pruned": np.mean(~np.asarray(made.mask)),
                 "zero": np.mean(np.asarray(made.weight) == 0),
             }
@@ -81,44 +86,44 @@ def test_layers_are_measured_on_what_compress_returns(model, batches, scores, co
 
 
 @pytest.mark.parametrize("calibrate", ["sequential", "dense"])
-def test_every_calibration_is_that_of_compress(model, batches, calibrate):
+def test_every_calibration_is_that_of_compress(model, batches, dense, calibrate):
     scores = score(model, P, Q, batches, calibrate=calibrate, key=3)
     for v, method in CHAINS.items():
         made = compress(model, method, batches, calibrate=calibrate, key=3)
         for layer in scores.layers:
-            dw = made.layers[layer.name].weight - made.layers[layer.name].dense
+            dw = made.matrices[layer.name].weight - dense[layer.name]
             assert layer[v].fro == pytest.approx(float(jnp.linalg.norm(dw)), rel=1e-5)
 
 
-def test_what_the_order_changes(model, batches, scores, compressed):
+def test_what_the_order_changes(model, batches, scores, dense, compressed):
     specs, _ = network.find_layers(model)
     stats = network.capture(model, specs, batches)
     for layer in scores.layers:
         effect = layer.order
-        pq, qp = (compressed[v].layers[layer.name] for v in ("PQ", "QP"))
+        pq, qp = (compressed[v].matrices[layer.name] for v in ("PQ", "QP"))
         assert effect.advantage == pytest.approx(layer["PQ"].out_err - layer["QP"].out_err)
         assert effect.advantage_rel == pytest.approx(layer["PQ"].out_rel - layer["QP"].out_rel)
         assert effect.prefers == ("QP" if effect.advantage > 0 else "PQ")
         assert effect.owner_changed == pytest.approx(float(jnp.mean(pq.mask != qp.mask)))
         assert effect.by_ownership + effect.interference == pytest.approx(effect.advantage)
         # Theorem 1 by hand: a pruned weight costs h w^2, a quantized one h (q - w)^2
-        dense = np.asarray(pq.dense, np.float64)
-        alone = np.asarray(compressed["Q"].layers[layer.name].weight, np.float64) - dense
+        w = np.asarray(dense[layer.name], np.float64)
+        alone = np.asarray(compressed["Q"].matrices[layer.name].weight, np.float64) - w
         h = np.diagonal(stats[layer.name].gram) / float(stats[layer.name].count)
-        cost = [(h * np.where(np.asarray(x.mask), alone**2, dense**2)).sum() for x in (pq, qp)]
+        cost = [(h * np.where(np.asarray(x.mask), alone**2, w**2)).sum() for x in (pq, qp)]
         assert effect.by_ownership == pytest.approx(cost[0] - cost[1], rel=1e-3)
-        a, b = (np.ravel(compressed[v].layers[layer.name].weight - pq.dense) for v in ("P", "Q"))
+        a, b = (np.ravel(compressed[v].matrices[layer.name].weight - w) for v in ("P", "Q"))
         cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
         assert layer.cosine == pytest.approx(cosine, abs=1e-5)
 
 
-def test_the_total_is_the_block_diagonal_matrix(scores, compressed):
+def test_the_total_is_the_block_diagonal_matrix(scores, dense, compressed):
     from scipy.linalg import block_diag
 
     total = scores.total
-    dense = block_diag(*(x.dense for x in compressed["P"].layers.values()))
+    whole = block_diag(*dense.values())
     dw = {
-        v: block_diag(*(x.weight for x in c.layers.values())) - dense for v, c in compressed.items()
+        v: block_diag(*(c.matrices[n].weight for n in dense)) - whole for v, c in compressed.items()
     }
     for v, d in dw.items():
         assert total[v].fro == pytest.approx(np.linalg.norm(d), rel=1e-5)
@@ -186,8 +191,8 @@ def test_rows_csv_and_json_say_the_same(scores):
     read = list(csv.DictReader(io.StringIO(scores.to_csv())))
     assert [{k: "" if v is None else str(v) for k, v in r.items()} for r in rows] == read
     told = json.loads(scores.to_json())
-    assert told["pruner"]["name"] == "wanda"
-    assert told["quantizer"]["bits"] == 3
+    assert told["stages"]["P"]["name"] == "wanda"
+    assert told["stages"]["Q"]["bits"] == 3
     assert told["layers"][1]["variants"]["PQ"]["out_err"] == scores.layers[1]["PQ"].out_err
     assert told["layers"][1]["order"]["prefers"] == scores.layers[1].order.prefers
 
@@ -223,14 +228,18 @@ def test_intensities_from_the_callers_performance(model, batches):
 @pytest.mark.parametrize(
     ("arguments", "options", "says"),
     [
-        ((Q, P), {}, "gptq is no pruner"),
-        ((P, P), {}, "wanda is no quantizer"),
-        ((Joint(0.5), Q), {}, "joint is no pruner"),
-        ((chain(P, Q), Q), {}, "no pruner"),
-        ((P, Q), {"order": "both ways"}, "order must be one of both, pq, qp"),
+        ((P,), {}, "two to four stages have orders to compare; got 1"),
+        (([P] * 5,), {}, "got 5"),
+        ((P, Wanda(0.5)), {}, "A and B are both wanda with the same settings"),
+        ((P, "gptq:4"), {}, "'gptq:4' is no stage"),
+        ((P, RTN), {}, "is no stage"),
+        ((P, Q), {"calibration": 1}, "is no stage"),
+        ((P, Q), {"order": "both ways"}, "order must be all, or some of pq, qp; got 'both ways'"),
+        (([P, Q, Joint(0.3)],), {"order": "ab"}, "some of abc, acb, bac, bca, cab, cba; got 'ab'"),
+        ((P, Joint(0.3)), {"curve": ([1], [0]), "performance": id}, "give a pruner, a quantizer"),
         ((P, Q), {"calibrate": "never"}, "calibrate must be one of"),
         ((P, Q), {"exclude": ["tail"]}, "matches no layer"),
-        ((P, Q), {"curve": ([1], [0])}, "give performance"),
+        ((P, Q), {"curve": ([1], [0])}, "and performance as well"),
         ((P, Q), {"forward": lambda m, x: (m(x), x)}, "returns tuple instead of one array"),
         ((P, Q), {"forward": lambda m, x: m(x).sum()}, "scalar instead of logits"),
     ],

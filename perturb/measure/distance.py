@@ -16,14 +16,13 @@ from perturb.types import Array
 def distance(dense: Array, other: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """Sum over predictions, and their number; outputs are logits [..., classes].
 
-    Of each prediction KL(dense || other) in nats; of outputs with a single class the squared
-    difference.
+    Of each prediction KL(dense || other) in nats (:func:`perturb.measure.outputs.kl_divergence`);
+    of outputs with a single class the squared difference.
     weights [batch, ...] of tokens, for outputs whose leading axes they are.
     """
     dtype = jnp.promote_types(dense.dtype, jnp.float32)
     p, q = dense.astype(dtype), other.astype(dtype)
-    several = dense.shape[-1] > 1
-    each = kl_divergence(p, q) if several else jnp.mean((p - q) ** 2, -1)
+    each = kl_divergence(p, q) if dense.shape[-1] > 1 else jnp.mean((p - q) ** 2, -1)
     if weights is None or each.shape[: weights.ndim] != weights.shape:
         return jnp.sum(each), jnp.asarray(each.size, dtype)
     w = weights.reshape(weights.shape + (1,) * (each.ndim - weights.ndim))

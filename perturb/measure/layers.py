@@ -7,7 +7,7 @@ program for whatever is measured of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from perturb.measure import errors
 from perturb.state import State, layer_weight
-from perturb.storage import BITS_DENSE
+from perturb.storage import BITS_DENSE, width
 from perturb.types import Array, Moments
 
 PART = 8  # versions that one call measures
@@ -37,32 +37,45 @@ def _padded(x: Array, *sides: int) -> Array:
     return jnp.pad(x, [*lead, *((0, side - n) for side, n in ends)])
 
 
+def map_layers(
+    function: Callable[[Array, Any, Moments], Any],
+    dense: Mapping[str, Array],
+    others: Mapping[str, Any],
+    moments: Mapping[str, Moments],
+    shapes: Shapes,
+) -> dict[str, Any]:
+    """``function(dense [out, in], others [..., out, in], moments)`` of every layer; for a jit.
+
+    others: any arrays a layer. All are padded with zeros and batched where they then have one
+    shape, so the function is traced a few times only, and what it sums must not mind zeros.
+    """
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, (out, n_in) in shapes:
+        groups.setdefault((_side(out), _side(n_in)), []).append(name)
+    found: dict[str, Any] = {}
+    for sides, names in groups.items():
+        padded = [jax.tree.map(lambda a, s=sides: _padded(a, *s), others[n]) for n in names]
+        done = jax.lax.map(
+            lambda x: function(*x),
+            (
+                jnp.stack([_padded(dense[n], *sides) for n in names]),
+                jax.tree.map(lambda *a: jnp.stack(a), *padded),
+                _stacked([moments[n] for n in names], sides[1]),
+            ),
+        )
+        found |= {n: jax.tree.map(lambda a, i=i: a[i], done) for i, n in enumerate(names)}
+    return found
+
+
 @partial(jax.jit, static_argnames=("shapes",))
-def _measured(
+def measured(
     weights: dict[str, Array],
     dense: dict[str, Array],
     moments: dict[str, Moments],
     shapes: Shapes,
 ) -> dict[str, errors.Raw]:
-    groups: dict[tuple[int, int], list[str]] = {}
-    for name, (out, n_in) in shapes:
-        groups.setdefault((_side(out), _side(n_in)), []).append(name)
-    found: dict[str, errors.Raw] = {}
-    for (out, n_in), names in groups.items():
-
-        def one(x: Any) -> errors.Raw:
-            return errors.raw_measures(*x)
-
-        raw = jax.lax.map(
-            one,
-            (
-                jnp.stack([_padded(dense[n], out, n_in) for n in names]),
-                jnp.stack([_padded(weights[n], out, n_in) for n in names]),
-                _stacked([moments[n] for n in names], n_in),
-            ),
-        )
-        found |= {n: jax.tree.map(lambda a, i=i: a[i], raw) for i, n in enumerate(names)}
-    return found
+    """:func:`perturb.measure.errors.raw_measures` of every layer, weights [versions, out, in]."""
+    return map_layers(errors.raw_measures, dense, weights, moments, shapes)
 
 
 def _stacked(moments: list[Moments], n_in: int) -> Moments:
@@ -80,8 +93,8 @@ def _stacked(moments: list[Moments], n_in: int) -> Moments:
 
 
 @partial(jax.jit, static_argnames=("shapes",))
-def _part(state: State, index: Array, shapes: Shapes) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Versions ``index`` [PART] of the layers' weights, and counts of what is stored of them."""
+def part_of(state: State, index: Array, shapes: Shapes) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Versions ``index`` [n] of the layers' weights, and counts of what is stored of them."""
     chosen = jax.tree.map(lambda a: a[index], state)
     weights = {n: layer_weight(chosen, n, shape) for n, shape in shapes}
     weights = {n: jnp.broadcast_to(w, (len(index), *w.shape[-2:])) for n, w in weights.items()}
@@ -91,12 +104,7 @@ def _part(state: State, index: Array, shapes: Shapes) -> tuple[dict[str, Array],
         own = chosen.matrices.get(name)
         gone = jnp.sum(w == 0, (-2, -1))
         pruned = gone if own is None else jnp.sum(~own.mask, (-2, -1))
-        bits = BITS_DENSE if own is None or own.grid is None else own.grid.bits
-        counts[name] = {
-            "pruned": pruned / size,
-            "zero": gone / size,
-            "bits": jnp.broadcast_to(bits, pruned.shape),
-        }
+        counts[name] = {"pruned": pruned / size, "zero": gone / size}
     return weights, counts
 
 
@@ -112,15 +120,17 @@ def layer_measures(
     Besides: pruned, the fraction of weights that the mask has taken; zero, that is exactly 0;
     bits of a kept weight. dense, moments: what is compared with, by layer.
     """
-    fixed = tuple(shapes.items())
+    fixed, bare = tuple(shapes.items()), state.bare
+    bits = jax.device_get({n: width(m) for n, m in state.matrices.items()})
     parts = []
     for start in range(0, size, PART):
         index = np.minimum(np.arange(start, start + PART), size - 1)
-        weights, counts = _part(state, index, fixed)
-        raw = _measured(weights, dict(dense), dict(moments), fixed)
+        weights, counts = part_of(bare, index, fixed)
+        raw = measured(weights, dict(dense), dict(moments), fixed)
         parts.append(jax.device_get((raw, counts)))
     done: dict[str, dict[str, np.ndarray]] = {}
     for name in shapes:
         rows = [errors.finish(raw[name]) | counts[name] for raw, counts in parts]
         done[name] = {k: np.concatenate([r[k] for r in rows])[:size] for k in rows[0]}
+        done[name]["bits"] = np.broadcast_to(bits.get(name, BITS_DENSE), (size,))
     return done

@@ -55,14 +55,17 @@ def measure_named(name: str, seed: int = 0, progress: Progress = quiet) -> Recor
     Raises :class:`perturb.sources.BadInput` for what names no model.
     """
     progress(f"{name}: loading", 0.0)
-    model, batches, forward, token_weights = sources.load(name, sources.loader(name), seed)
-    if token_weights is not None:
+    loaded = sources.load(name, sources.loader(name), seed)
+    if loaded.token_weights is not None:
         raise sources.BadInput(
             f"MODEL {name}: every token counts here: return no token_weights, and batches "
             "without padding"
         )
     return measure_model(
-        model, batches, forward, progress=lambda what, done: progress(f"{name}: {what}", done)
+        loaded.model,
+        loaded.calibration,
+        loaded.forward,
+        progress=lambda what, done: progress(f"{name}: {what}", done),
     )
 
 

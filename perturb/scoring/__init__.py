@@ -1,0 +1,1 @@
+"""The score of stages on one model: what they do alone, and in every order."""
