@@ -527,7 +527,8 @@ def test_a_presets_metrics_are_those_of_its_compressed_model(
             trained.model, chain(Magnitude(0.5), RTN(4)), batches, norms=policy.norms,
             exclude=exclude,
         )  # fmt: skip
-        right = np.argmax(forward(compressed.model, data.test.inputs), -1) == data.test.targets
+        logits = np.asarray(forward(compressed.model, data.test.inputs))
+        right = np.argmax(logits, -1) == data.test.targets
         (record,) = (
             r for r in records if len(r["stages"]) == 2 and r["policy"]["norms"] == policy.norms
         )
@@ -858,10 +859,7 @@ def test_lines_come_now_and_then(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (
-            MINE.replace("test, measures, more=draw)", ")").replace("Task(model", "(model"),
-            "got tuple",
-        ),
+        (f"{MINE}\n\ndef task(seed=0):\n    return 1, 2\n", "experiments.task.Task, got tuple"),
         (MINE.replace(", more=draw", ", kind='sound'"), "kind must be one of images, text, own"),
         (MINE.replace("test, measures", "test, {}"), "measures is empty"),
         ("def task(:\n", "SyntaxError"),
