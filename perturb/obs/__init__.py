@@ -3,6 +3,7 @@
 from perturb.obs.factor import Factor, factorize
 from perturb.obs.solver import (
     OBSMethod,
+    OBSQuantizer,
     Relay,
     Solution,
     Solver,
@@ -16,6 +17,7 @@ from perturb.obs.solver import (
 __all__ = [
     "Factor",
     "OBSMethod",
+    "OBSQuantizer",
     "Relay",
     "Solution",
     "Solver",

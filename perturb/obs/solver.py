@@ -99,6 +99,13 @@ class OBSMethod(Protocol):
     def steps(self, matrix: Matrix, problem: Problem, key: Array) -> Steps: ...
 
 
+@runtime_checkable
+class OBSQuantizer(Protocol):
+    """A quantizer that rounds again, by tasks, what a pruner left of a matrix on its grid."""
+
+    def relaying(self, matrix: Matrix, grid: Grid, problem: Problem) -> Relay: ...
+
+
 def settle(steps: Steps, inputs: Moments | None) -> Solved:
     """Run a coroutine to its end, each task solved where it stands."""
     assert inputs is not None, "an OBS method needs the moments of the inputs"

@@ -140,10 +140,11 @@ def _select_block(score: Array, counts: Array, given: Selection, tie: Array | No
     those before it left a choice.
     """
     b, m = score.shape
-    assert given.variant is not None
-    assert given.place is not None
+    variant, place = given.variant, given.place
+    assert variant is not None
+    assert place is not None
     first = _ordered_bits(score)
-    index = given.place.astype(first.dtype) * b + jnp.arange(b, dtype=first.dtype)[:, None]
+    index = place.astype(first.dtype) * b + jnp.arange(b, dtype=first.dtype)[:, None]
     keys = [first, index] if tie is None else [first, _ordered_bits(tie).astype(first.dtype), index]
     stacked = jnp.stack(keys)
     width = first.dtype.itemsize * 8
@@ -151,13 +152,13 @@ def _select_block(score: Array, counts: Array, given: Selection, tie: Array | No
 
     def total(chosen: Array) -> Array:  # [M], of the row's variant
         rows = jnp.sum(chosen, axis=0, dtype=jnp.int32)
-        return jax.ops.segment_sum(rows, given.variant, num_segments=m)[given.variant]
+        return jax.ops.segment_sum(rows, variant, num_segments=m)[variant]
 
-    def undecided(state: tuple[Array, ...]) -> Array:
+    def undecided(state: tuple[Array, Array, Array, Array]) -> Array:
         number, _, candidates, left = state
         return (number < len(keys)) & jnp.any((left > 0) & (total(candidates) > left))
 
-    def look(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def look(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         number, chosen, candidates, left = state
         key = stacked[number]
 

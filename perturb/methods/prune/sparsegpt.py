@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from perturb.masks import TIE_RULES, NofM, TieRule
 from perturb.methods.prune.common import resolve_sparsity
-from perturb.obs import OBSMethod, Solver, Steps, Task, settle, tie_of
+from perturb.obs import OBSQuantizer, Solver, Steps, Task, settle, tie_of
 from perturb.registry import check_choice, method
 from perturb.types import Array, Matrix, Problem, Solved
 
@@ -82,7 +82,7 @@ class SparseGPT:
                     "on_grid='refit' lays a new grid by the quantizer that laid the first, and "
                     "this matrix does not say which: give Matrix.quantizer, or 'snap' or 'release'"
                 )
-            if isinstance(quantizer, OBSMethod):
+            if isinstance(quantizer, OBSQuantizer):
                 done = yield from quantizer.relaying(done, matrix.grid, problem)
             else:
                 done = quantizer.relay(done, matrix.grid, problem)
