@@ -6,7 +6,7 @@ few shapes and handed to a program that knows nothing of methods: whether weight
 rounded, how many rows, columns and variants are real, is data there. GPTQ, SparseGPT and Joint,
 on the dense model or on R versions of it, are solved by the same programs.
 
-Variants with one Hessian are rows of one sweep. Sweeps with different Hessians are one after
+Variants with one Hessian are rows of one sweep. Sweeps with different Hessians come one after
 another on a CPU, so that only what is real is swept; on an accelerator, where each step waits for
 the last rather than for arithmetic, as many at once as SIZE allows.
 """
@@ -270,14 +270,12 @@ def _sweeps(spec: SweepSpec, load: Load, factor: Factor) -> Swept:
         rows = jnp.arange(m)
         variant, place = rows // load.out, rows % load.out
         settled = load.inputs * load.out  # of a variant, never more than this
-        ends = [
-            prune_count(jnp.minimum(settled, b * spec.block * load.out), load.sparsity)
-            for b in range(n // spec.block + 1)
-        ]
+        bounds = jnp.minimum(settled, jnp.arange(n // spec.block + 1) * spec.block * load.out)
+        ends = prune_count(bounds[:, None], load.sparsity)  # type: ignore[arg-type]
         weight, keep, tie, group = load.weight, load.keep, load.tie, load.group
         if order is not None:
             weight, keep, tie, group = (a[order] for a in (weight, keep, tie, group))
-        counts = None if spec.pattern is not None else jnp.diff(jnp.stack(ends), axis=0)
+        counts = None if spec.pattern is not None else jnp.diff(ends, axis=0)
         done = sweep(
             spec,
             weight,

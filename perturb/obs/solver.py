@@ -100,8 +100,8 @@ class OBSMethod(Protocol):
 
 
 @runtime_checkable
-class OBSQuantizer(OBSMethod, Protocol):
-    """One that can round again what a pruner left of a matrix that was on its grid."""
+class OBSQuantizer(Protocol):
+    """A quantizer that rounds again, by tasks, what a pruner left of a matrix on its grid."""
 
     def relaying(self, matrix: Matrix, grid: Grid, problem: Problem) -> Relay: ...
 

@@ -140,11 +140,11 @@ def _select_block(score: Array, counts: Array, given: Selection, tie: Array | No
     those before it left a choice.
     """
     b, m = score.shape
-    assert given.variant is not None
-    assert given.place is not None
+    variant, place = given.variant, given.place
+    assert variant is not None
+    assert place is not None
     first = _ordered_bits(score)
-    variant = given.variant
-    index = given.place.astype(first.dtype) * b + jnp.arange(b, dtype=first.dtype)[:, None]
+    index = place.astype(first.dtype) * b + jnp.arange(b, dtype=first.dtype)[:, None]
     keys = [first, index] if tie is None else [first, _ordered_bits(tie).astype(first.dtype), index]
     stacked = jnp.stack(keys)
     width = first.dtype.itemsize * 8
@@ -158,9 +158,7 @@ def _select_block(score: Array, counts: Array, given: Selection, tie: Array | No
         number, _, candidates, left = state
         return (number < len(keys)) & jnp.any((left > 0) & (total(candidates) > left))
 
-    def look(
-        state: tuple[Array, Array, Array, Array],
-    ) -> tuple[Array, Array, Array, Array]:
+    def look(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         number, chosen, candidates, left = state
         key = stacked[number]
 
