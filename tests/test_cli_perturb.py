@@ -33,8 +33,9 @@ from perturb import (
     sources,
 )
 from perturb import __main__ as door
-from perturb.__main__ import main, words
-from perturb.scoring.engine import score
+from perturb import naming, score
+from perturb.__main__ import main
+from perturb.scoring.words import sentences
 from perturb.sources import GROUP
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +107,14 @@ def interrupted():
 def mark():
     open("it ran", "w").close()
     return load()
+def named():
+    model, batches = load()
+    return {"model": model, "calibration": batches, "heldout": (b for b in batches[:1])}
+def heldout_shape(): return named() | {"heldout": [jnp.zeros((4, 5))]}
+def no_heldout(): return named() | {"heldout": []}
+def other_heldout(): return named() | {"heldout": 7}
+def unknown_key(): return named() | {"batches": []}
+def missing_key(): return {"model": load()[0]}
 def weighted():
     return (*load(), None, lambda batch: jnp.ones(len(batch)))
 from time import time as builtin
@@ -145,6 +154,10 @@ def methods(prune: str = "wanda:0.5", quantize: str = "gptq:4") -> tuple[str, ..
     return ("--prune", prune, "--quantize", quantize)
 
 
+def stages(*texts: str) -> tuple[str, ...]:
+    return tuple(part for text in texts for part in ("--stage", text))
+
+
 METHODS = methods()
 CSV, JSON = ("--format", "csv"), ("--format", "json")
 
@@ -162,7 +175,7 @@ def out(capsys, *argv: str) -> str:
     return captured.out
 
 
-def test_the_table_shows_layers_a_total_and_two_sentences(capsys):
+def test_the_table_shows_layers_a_total_and_three_sentences(capsys):
     text = out(capsys, "mine.py:load", *METHODS)
     lines = text.splitlines()
     assert lines[0] == "mine.py:load: P = wanda:0.5, Q = gptq:4"
@@ -173,6 +186,8 @@ def test_the_table_shows_layers_a_total_and_two_sentences(capsys):
         assert row[-1] in ("P→Q", "Q→P", "equal")
     assert "Layers: " in text
     assert "Model: " in text
+    assert "Advice: " in text
+    assert "no held-out ones were given" in text
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
@@ -183,23 +198,14 @@ def test_the_table_fits_its_width(capsys, monkeypatch, columns):
     assert "…" not in text
 
 
-@pytest.mark.parametrize("width", [12, 20, 40])
-def test_shortened_names_stay_different(width):
-    names = [f"layer{i}.{j}.conv{k}" for i in (1, 12) for j in (0, 1) for k in (1, 2)]
-    names += [f"layers.{i}.self_attn.{m}_proj" for i in (0, 11) for m in "qkvo"]
-    short = [door._short(name, width) for name in names]
-    assert max(map(len, short)) <= width
-    if width > 12:
-        assert len(set(short)) == len(names)
-
-
 def test_csv_and_json_parse(capsys):
     rows = list(csv.DictReader(io.StringIO(out(capsys, "mine.py:load", *METHODS, *CSV))))
     told = json.loads(out(capsys, "mine.py:load", *METHODS, *JSON))
     assert [r["layer"] for r in rows] == ["first", "second", "total"]
     assert float(rows[2]["pq_kl"]) == told["outputs"]["PQ"]["kl"]
     assert float(rows[2]["advantage"]) == told["total"]["order"]["advantage"]
-    assert told["pruner"] == {"name": "wanda", **told["pruner"]}
+    assert told["stages"]["P"] == {"name": "wanda", **told["stages"]["P"]}
+    assert told["advantages"][0]["order"] == "QP"
 
 
 def test_options_reach_the_score(capsys):
@@ -210,9 +216,9 @@ def test_options_reach_the_score(capsys):
     assert list(told["outputs"]) == ["P", "Q", "PQ"]
     assert [x["name"] for x in told["layers"]] == ["first"]
     assert "sec*" in told["skipped"]["second"]
-    assert told["calibrate"] == "dense"
-    assert told["pruner"]["scope"] == "2:4"
-    assert told["quantizer"]["grid"]["per"] == 8
+    assert told["policy"]["calibrate"] == "dense"
+    assert told["stages"]["P"]["scope"] == "2:4"
+    assert told["stages"]["Q"]["grid"]["per"] == 8
     assert told["total"]["variants"]["P"]["pruned"] == 0.5
 
 
@@ -236,7 +242,7 @@ def test_out_writes_a_file(capsys, tmp_path):
 
 BAD = {
     "no model": ((), "MODEL is missing"),
-    "no pruner": (("mine.py:load", "--quantize", "gptq:4"), "--prune is missing"),
+    "no pruner": (("mine.py:load", "--quantize", "gptq:4"), "--prune is missing: name a pruner"),
     "no quantizer": (("mine.py:load", "--prune", "wanda:0.5"), "--quantize is missing"),
     "unknown method": (("mine.py:load", *methods("wnada:0.5")), "did you mean wanda?"),
     "swapped roles": (("mine.py:load", *methods("gptq:4")), "'gptq' is no pruner"),
@@ -260,7 +266,21 @@ BAD = {
         ("mine.py:load", *methods(quantize="rtn:4,per=5")),
         "2 layers: group size 5 does not",
     ),
-    "order": (("mine.py:load", *METHODS, "--order", "qpq"), "invalid choice: 'qpq'"),
+    "order": (("mine.py:load", *METHODS, "--order", "qpq"), "some of pq, qp; got 'qpq'"),
+    "one stage": (("mine.py:load", *stages("wanda:0.5")), "two to 4 stages"),
+    "five stages": (("mine.py:load", *stages(*[f"rtn:{b}" for b in range(2, 7)])), "got 5"),
+    "equal stages": (("mine.py:load", *stages("rtn:4", "rtn:4")), "both rtn with the same"),
+    "no stages": (("mine.py:load",), "--prune wanda:0.5 --quantize gptq:4"),
+    "both forms": (("mine.py:load", *METHODS, "--stage", "rtn:4"), "name every stage by --stage"),
+    "stage": (("mine.py:load", *stages("wnada:0.5", "rtn:4")), "did you mean wanda?"),
+    "stage amount": (("mine.py:load", *stages("rtn:99", "wanda:0.5")), "from 2 to 16, got 99"),
+    "no space": (("mine.py:load", *stages("drop:0.5", "rtn:4")), "Net has no space '*' to drop"),
+    "include": (("mine.py:load", *METHODS, "--include", "emb"), "'emb' matches no embedding"),
+    "held-out shape": (("mine.py:heldout_shape", *METHODS), "on held-out batch 0, of shape (4, 5)"),
+    "no held-out": (("mine.py:no_heldout", *METHODS), "the set of held-out batches is empty"),
+    "held-out": (("mine.py:other_heldout", *METHODS), "held-out batches must be a list"),
+    "unknown key": (("mine.py:unknown_key", *METHODS), "unknown is 'batches'"),
+    "missing key": (("mine.py:missing_key", *METHODS), "'calibration' is missing"),
     "format": (("mine.py:load", *METHODS, "--format", "xml"), "invalid choice: 'xml'"),
     "calibrate": (("mine.py:load", *METHODS, "--calibrate", "no"), "invalid choice: 'no'"),
     "seed": (("mine.py:load", *METHODS, "--seed", "-1"), "--seed -1"),
@@ -351,8 +371,8 @@ def test_a_named_tuple_is_one_batch_and_not_its_fields():
     model, _ = sources.loader("mine.py:load")(0)
     made = (model, batch, lambda model, batch: model(batch.inputs))
     loaded = sources.load("mine.py:load", lambda seed: made, 0)
-    assert len(loaded[1]) == 1
-    assert loaded[1][0] is batch
+    assert len(loaded.calibration) == 1
+    assert loaded.calibration[0] is batch
 
 
 def test_a_generator_of_batches_is_listed_once(capsys):
@@ -407,6 +427,15 @@ def test_policies_and_token_weights_reach_the_score(capsys, monkeypatch):
         (lambda: Wanda(np.array(1.0)), "sparsity must lie"),
         (lambda: Wanda("0.5"), "sparsity must lie"),
         (lambda: Wanda(False), "sparsity must lie"),
+        (lambda: Wanda(jnp.bool_(False)), "sparsity must lie in .*, got False"),
+        (lambda: Wanda(np.bool_(False)), "sparsity must lie"),
+        (lambda: Wanda(jnp.array([0.5, 1.5])), "sparsity must lie in .*, got 1.5"),
+        (lambda: Wanda(jnp.array([[-0.1]])), "sparsity must lie"),
+        (lambda: Wanda(jnp.complex64(0.5)), "sparsity must lie"),
+        (lambda: Wanda(jnp.float32(np.nan)), "sparsity must lie"),
+        (lambda: RTN(jnp.bool_(True)), "bits must be"),
+        (lambda: RTN(jnp.array([4, 17])), "bits must be .*, got 17"),
+        (lambda: RTN(jnp.float32(4.5)), "bits must be"),
         (lambda: Wanda(np.float32(0.4), scope=NofM(2, 4)), "has sparsity 0.5"),
         (lambda: RTN(jnp.int32(1)), "bits must be"),
         (lambda: RTN(np.int64(17)), "bits must be"),
@@ -433,10 +462,10 @@ def test_a_traced_or_stacked_amount_passes():
 
 
 def test_parse_reads_what_it_says():
-    method = registry.parse("gptq:4.0,per=8,symmetric=false,damp=1")
+    method = naming.parse("gptq:4.0,per=8,symmetric=false,damp=1")
     assert (method.bits, type(method.bits)) == (4, int)
     assert method == GPTQ(4, grid=GridSpec(per=8, symmetric=False), damp=1)
-    assert registry.parse("wanda:2:4") == Wanda(scope=NofM(2, 4))
+    assert naming.parse("wanda:2:4") == Wanda(scope=NofM(2, 4))
 
 
 def test_all_layers_that_do_not_divide_are_told_at_once():
@@ -495,14 +524,20 @@ def test_a_preset_by_name(monkeypatch, capsys):
 
         asked.append((name, seed))
         model, batches = load(seed)
-        calibration = SimpleNamespace(inputs=np.concatenate([*batches] * 3))  # 96 examples
-        return SimpleNamespace(model=model, dataset=SimpleNamespace(calibration=calibration))
+        x = np.concatenate([*batches] * 3)  # 96 examples, copies of 32
+        calibration = SimpleNamespace(inputs=x)
+        test = SimpleNamespace(inputs=x, cluster=np.arange(96) % 32)
+        data = SimpleNamespace(calibration=calibration, test=test)
+        return SimpleNamespace(model=model, dataset=data)
 
     monkeypatch.setattr("experiments.entry.load_or_train", trained)
     monkeypatch.syspath_prepend(Path.cwd())
     from experiments.entry import preset
 
-    assert [len(b) for b in preset("tiny-resnet", 2)[1]] == [64, 32]
+    made = preset("tiny-resnet", 2)
+    assert [len(b) for b in made["calibration"]] == [64, 32]
+    assert len(made["heldout"]) == 1
+    np.testing.assert_array_equal(made["heldout"][0], made["calibration"][0][:32])
     assert "tiny-resnet: P = wanda:0.5" in out(capsys, "tiny-resnet", *METHODS, "--seed", "2")
     assert asked == [("tiny-resnet", 2)] * 2
 
@@ -527,14 +562,41 @@ def test_the_sentences_follow_the_numbers(monkeypatch):
     model, batches = load()
     told = [score(model, Magnitude(s), RTN(b), batches) for s, b in ((0.3, 2), (0.8, 8), (0, 4))]
     for scores in told:
-        layers, whole = words(scores)
+        layers, whole, advice = sentences(scores)
         kl = {v: x.kl for v, x in scores.outputs.items()}
         wins = [x.order.prefers for x in scores.layers]
         assert f"{wins.count('PQ')} of 2 prefer to prune first" in layers
-        first = "prune first" if kl["PQ"] < kl["QP"] else "quantize first"
-        assert (first if kl["PQ"] != kl["QP"] else "neither order") in whole
+        first = "prune first" if scores.best == "PQ" else "quantize first"
+        assert (first if scores.best != "equal" else "neither order") in whole
+        (a,) = scores.advantages
+        assert ("the interval excludes 0" in advice) == (a.sign != 0)
+        assert scores.best == "equal" or f"[{a.low:+.3g}, {a.high:+.3g}]" in advice
         stronger = "pruning" if kl["P"] > kl["Q"] else "quantizing"
         assert f"Alone, {stronger} perturbs it more" in whole
+
+
+def test_three_stages_and_held_out_inputs(capsys):
+    text = out(capsys, "mine.py:named", *stages("wanda:0.5", "magnitude:0.3,tie=index", "rtn:4"))
+    assert text.startswith("mine.py:named: A = wanda:0.5, B = magnitude:0.3,tie=index, C = rtn:4\n")
+    assert "on 16 held-out examples" in " ".join(text.split())
+    for order in ("A→B→C", "C→B→A"):
+        assert sum(line.startswith(order) for line in text.splitlines()) == 1
+    told = json.loads(
+        out(capsys, "mine.py:named", *stages("rtn:4", "wanda:0.5"), *JSON, "--order", "qp")
+    )
+    assert list(told["outputs"]) == ["P", "Q", "QP"]
+    assert told["stages"]["P"]["name"] == "wanda"
+    assert (told["heldout"], told["examples"]) == (True, 16)
+
+
+def test_a_wait_tells_the_stage_and_the_order(capsys, monkeypatch):
+    monkeypatch.setattr(door, "LINE_EVERY", 0.0)
+    assert main(["mine.py:load", *stages("wanda:0.5", "rtn:4"), "--calibrate", "sequential"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert any(
+        "stage 1 of 4, P: wanda on 2 layers from first: block 2 of 2, second" in x for x in lines
+    )
+    assert any(x.endswith("stage 2 of 4, P→Q: rtn on 2 layers from first") for x in lines)
 
 
 def test_as_a_program(tmp_path):

@@ -228,7 +228,7 @@ def test_intensities_from_the_callers_performance(model, batches):
 @pytest.mark.parametrize(
     ("arguments", "options", "says"),
     [
-        ((P,), {}, "two to four stages have orders to compare; got 1"),
+        ((P,), {}, "two to 4 stages have orders to compare; got 1"),
         (([P] * 5,), {}, "got 5"),
         ((P, Wanda(0.5)), {}, "A and B are both wanda with the same settings"),
         ((P, "gptq:4"), {}, "'gptq:4' is no stage"),
