@@ -29,11 +29,12 @@ from perturb import (
     NofM,
     SparseGPT,
     Wanda,
+    naming,
     registry,
+    score,
     sources,
 )
 from perturb import __main__ as door
-from perturb import naming, score
 from perturb.__main__ import main
 from perturb.scoring.words import sentences
 from perturb.sources import GROUP

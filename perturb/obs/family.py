@@ -271,7 +271,7 @@ def _sweeps(spec: SweepSpec, load: Load, factor: Factor) -> Swept:
         variant, place = rows // load.out, rows % load.out
         settled = load.inputs * load.out  # of a variant, never more than this
         bounds = jnp.minimum(settled, jnp.arange(n // spec.block + 1) * spec.block * load.out)
-        ends = prune_count(bounds[:, None], load.sparsity)  # type: ignore[arg-type]
+        ends = prune_count(bounds[:, None], load.sparsity)
         weight, keep, tie, group = load.weight, load.keep, load.tie, load.group
         if order is not None:
             weight, keep, tie, group = (a[order] for a in (weight, keep, tie, group))
