@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from perturb.lift import fresh
 
 from perturb import sources
 from perturb.methods.quantize.rtn import RTN
+from perturb.state import fresh
 from tests.conftest import numpy_init
 from theory.maths import outputs
 from theory.maths.norms import spectral_norm
