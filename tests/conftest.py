@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,11 +13,24 @@ import pytest
 from flax import nnx
 
 import perturb  # noqa: F401  first of all: it sets what the backend needs
+from experiments.runner.clock import drop_programs_if_many
 
 Array = jax.Array
 
 # One program at a time: see theory.commands._prepare.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+EVERY = 20  # tests between two looks at the memory maps
+_seen = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs() -> Iterator[None]:
+    """Linux allows a process 65530 memory maps, and LLVM dies of the next one."""
+    yield
+    if next(_seen) % EVERY == 0:
+        drop_programs_if_many(30_000)
 
 
 def numpy_init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
