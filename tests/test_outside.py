@@ -213,7 +213,7 @@ def test_its_errors_are_one_line(text: str, says: str, capsys: pytest.CaptureFix
 
 
 def test_the_name_of_one_of_ours_is_taken() -> None:
-    with pytest.raises(ValueError, match="'wanda' is the name of perturb.methods.prune.wanda"):
+    with pytest.raises(ValueError, match=r"'wanda' is the name of perturb\.methods\.prune\.wanda"):
 
         @registry.method("wanda")
         class Mine:
