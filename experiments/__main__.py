@@ -6,12 +6,12 @@ import argparse
 import dataclasses
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from experiments.analysis import Summary, render, summarize
+from experiments.analysis import render, summarize
+from experiments.analysis.variants import role
 from experiments.records import RecordLogLocked, latest, load
-from experiments.report import parse_point, point_json, render_point
+from experiments.report.again import failed_cells, report_again
 from experiments.watch import CELLS, RECORDS, Lines
 from perturb import cli
 from perturb.cli import BadInput
 from perturb.files import write_atomic
-from perturb.plain import to_json
 from perturb.policy import CHOICES
 
-MANY_SEEDS, SHOWN = 1000, 10
+MANY_SEEDS = 1000
+AMOUNT = re.compile(r"(.+?)-([\d.]+(?:e[-+]\d+)?)")  # ends a stage's name; 1e-05 is one amount
 EPILOG = """\
 examples:
   python -m experiments list
@@ -60,7 +61,7 @@ A run may be stopped at any time and started again: finished cells are never com
 What is reported after a run is that run's: its study as it is now, its models and its seeds.
 Trained models are cached in $PERTURB_CACHE, else in ~/.cache/compression-order.
 exit codes: 0 done, 1 cells failed (they are named) or a failure of ours, 2 bad input (one line
-on stderr), 130 stopped by Ctrl-C.
+on stderr), 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 
@@ -143,9 +144,9 @@ class _Bars:
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console, self._progress, self._bar = console, progress, TaskID(0)
 
-    def begin(self, cells: int, done: int) -> None:
+    def begin(self, cells: int) -> None:
         # finished cells count too: the estimate is of what is left
-        self._bar = self._progress.add_task("cells", total=cells, completed=done)
+        self._bar = self._progress.add_task("cells", total=cells)
 
     def model(self, line: str) -> None:
         self._console.print(line)
@@ -254,7 +255,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         f"{peak:.1f} GB at most"
     )
     drawn = arguments.no_figures or _draw(path, records, folder / "figures", console)
-    failed = _failed(records, console)
+    failed = failed_cells(records, console)
     if failed:
         console.print("run again to retry them")
     return 0 if drawn and not failed else 1
@@ -303,7 +304,7 @@ def _alone(console: Console, records: Sequence[dict[str, Any]]) -> None:
     rows: dict[str, list[tuple[str, str]]] = {}
     for r in held:
         if r["stages"]:
-            method, _, amount = r["label"].rpartition("/")[2].rpartition("-")
+            method, amount = _method_and_amount(r)
             rows.setdefault(method, []).append((amount, shown(r["metrics"][name])))
     table = Table()
     table.add_column("method", no_wrap=True)
@@ -312,6 +313,16 @@ def _alone(console: Console, records: Sequence[dict[str, Any]]) -> None:
     for method, values in rows.items():
         table.add_row(escape(method), *(f"[dim]{amount}[/]\n{value}" for amount, value in values))
     console.print(table)
+
+
+def _method_and_amount(record: dict[str, Any]) -> tuple[str, str]:
+    """Of a stage alone: what it is called, and how much of it."""
+    name, stage = record["label"].rpartition("/")[2], record["stages"][0]
+    parts = AMOUNT.fullmatch(name)
+    if parts is None:
+        return name, ""
+    told = {"P": lambda: f"{stage['sparsity']:.0%}", "Q": lambda: f"{stage['bits']} bit"}
+    return parts[1], told.get(role(stage) or "", lambda: parts[2])()
 
 
 def _report(records: Sequence[dict[str, Any]], folder: Path, console: Console) -> None:
@@ -325,65 +336,6 @@ def _report(records: Sequence[dict[str, Any]], folder: Path, console: Console) -
     render(summary, console)
 
 
-def _failed(records: Sequence[dict[str, Any]], console: Console) -> int:
-    """Print the first line of what made cells fail, each reason once; returns how many did."""
-    reasons: dict[str, list[str]] = {}
-    for record in latest(records).values():
-        if record["status"] != "ok":
-            line = (str(record.get("error") or "").strip().splitlines() or ["no message"])[0]
-            reasons.setdefault(line, []).append(record["label"])
-    for line, cells in list(reasons.items())[:SHOWN]:
-        more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
-        console.print(f"failed: {cells[0]}{more}: {line}", markup=False, soft_wrap=True)
-    failed = sum(map(len, reasons.values()))
-    if failed:
-        console.print(f"[bold red]{failed} cells failed[/]")
-    return failed
-
-
-def _report_again(arguments: argparse.Namespace, console: Console) -> int:
-    """The findings of all that a file holds, of a folder those of its last run; the exit code.
-
-    As JSON they stand alone on standard output: what else there is to say goes to stderr.
-    """
-    point = None if arguments.at is None else parse_point(arguments.at)
-    beside = Console(stderr=True) if arguments.json else console
-    summary, records = _read_again(arguments.records, beside)
-    if arguments.json:
-        sys.stdout.write(
-            summary.to_json() if point is None else to_json(point_json(summary, point))
-        )
-    elif point is not None:
-        render_point(summary, point, console)
-    else:
-        render(summary, console)
-    return 1 if _failed(records, beside) else 0
-
-
-def _read_again(given: Path, console: Console) -> tuple[Summary, list[dict[str, Any]]]:
-    path, cells = given, None
-    if given.is_dir():
-        if (given / CELLS).is_file():
-            cells = set((given / CELLS).read_text(encoding="utf-8").split("\n"))
-        names = (RECORDS, f"{RECORDS}.gz")
-        path = next((given / n for n in names if (given / n).is_file()), given)
-    if not path.is_file():
-        raise BadInput(f"no records at {path}: run the study first, or give its folder")
-    try:
-        held = load(path)
-    except zlib.error as error:
-        raise BadInput(f"{path}: damaged gzip file ({error}); copy it again") from error
-    if cells is not None:
-        mine = [record for record in held if record["cell"] in cells]
-        if len(mine) < len(held):
-            console.print(
-                f"{len(held) - len(mine)} records of other cells or seeds are left out; "
-                f"{path} alone shows them too"
-            )
-        held = mine
-    return summarize(held), held
-
-
 def run(argv: list[str]) -> int:
     """Parse and do; the exit code. Raises :class:`BadInput` for what the user can put right."""
     arguments = _parser().parse_args(argv)
@@ -394,7 +346,7 @@ def run(argv: list[str]) -> int:
         elif arguments.command == "train":
             _train(arguments, console)
         elif arguments.command == "report":
-            return _report_again(arguments, console)
+            return report_again(arguments.records, console, arguments.at, arguments.json)
         else:
             return _run(arguments, console)
     except (ValueError, OSError) as error:

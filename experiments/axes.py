@@ -62,6 +62,9 @@ def axis(template: Callable[..., Any], **settings: Any) -> Axis:
         raise ValueError(
             f"axis of {shown}: give a class and what to call it with, as in axis(RTN, bits=(4, 3))"
         )
+    twice = settings.keys() & (template.keywords if isinstance(template, partial) else {})
+    if twice:
+        raise ValueError(f"axis of {shown}: {min(twice)} is given twice: leave one out")
     varied: dict[str, list[Any]] = {}
     fixed: dict[str, Any] = {}
     for name, value in settings.items():
@@ -103,8 +106,12 @@ def _one(value: Any, name: str, where: str) -> Any:
     """A single value. An amount that is none would not be seen by its method's own checks, which
     pass what they cannot look at: arrays of several amounts, as families have them."""
     if hasattr(value, "__array__") and np.ndim(value) == 0:
-        return np.asarray(value).item()
-    if name in LEAVES and not (value is None or isinstance(value, (int, float, str))):
+        value = np.asarray(value).item()
+    if name in LEAVES and isinstance(value, (int, float)) and not isinstance(value, bool):
+        # equal amounts are one cell, whose id is a hash of how they are written
+        whole = name == "bits" and float(value).is_integer()
+        return int(value) if whole else float(value)
+    if name in LEAVES and not isinstance(value, (bool, str)):
         raise ValueError(
             f"{where}: {name} is {_shown(value)}; it must be a number, or a tuple of them"
         )

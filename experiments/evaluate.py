@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -45,14 +46,14 @@ class Evaluator:
         self, task: Task, network: Network, *, lanes: int = 1, batch_size: int | None = None
     ) -> None:
         self.task, self.network, self.lanes = task, network, lanes
-        test, own = task.test, Parameters({}, {})
+        test = task.test
         limits = CPU_BATCH if jax.default_backend() == "cpu" else DEVICE_BATCH
         size = batch_size or max(1, limits[task.kind] // task.predictions)
         self.batches = [
             (jnp.asarray(test.inputs[i : i + size]), jnp.asarray(test.targets[i : i + size]))
             for i in range(0, len(test), size)
         ]
-        self._own = network.state(own)
+        self._own = network.state(Parameters({}, {}))
         measures = dict(task.measures)
 
         @jax.jit
@@ -75,10 +76,14 @@ class Evaluator:
                 "get it, Task(forward=lambda model, batch: ...)"
             )
         self.classes = int(first.shape[-1])
-        whole = 4 * np.prod(first.shape) * len(self.batches)
-        self._kept = [self._dense_outputs(x) for x, _ in self.batches] if whole <= KEPT else None
+        self._keeps = 4 * np.prod(first.shape) * len(self.batches) <= KEPT
         self.clusters, self._cluster = np.unique(test.cluster, return_inverse=True)
         self._count = np.bincount(self._cluster) * task.predictions
+
+    @cached_property
+    def _kept(self) -> list[Array] | None:
+        """The dense model's outputs; not before there is something to compare with them."""
+        return [self._dense_outputs(x) for x, _ in self.batches] if self._keeps else None
 
     def __call__(self, versions: Sequence[Parameters]) -> list[Evaluation]:
         """Evaluate up to ``lanes`` versions in one pass (fewer are padded with the first).

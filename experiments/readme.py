@@ -40,6 +40,7 @@ THEORY, MODELS = (ROOT / "figures" / "records" / f"theory{x}.json.gz" for x in (
 STORED = ROOT / "figures" / "records"
 RECORDS = STORED / "embedded.jsonl.gz"
 BEFORE = STORED / "embedded-0.1.0.json"  # wins and scores of the embedded study by version 0.1.0
+ENGINE = STORED / "engine.json"  # of tests/benchmarks/engine.py
 SHOWN_SPARSITY = 0.7  # of the table of protocols: where they differ most
 
 
@@ -257,7 +258,34 @@ def models() -> str:
     return "\n".join(report.models_table(record))
 
 
-BLOCKS = {"findings": findings, "protocols": protocols, "theory": theory, "models": models}
+def speed() -> str:
+    """What the first command costs, by the stored benchmark, as Markdown."""
+    told = json.loads(ENGINE.read_text())
+    lines = [
+        f"On {told['machine']} with nothing else running "
+        f"(`python -m tests.benchmarks.engine`, jax {told['runs']['empty caches']['jax']}):",
+        "",
+        "| | first finding | end | of it compiling | programs | memory at most |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, run in told["runs"].items():
+        share = run["phases"]["compile"] / run["whole run"]
+        lines.append(
+            f"| {name} | {run['first finding']:.0f} s | {run['whole run']:.0f} s | {share:.0%} "
+            f"| {run['programs']} | {run['peak GB']:.1f} GB |"
+        )
+    ratios = ", ".join(f"{model} {ratio:.2f}" for model, ratio in told["evaluate"].items())
+    lines += ["", f"Evaluating a compressed model takes its bare forward passes times: {ratios}."]
+    return "\n".join(lines)
+
+
+BLOCKS = {
+    "speed": speed,
+    "findings": findings,
+    "protocols": protocols,
+    "theory": theory,
+    "models": models,
+}
 
 
 def rendered(text: str) -> str:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.types import Split, content_hash
+from experiments.records.schema import KINDS
 from perturb import network
 from perturb.measure.outputs import kl_divergence
 from perturb.types import Array
@@ -67,7 +68,9 @@ class Task:
     their clusters (sources that are independent of each other) are what intervals resample.
     measures: named sums over each example; by default those of a classifier ("nll" in nats,
     "correct", "kl" to the dense model, "square"). Higher is better for "correct" alone; any other
-    measure is a loss. name, data: what identifies it in the records.
+    measure is a loss. data: what identifies it in the records and is not found there already: of
+    one's own task that is its weights, its test examples and, as "code", the file that makes it
+    (give a "code" of your own to edit the file and keep what was computed).
     """
 
     model: Any
@@ -87,6 +90,15 @@ class Task:
         if self.more is None:
             raise ValueError(f"this task has no calibration draw {number}: it gives no `more`")
         return list(self.more(number))
+
+    def __post_init__(self) -> None:
+        for what, wrong in (
+            (f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}", self.kind not in KINDS),
+            ("measures is empty: name at least one", not self.measures),
+            ("test has no examples", not len(self.test)),
+        ):
+            if wrong:
+                raise ValueError(f"task: {what}")
 
     @property
     def predictions(self) -> int:

@@ -13,7 +13,9 @@ LINE_EVERY = 30.0  # seconds between two lines of a run without a terminal
 class Watch(Protocol):
     """Who is told how a run goes on."""
 
-    def begin(self, cells: int, done: int) -> None: ...
+    def begin(self, cells: int) -> None:
+        """So many cells are the study's, those that are there already among them."""
+        ...
 
     def model(self, line: str) -> None:
         """A model is there, and how good it is."""
@@ -41,9 +43,9 @@ class Lines:
         self._told = time.monotonic()
         print(f"[{self._told - self._start:6.0f} s] {text}", file=sys.stderr, flush=True)
 
-    def begin(self, cells: int, done: int) -> None:
-        self.total, self.seen = cells, done
-        self._say(f"{cells} cells, {done} of them there already")
+    def begin(self, cells: int) -> None:
+        self.total, self.seen = cells, 0
+        self._say(f"{cells} cells to measure")
 
     def model(self, line: str) -> None:
         self._say(line)

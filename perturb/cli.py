@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-BAD_INPUT, INTERRUPTED = 2, 130  # 130 = 128 + SIGINT, as shells count
+# 128 + SIGINT and 128 + SIGTERM, as shells count
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 PIPED = 100  # columns of a table that does not go to a terminal, unless COLUMNS says otherwise
 MAX_SEED = 2**32 - 1  # jax keeps 32 bits of a seed: beyond, two seeds would be one key
 
@@ -130,25 +133,46 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever lets Ctrl-C pass lets this pass."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """While a command runs, SIGTERM ends it as Ctrl-C does: what is open is closed."""
+
+    def stop(*_: object) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # may not handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def call(
     run: Callable[[list[str]], int | None],
     argv: Sequence[str] | None,
     stopped: str = "stopped",
 ) -> int:
-    """A command's exit code: what ``run`` returns (None: 0), 2 bad input, 130 Ctrl-C.
+    """A command's exit code: what ``run`` returns (None: 0), 2 bad input, 130 Ctrl-C, 143 SIGTERM.
 
     Warnings are a line each. Anything else raises: Python's 1, with a traceback.
     """
     try:
-        with _short_warnings():
+        with _sigterm_raises(), _short_warnings():
             code = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BadInput as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(stopped, file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:  # the reader, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

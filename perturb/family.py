@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb.obs import OBSMethod
+from perturb.obs import family as obs_family
 from perturb.types import Array, Matrix, Problem, Solved, WholeModelMethod
 
 PROGRAM = 1 << 24  # weights that one program takes at most, unless a single shape has more
@@ -140,7 +142,8 @@ def run_family(
     done: dict[str, Solved] = {}
     for program in _programs(list(groups.values()), matrices):
         mine = [n for group in program for n in group]
-        done |= _family(
+        solve = obs_family.run if isinstance(methods[0], OBSMethod) else _family
+        done |= solve(
             family,
             len(methods),
             tuple(map(tuple, program)),

@@ -43,7 +43,7 @@ class NofM:
         return f"{self.n}:{self.m}"
 
 
-def prune_count(n: int, sparsity: Array | float) -> Array:
+def prune_count(n: int | Array, sparsity: Array | float) -> Array:
     """``floor(n * sparsity)`` exactly, for a traced sparsity rounded to 6 decimals.
 
     In float32 ``floor(100 * 0.29)`` is 28. The product is formed in integers instead, in two

@@ -15,7 +15,6 @@ versions. By law it equals a loop over chains of single stages.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -28,7 +27,7 @@ import numpy as np
 from perturb import registry
 from perturb.architecture import Architecture, architecture_of
 from perturb.family import run_family
-from perturb.network import Network, call_blocks, get_vectors, has_vector
+from perturb.network import Network, call_blocks, fits, get_vectors, has_vector
 from perturb.notes import starved_note
 from perturb.policy import Policy
 from perturb.state import (
@@ -81,7 +80,7 @@ class Versions:
 
     def parameters(self, index: int) -> Parameters:
         """What a model is given to be this version."""
-        return _parameters(self.state, np.int32(index), self.context.shapes)
+        return _parameters(self.state.bare, np.int32(index), self.context.shapes)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -269,7 +268,7 @@ class Layerwise:
         for name in names:
             for mine, pattern in zip(found, self.patterns, strict=True):
                 plain = ADAPTER not in name or ADAPTER in pattern
-                if plain and fnmatch.fnmatchcase(name, pattern):
+                if plain and fits(name, pattern):
                     mine.append(name)
                     break
         return found

@@ -52,6 +52,12 @@ class State:
         default=(), metadata={"static": True}
     )
 
+    @property
+    def bare(self) -> State:
+        """The same without grids and who laid them: states of all methods have one structure."""
+        bare = {n: Matrix(m.weight, m.mask) for n, m in self.matrices.items()}
+        return replace(self, matrices=bare)
+
     def products(self, layer: str) -> tuple[Product, ...]:
         return dict(self.terms).get(layer, ((layer,),))
 

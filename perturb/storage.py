@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perturb.state import State, uses
-from perturb.types import Matrix
+from perturb.types import Array, Matrix
 
 BITS_DENSE = 16  # the width that compression ratios are relative to, whatever the dtype
 
@@ -73,7 +72,11 @@ def storages_of(
     stored follows the mask.
     """
     stored = {n: state.matrices[n] for n in uses(state, shapes) if n in state.matrices}
-    counted, gone = jax.device_get(_counts(stored, dict(state.kept)))
+    masks = {n: m.mask for n, m in stored.items()}
+    counts, widths, gone = jax.device_get(
+        (_counts(masks), {n: width(m) for n, m in stored.items()}, _gone(dict(state.kept)))
+    )
+    counted = {n: (k, np.broadcast_to(widths[n], np.shape(k))) for n, k in counts.items()}
     weights = sum(map(math.prod, shapes.values()))
     sizes = [np.shape(a)[0] for a in jax.tree.leaves((counted, gone))]
     found = []
@@ -86,13 +89,17 @@ def storages_of(
     return found
 
 
+def width(matrix: Matrix) -> Array | int:
+    """Bits of a kept weight, of each version."""
+    return BITS_DENSE if matrix.grid is None else matrix.grid.bits
+
+
 @jax.jit
-def _counts(matrices: Mapping[str, Matrix], kept: Mapping[str, Any]) -> Any:
-    """Of matrices [R, out, in] the kept weights and their bits; of vectors, what is gone."""
-    counted = {}
-    for name, m in matrices.items():
-        count = jnp.sum(m.mask, (-2, -1), dtype=jnp.int32)
-        width = BITS_DENSE if m.grid is None else m.grid.bits
-        counted[name] = (count, jnp.broadcast_to(width, count.shape))
-    gone = {n: jnp.sum(~k, -1, dtype=jnp.int32) for n, k in kept.items()}
-    return counted, gone
+def _counts(masks: Mapping[str, Array]) -> dict[str, Array]:
+    """Of matrices [R, out, in], the kept weights."""
+    return {n: jnp.sum(m, (-2, -1), dtype=jnp.int32) for n, m in masks.items()}
+
+
+@jax.jit
+def _gone(kept: Mapping[str, Array]) -> dict[str, Array]:
+    return {n: jnp.sum(~k, -1, dtype=jnp.int32) for n, k in kept.items()}

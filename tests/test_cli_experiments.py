@@ -8,36 +8,29 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
-from functools import partial
+import threading
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 import experiments.__main__ as door
 import figures.__main__
 import perturb.__main__
 import theory.__main__
-from experiments.records import RecordLog, load
-from experiments.study import Study, cell_name, cell_names, cells, find, label
+from experiments.labels import chain_name
+from experiments.records import RecordLog, encode_sums, load
+from experiments.runner import Job, running
+from experiments.runner.job import DECISIVE
+from experiments.study import Policy, Study, find
 from perturb import (
-    GPTQ,
-    RTN,
-    GlobalMagnitude,
-    GridSpec,
-    Joint,
-    Magnitude,
-    NofM,
-    SparseGPT,
-    Wanda,
     cli,
 )
-from tests.synthetic import make_record
+from perturb import sources as cli_sources
+from tests import child
 
 ROOT = Path(__file__).parent.parent
 MAINS = {
@@ -48,17 +41,17 @@ MAINS = {
 }
 STUDY = """
 from functools import partial
-from experiments.study import Study
+from experiments.study import Own, Policy, Study, axis, pairs, permutations
 from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda
 
 STUDY = Study(
     name="mine",
     description="for tests",
     models=("tiny-resnet",),
-    pruners=(Magnitude,),
-    sparsities=(0.3, 0.5),
-    quantizers=(RTN,),
-    bits=(4,),
+    plans=pairs(
+        [axis(Magnitude, sparsity=(0.3, 0.5))],
+        [axis(RTN, bits=(4,))],
+    ),
 )
 """
 
@@ -84,257 +77,34 @@ def one_line(capsys, says: str) -> None:
     assert not captured.out
 
 
-# -------------------------------------------------------------------------------- study files
-
-WRONG = {  # what of STUDY becomes what, and what is said of it
-    "syntax": ("STUDY = Study(", "STUDY = Study((", "SyntaxError: '(' was never closed (study.py"),
-    "raises": (
-        "STUDY =",
-        "1 / 0\nSTUDY =",
-        "ZeroDivisionError: division by zero (study.py, line 6)",
-    ),
-    "exits": ("STUDY =", "raise SystemExit(0)\nSTUDY =", "SystemExit: 0 (study.py, line 6)"),
-    "import": (
-        "STUDY =",
-        "import no_such\nSTUDY =",
-        "No module named 'no_such' (study.py, line",
-    ),
-    "no study": ("STUDY =", "STUDIES =", "study.py defines no STUDY = "),
-    "no Study": ("STUDY = Study(", "STUDY = dict(", "Study(...), got {'name': 'mine'"),
-    "missing field": ("    bits=(4,),\n", "", "argument: 'bits' (study.py, line 6)"),
-    "unknown field": ("bits=", "bit=", "unexpected keyword argument 'bit' (study.py, line 6)"),
-    "bare number": (
-        "bits=(4,)",
-        "bits=4",
-        "bits is 4; it must be a tuple, each a whole number from 2 to 16, as in bits=(4,) (study",
-    ),
-    "bare sparsity": ("(0.3, 0.5)", "0.3", "sparsities is 0.3; it must be a tuple, each a number"),
-    "bare model": ('("tiny-resnet",)', '"tiny-resnet"', "as in models=('tiny-resnet',)"),
-    "bare pruner": ("(Magnitude,)", "Magnitude", "as in pruners=(Magnitude,)"),
-    "bare quantizer": ("(RTN,)", "RTN", "as in quantizers=(RTN,)"),
-    "bare seed": ("bits=(4,)", "bits=(4,), seeds=3", "as in seeds=(3,)"),
-    "bare pattern": ("bits=(4,)", 'bits=(4,), exclude="fc"', "as in exclude=('fc',)"),
-    "a set": ("bits=(4,)", "bits={4}", "bits is {4}; it must be a tuple"),
-    "an iterator": ("bits=(4,)", "bits=iter((4,))", "it must be a tuple, each a whole"),
-    "ready-made pruner": (
-        "(Magnitude,)",
-        "(Magnitude(0.5),)",
-        "it must be the class of a pruner or partial(CLASS, setting=...)",
-    ),
-    "ready-made quantizer": ("(RTN,)", "(RTN(4),)", "it must be the class of a quantizer"),
-    "a text for a pruner": ("(Magnitude,)", "('magnitude',)", "pruners[0] is 'magnitude'; it must"),
-    "pruner as quantizer": ("(RTN,)", "(Wanda,)", "quantizers[0] is Wanda; it must be the class"),
-    "quantizer as pruner": (
-        "(Magnitude,)",
-        "(partial(GPTQ, damp=0.1),)",
-        "pruners[0] is partial(GPTQ, damp=0.1); it must be the class of a pruner",
-    ),
-    "no method": ("(Magnitude,)", "(abs,)", "with sparsity 0.3 gives 0.3; it must be the class"),
-    "setting": (
-        "(Magnitude,)",
-        "(partial(Magnitude, tye='index'),)",
-        "unexpected keyword argument 'tye'",
-    ),
-    "setting's value": (
-        "(Magnitude,)",
-        "(partial(Magnitude, tie='first'),)",
-        "pruners[0], partial(Magnitude, tie='first'), with sparsity 0.3: tie must be one of",
-    ),
-    "amount in partial": ("(Magnitude,)", "(partial(Magnitude, sparsity=0.5),)", "'sparsity'"),
-    "damp": ("(RTN,)", "(partial(GPTQ, damp=-1),)", "damp must be a finite number"),
-    "block": ("(Magnitude,)", "(partial(SparseGPT, block=0),)", "block must be a whole number"),
-    "same pruner": (
-        "(Magnitude,)",
-        "(Magnitude, partial(Magnitude, tie='random'))",
-        "is the same method as pruners[0]",
-    ),
-    "nan": ("(0.3, 0.5)", "(float('nan'),)", "sparsities[0] is nan; it must be a number from 0"),
-    "one": ("(0.3, 0.5)", "(0.3, 1.0)", "sparsities[1] is 1.0; it must be a number from 0"),
-    "text": ("(0.3, 0.5)", "('0.3',)", "sparsities[0] is '0.3'; it must be a number"),
-    "bits": ("bits=(4,)", "bits=(4, 1)", "bits[1] is 1; it must be a whole number from 2 to 16"),
-    "half bits": ("bits=(4,)", "bits=(4.5,)", "bits[0] is 4.5; it must be a whole number"),
-    "bool bits": ("bits=(4,)", "bits=(True,)", "bits[0] is True; it must be a whole number"),
-    "huge seed": ("bits=(4,)", "bits=(4,), seeds=(2**32,)", "from 0 to 4294967295"),
-    "negative seed": ("bits=(4,)", "bits=(4,), seeds=(-1,)", "seeds[0] is -1"),
-    "twice": ("(0.3, 0.5)", "(0, 0.0)", "sparsities lists a value twice: 0.0"),
-    "empty": ("bits=(4,)", "bits=()", "bits is empty; each must be a whole number"),
-    "model": ("tiny-resnet", "gpt", "unknown model 'gpt'; known: "),
-    "model's type": ('"tiny-resnet"', "18", "unknown model 18; known: "),
-    "name": ('"mine"', '"../mine"', "name is '../mine'; it must be a text that can name"),
-    "no name": ('"mine"', "None", "name is None; it must be a text that"),
-    "calibrate": ("bits=(4,)", "bits=(4,), calibrate='no'", "calibrate must be one of sequential"),
-    "norms": ("bits=(4,)", "bits=(4,), norms='no'", "norms must be one of reestimate, keep, got"),
-    "zeros": ("bits=(4,)", "bits=(4,), zeros=0", "zeros must be one of free, keep, got 0"),
-    "zeros' type": ("bits=(4,)", "bits=(4,), zeros=[]", "zeros must be one of free, keep, got []"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_study_file_is_one_line(case, tmp_path, capsys):
-    old, new, says = WRONG[case]
-    assert STUDY.count(old) == 1
-    (tmp_path / "study.py").write_text(STUDY.replace(old, new))
-    assert door.main(["run", "study.py", "--out", "out"]) == 2
-    one_line(capsys, says)
-    assert not Path("out").exists()
-
-
-def test_a_study_file_imports_its_neighbours_and_prints_to_stderr(tmp_path, capsys):
-    folder = tmp_path / "studies"
-    folder.mkdir()
-    (folder / "neighbour.py").write_text("BITS = [4, 3]\n")
-    text = f"from neighbour import BITS\nprint('hello')\n{STUDY}".replace("(4,)", "BITS")
-    (folder / "near.py").write_text(text)
-    study = find("studies/near.py")
-    assert study.bits == (4, 3)
-    assert capsys.readouterr() == ("", "hello\n")
-    sys.modules.pop("neighbour"), sys.modules.pop("near")
-
-
-def test_axes_may_be_lists_ranges_and_numpy_numbers():
-    axes: dict[str, Any] = {"sparsities": [np.float64(0.5), 0], "bits": range(2, 5)}
-    study = Study("a", "", ["tiny-resnet"], [Magnitude], quantizers=[RTN], seeds=[1], **axes)  # type: ignore[arg-type]
-    assert (study.models, study.sparsities, study.bits) == (("tiny-resnet",), (0.5, 0.0), (2, 3, 4))
-    assert {type(b) for b in study.bits} == {int}
-    assert {type(s) for s in study.sparsities} == {float}
-    assert study.with_options(norms="keep", zeros=None) == Study(
-        **{**vars(study), "norms": "keep", "zeros": "free"}
-    )
-
-
-# --------------------------------------------------------------------------- labels and cells
-
-
-def test_labels_and_names_as_they_stand_in_records():
-    assert label(GPTQ(4)) == "gptq"
-    grid = GridSpec(symmetric=False, clip="mse")
-    assert label(GPTQ(4, grid)) == "gptq[symmetric=False,clip=mse]"
-    assert label(RTN(4, GridSpec(per=8, convention="full"))) == "rtn[per=8,convention=full]"
-    assert label(SparseGPT(scope=NofM(2, 4), damp=1)) == "sparsegpt[scope=2:4,damp=1.0]"
-    assert label(Joint(0.5, 4)) == "joint"
-    assert label(Joint(0.5, 3)) == "joint[bits=3]"
-    name = partial(cell_name, "llama-docs", 2)
-    assert name("dense", None, None) == "llama-docs/s2/dense"
-    assert name("P", Wanda(0.5), None) == "llama-docs/s2/wanda-0.5"
-    assert name("Q", None, RTN(np.int32(4))) == "llama-docs/s2/rtn-4"
-    assert name("QP", Wanda(1 / 3), RTN(4)) == "llama-docs/s2/rtn-4>wanda-0.3333333333333333"
-    assert name("PQ", Wanda(0.3333333), RTN(4)) == "llama-docs/s2/wanda-0.3333333>rtn-4"
-    assert name("P", Wanda(0.1 + 0.2), None) == "llama-docs/s2/wanda-0.30000000000000004"
-
-
-def _any_of(cls: Any, **choices: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.fixed_dictionaries({}, optional=choices).map(lambda chosen: partial(cls, **chosen))
-
-
-_ties = st.sampled_from(("index", "random", "dense"))
-_targets = st.sampled_from(("current", "dense"))
-_scopes = st.sampled_from(("row", "layer", NofM(2, 4), NofM(1, 2)))
-_damps = st.floats(0, 1, allow_subnormal=False) | st.sampled_from((0.01, 0.0100001, 1, 0))
-_blocks = st.integers(1, 300)
-_grids = st.builds(
-    GridSpec,
-    symmetric=st.booleans(),
-    per=st.sampled_from(("tensor", "row", 1, 8, 128)),
-    clip=st.sampled_from(("absmax", "mse")),
-    convention=st.sampled_from(("half", "full")),
-)
-_shared = {
-    "grid": _grids,
-    "mask": st.sampled_from(("enforce", "free")),
-    "scale_source": _targets,
-    "target": _targets,
-}
-PRUNERS = st.one_of(
-    _any_of(GlobalMagnitude, tie=_ties),
-    *(_any_of(cls, scope=_scopes, tie=_ties, target=_targets) for cls in (Magnitude, Wanda)),
-    _any_of(
-        SparseGPT,
-        tie=_ties,
-        target=_targets,
-        on_grid=st.sampled_from(("refit", "snap", "release")),
-        damp=_damps,
-        block=_blocks,
-    ),
-    _any_of(Joint, bits=st.integers(2, 16), grid=_grids, tie=_ties, damp=_damps, block=_blocks),
-)
-QUANTIZERS = st.one_of(
-    _any_of(RTN, **_shared),
-    _any_of(GPTQ, **_shared, static_groups=st.booleans(), damp=_damps, block=_blocks),
-)
-AMOUNTS = st.floats(0, 1, exclude_max=True) | st.sampled_from((0.3333333, 0.3333334, 0.5))
-
-
-def _labels_tell(one: Any, other: Any) -> None:
-    assert (label(one) == label(other)) == (one == other)
-
-
-@settings(max_examples=300, deadline=None)
-@given(PRUNERS, PRUNERS)
-def test_pruners_share_a_label_only_if_they_are_the_same(one, other):
-    amount = 0.5  # fits both patterns
-    _labels_tell(one(amount), other(amount))
-    _labels_tell(one(amount), one(amount))
-
-
-@settings(max_examples=300, deadline=None)
-@given(QUANTIZERS, QUANTIZERS, st.sampled_from((2, 4, 16)))
-def test_quantizers_share_a_label_only_if_they_are_the_same(one, other, bits):
-    _labels_tell(one(bits), other(bits))
-    _labels_tell(one(bits), one(bits))
-
-
-def test_each_setting_alone_changes_the_label():
-    """So that the two tests above do not rest on what is drawn."""
-    grids = [GridSpec(**c) for c in ({"symmetric": False}, {"clip": "mse"}, {"convention": "full"})]
-    grids += [GridSpec(per="tensor"), GridSpec(per=8), GridSpec()]
-    for cls in (RTN, GPTQ):
-        assert len({label(cls(4, grid)) for grid in grids}) == len(grids)
-
-
-@settings(max_examples=300, deadline=None)
-@given(AMOUNTS, AMOUNTS)
-def test_amounts_that_differ_name_different_cells(one, other):
-    names = {cell_name("m", 0, "P", Magnitude(s), None) for s in (one, other)}
-    assert len(names) == len({one, other})
-    assert all(float(name.removeprefix("m/s0/magnitude-")) in (one, other) for name in names)
-
-
-def test_settings_of_two_nested_ones_are_told_apart():
-    @dataclass(frozen=True)
-    class Two:
-        bits: int
-        first: GridSpec = field(default_factory=GridSpec)
-        second: GridSpec = field(default_factory=lambda: GridSpec(symmetric=False))
-        name = "two"
-
-    same, coarse = GridSpec(), GridSpec(per="tensor")
-    made = [Two(4), Two(4, coarse), Two(4, second=same), Two(4, same, GridSpec(False, "tensor"))]
-    labels = [label(m) for m in made]
-    assert labels[:2] == ["two", "two[first.per=tensor]"]
-    assert labels[2:] == ["two[second.symmetric=True]", "two[second.per=tensor]"]
-
-
-def test_every_cell_of_a_study_once():
-    study = Study(
-        "a",
-        "",
-        ("tiny-resnet", "llama-docs"),
-        (Magnitude, Wanda),
-        (0.3, 0.5),
-        (RTN, partial(RTN, grid=GridSpec(symmetric=False))),
-        (4, 3),
-        seeds=(0, 7),
-    )
-    listed = cells(study)
-    assert len(listed) == study.cells_per_run == 1 + 4 + 4 + 2 * 16
-    names = cell_names(study)
-    assert len(names) == 4 * len(listed)
-    assert "llama-docs/s7/rtn[symmetric=False]-3>wanda-0.3" in names
-    for order, p, q in listed:
-        assert (p is not None, q is not None) == ("P" in order, "Q" in order)
+def more(text: str) -> tuple[str, str]:
+    """A further argument of the study."""
+    return "    ),\n)", f"    ),\n    {text},\n)"
 
 
 # ----------------------------------------------------------------------------- a run's report
+
+
+class MadeUp(Job):
+    """Cells with an identity and without a model."""
+
+    def __init__(self, shared: Any, draw: int, policy: Policy) -> None:
+        self.shared, self.draw, self.policy = shared, draw, policy
+        coverage = SimpleNamespace(describe=lambda: "all of the parameters")
+        self.opened = SimpleNamespace(coverage=coverage)  # type: ignore[assignment]
+        self.base = {
+            "schema": 2,
+            "study": shared.study.name,
+            "model": shared.model,
+            "kind": "images",
+            "seed": shared.seed,
+            "calibration": {"draw": draw, "examples": 8, "batch": 8, "hash": f"{draw}"},
+            "policy": asdict(policy),
+            "skipped": {},
+            "versions": dict.fromkeys(DECISIVE, "1"),
+            "data": {"name": "made up", "hash": "0", "weights": "0", "measures": ["nll"]},
+            "device": "cpu cpu",
+        }
 
 
 @pytest.fixture
@@ -343,44 +113,35 @@ def made_up(monkeypatch):
     broken: dict[str, str] = {}
     evaluated: list[str] = []
 
-    def run_model(run: Any, after_alone: Any) -> None:
-        for order, p, q in cells(run.study):
-            cell = cell_name(run.model, run.seed, order, p, q)
-            if order == "PQ":
+    def run_job(job: MadeUp, after_alone: Any) -> None:
+        chains = sorted(job.shared.study.chains(), key=len)
+        for i, c in enumerate(chains):
+            if len(c) == 2 and len(chains[i - 1]) == 1:
                 after_alone()
-                after_alone = lambda: None  # noqa: E731
-            if cell in run.done:
+            if not job.missing([c]):
                 continue
-            evaluated.append(cell)
-            failed = next((text for end, text in broken.items() if cell.endswith(end)), None)
-            record = make_record(
-                order,
-                sparsity=p and p.sparsity,
-                bits=q and q.bits,
-                pruner=p.name if p else "",
-                quantizer=q.name if q else "",
-                model=run.model,
-                kind="images",
-                seed=run.seed,
-                study=run.study.name,
-                nll=np.random.default_rng(len(cell)).gamma(2, size=20),
-                kl=0.1,
-                status="ok" if failed is None else "error",
-            )
-            assert record["cell"] == cell
-            run.log.append(record | {"error": failed})
+            label = job.label(c)
+            evaluated.append(label)
+            failed = next((text for end, text in broken.items() if label.endswith(end)), None)
+            nll = np.random.default_rng(len(label)).gamma(2, size=20)
+            sums = {"count": np.ones(20), "nll": nll, "correct": np.zeros(20), "kl": nll / 20}
+            bits = np.prod([s.bits / 16 if hasattr(s, "bits") else 1 - s.sparsity for s in c])
+            result = {
+                "status": "ok",
+                "error": None,
+                "metrics": {"nll": nll.mean(), "accuracy": 0.0, "kl": nll.mean() / 20},
+                "sums": encode_sums(sums),
+                "layers": {},
+                "ratio": 1 / bits,
+                "achieved_sparsity": 0.0,
+            }
+            failure = {"status": "error", "error": failed}
+            job._write(job._begun(c) | (result if failed is None else failure))
 
-    def made(study, trained, log, done, clock, tick):
-        coverage = SimpleNamespace(describe=lambda: "all of the parameters")
-        return SimpleNamespace(study=study, log=log, done=done, coverage=coverage, **vars(trained))
-
-    monkeypatch.setattr("experiments.runner.run_model", run_model)
-    monkeypatch.setattr("experiments.runner.Run", made)
-    monkeypatch.setattr(
-        "experiments.train.load_or_train",
-        lambda model, seed, **_: SimpleNamespace(model=model, seed=seed),
-    )
-    monkeypatch.setattr(door, "_quality", lambda trained: f"{trained.model} is there")
+    monkeypatch.setattr(running, "run_job", run_job)
+    monkeypatch.setattr(running, "Job", MadeUp)
+    task = SimpleNamespace(draw=lambda number: None)
+    monkeypatch.setattr(running, "load_task", lambda model, *_, **__: (task, f"{model} is there"))
     return SimpleNamespace(broken=broken, evaluated=evaluated)
 
 
@@ -392,7 +153,7 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
 
     def draw(command, **_):
         source = Path(command[command.index("--records") + 1])
-        drawn.append([r["cell"] for r in load(source)])
+        drawn.append([r["label"] for r in load(source)])
         return SimpleNamespace(returncode=0, stdout="a.png\nb.png\n", stderr="")
 
     monkeypatch.setattr(door.subprocess, "run", draw)
@@ -406,7 +167,7 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
     capsys.readouterr()
     assert door.main([*RUN]) == 0
     said = capsys.readouterr().out
-    assert "8 compressed models" in said
+    assert "8 models to measure" in said
     assert "5 cells are there already" in said  # dense, P and Q alone, both orders at 0.5
     assert "2 figures in out/mine/figures" in said
     assert sorted(made_up.evaluated) == [
@@ -418,7 +179,8 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
     assert (summary["records"], summary["ok"], summary["seeds"]) == (8, 8, [0])
     (comparison,) = (c for c in summary["comparisons"] if c["measure"] == "accuracy")
     assert [c["sparsity"] for c in comparison["cells"]] == [0.5, 0.7]
-    assert set(drawn[1]) == cell_names(find("study.py"))
+    chains = find("study.py").chains()
+    assert set(drawn[1]) == {f"tiny-resnet/s0/{chain_name(c)}" for c in chains}
     assert len(load(Path("out/mine/records.jsonl"))) == 16 + 3  # nothing is thrown away
     assert door.main(["report", "out/mine"]) == 0
     said = capsys.readouterr().out
@@ -429,16 +191,20 @@ def test_a_run_reports_its_own_cells_and_seeds(made_up, tmp_path, monkeypatch, c
 
 
 def test_what_each_method_does_alone_is_of_this_study(made_up, tmp_path, capsys):
-    def shown() -> list[str]:
+    def shown(method: str = "magnitude") -> list[str]:
         assert door.main([*RUN, "--no-figures"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        (row,) = (line for line in lines if line.startswith("│ magnitude "))
+        (row,) = (line for line in lines if line.startswith(f"│ {method} "))
         return [cell.strip() for cell in row.strip("│").split("│")]
 
     (tmp_path / "study.py").write_text(STUDY.replace("(0.3, 0.5)", "(0.00001, 0.5)"))
     assert shown() == ["magnitude", "0%", "50%"]  # 1e-05 is one amount, not a label's end
     (tmp_path / "study.py").write_text(STUDY)
     assert shown() == ["magnitude", "30%", "50%"]
+    text = "axis(Magnitude, sparsity=(0.3, 0.5))"
+    long = "axis(partial(Magnitude, scope='row'), sparsity=(1/3, 0.5))"
+    (tmp_path / "study.py").write_text(STUDY.replace(text, long))
+    assert shown("magnitude[scope=row]") == ["magnitude[scope=row]", "33%", "50%"]
 
 
 def test_a_failed_cell_is_told_and_the_exit_code_is_1(made_up, capsys):
@@ -475,7 +241,7 @@ def test_a_run_without_any_result_ends_in_words(made_up, capsys):
     captured = capsys.readouterr()
     assert "no figures: error: " in captured.out
     assert "failed: tiny-resnet/s0/dense and 7 more: ValueError: nan" in captured.out
-    assert not captured.err
+    assert captured.err == "[     0 s] 8 cells to measure\n"
 
 
 def test_options_reach_the_study(made_up, monkeypatch):
@@ -483,7 +249,17 @@ def test_options_reach_the_study(made_up, monkeypatch):
     monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study))
     options = ("--norms", "keep", "--calibrate", "dense", "--no-figures")
     assert door.main([*RUN, *options]) == 0
-    assert (seen[0].norms, seen[0].calibrate, seen[0].zeros) == ("keep", "dense", "free")
+    assert seen[0].policies == (Policy("dense", "keep", "free"),)
+
+
+def test_options_change_every_policy_of_a_study(made_up, monkeypatch, tmp_path):
+    """Those that are the same then are one."""
+    seen: list[Study] = []
+    monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study))
+    policies = "policies=(Policy(), Policy(norms='keep'), Policy(zeros='keep'))"
+    (tmp_path / "study.py").write_text(STUDY.replace(*more(policies)))
+    assert door.main([*RUN, "--norms", "keep", "--no-figures"]) == 0
+    assert seen[0].policies == (Policy(norms="keep"), Policy(norms="keep", zeros="keep"))
 
 
 # ----------------------------------------------------------------- what is refused before work
@@ -492,7 +268,7 @@ def test_options_reach_the_study(made_up, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ((*RUN, "--norms", "no"), "norms must be one of reestimate, keep, got 'no'"),
+        ((*RUN, "--norms", "no"), "norms must be one of 'reestimate', 'keep'; got 'no'"),
         ((*RUN, "--seeds", "1000000000"), "--seeds 1000000000: must be at least 1 and at most"),
         ((*RUN, "--seeds", "2", "--seeds", "3"), "--seeds is given twice"),
         ((*RUN, "--models", "gpt"), "unknown model 'gpt'"),
@@ -667,6 +443,39 @@ def test_ctrl_c_is_130_and_one_line(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", MAINS)
+def test_sigterm_is_143_and_one_line(name, monkeypatch, capsys):
+    """As Ctrl-C: whatever is open is closed, and nothing takes it for a failure of its own."""
+    closed: list[str] = []
+
+    def stop(argv: list[str]) -> int:
+        try:
+            cli_sources.user_code("MODEL m", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        except Exception:
+            closed.append("taken for a failure")
+        finally:
+            closed.append("closed")
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MAINS[name], "run", stop)
+    assert MAINS[name].main([]) == 143
+    captured = capsys.readouterr()
+    assert captured.err.startswith("stopped")
+    assert captured.err.count("\n") == 1
+    assert closed == ["closed"]
+    assert signal.getsignal(signal.SIGTERM) is before  # a caller's own handler is back
+
+
+def test_a_command_may_be_called_from_a_thread(capsys):
+    """Where Python allows no signal handlers."""
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(door.main(["list"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+@pytest.mark.parametrize("name", MAINS)
 def test_a_warning_is_one_line(name, monkeypatch, capsys):
     import warnings
 
@@ -675,20 +484,35 @@ def test_a_warning_is_one_line(name, monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: odd thing\n"
 
 
-INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+STOPPED = "import os, signal, time\nos.kill(os.getpid(), signal.SIG{})\ntime.sleep(60)\n"
 
 
-@pytest.mark.parametrize("argv", [("experiments", "run", "it.py"), ("theory", "models", "it.py:f")])
-def test_ctrl_c_while_a_users_file_runs(argv, tmp_path):
-    (tmp_path / "it.py").write_text(INTERRUPTED)
+def test_ctrl_c_while_a_users_file_runs(tmp_path):
+    (tmp_path / "it.py").write_text(STOPPED.format("INT"))
     done = subprocess.run(
-        [sys.executable, "-m", *argv],
+        [sys.executable, "-m", "experiments", "run", "it.py"],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (130, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "name", "code"),
+    [
+        ("experiments", ("run", "it.py"), "TERM", 143),
+        ("theory", ("models", "it.py:f"), "INT", 130),
+    ],
+)
+def test_a_signal_while_a_users_file_runs(module, argv, name, code, tmp_path):
+    (tmp_path / "it.py").write_text(STOPPED.format(name))
+    log = tmp_path / "log"
+    process = child.start(child.command, log, module, list(argv))
+    process.join(60)
+    said = log.read_text()
+    assert (process.exitcode, said[:7], said.count("\n")) == (code, "stopped", 1)
 
 
 def test_ctrl_c_while_figures_wait_for_their_records(tmp_path):

@@ -340,3 +340,27 @@ def test_the_stored_records_are_all_there_and_nothing_is_lost(name):
         names = {"P": old["pruner"], "Q": old["quantizer"]}
         letters = "" if old["order"] == "dense" else old["order"]
         assert new["stages"] == [names[letter] for letter in letters]
+
+
+def test_a_log_of_schema_1_goes_on_in_schema_2(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(FIRST) + "\n")
+    with RecordLog(path) as log:
+        log.append(RECORDS[1])
+    old, new = records.load(path)
+    assert new == RECORDS[1]
+    assert set(records.latest([old, new])) == {FIRST["cell"], new["cell"]}
+    with RecordLog(path) as log, pytest.raises(ValueError, match="schema 1"):
+        log.append(FIRST)  # read, and not written any more
+
+
+def test_counts_are_stored_exactly_and_any_other_measure_as_a_float():
+    big = 2**24 + 1  # no float32
+    sums = {"count": [big], "correct": [big], "nll": [0.1], "margin": [-1.5]}
+    found = records.decode_sums({"sums": records.encode_sums(sums)})
+    assert [v.dtype.name for v in found.values()] == ["int32", "int32", "float32", "float32"]
+    assert found["count"] == found["correct"] == [big]
+    assert found["nll"] == np.float32(0.1)
+    assert found["margin"] == -1.5
+    with pytest.raises(ValueError, match="do not fit"):
+        records.encode_sums({"correct": [0.5]})

@@ -95,6 +95,12 @@ WRONG = {  # what of STUDY becomes what, and what is said of it
     ),
     "damp": ("axis(RTN, ", "axis(partial(GPTQ, damp=-1), ", "damp must be a finite number"),
     "block": ("axis(Magnitude,", "axis(partial(SparseGPT, block=0),", "block must be a whole"),
+    "amount in partial": (
+        "axis(RTN, ",
+        "axis(partial(RTN, bits=4), ",
+        "axis of partial(RTN, bits=4): bits is given twice",
+    ),
+    "no bits": ("bits=(4,)", "bits=None", "bits is None; it must be a number, or a tuple"),
     "no amount": ("axis(RTN, bits=(4,))", "axis(RTN)", "missing 1 required positional argument"),
     "nan": ("(0.3, 0.5)", "(float('nan'),)", "with sparsity nan: sparsity must lie in [0, 1)"),
     "one": ("(0.3, 0.5)", "(0.3, 1.0)", "with sparsity 1.0: sparsity must lie in [0, 1)"),
@@ -211,6 +217,16 @@ def test_what_is_as_good_as_a_tuple(values):
     assert made.stages == (RTN(2), RTN(3))
     assert {type(stage.bits) for stage in made.stages} == {int}
     assert made == axis(RTN, bits=(np.int32(2), jnp.int32(3)))
+
+
+def test_equal_amounts_are_one_however_they_are_written():
+    """A cell's id is a hash of its stages' settings as JSON, where 0 and 0.0 differ."""
+    for bits in (4, 4.0, np.int8(4), np.float64(4), jnp.int32(4)):
+        (stage,) = axis(RTN, bits=bits).stages
+        assert (type(stage.bits), stage.bits) == (int, 4)
+    for sparsity in (0, 0.0, False + 0, np.int64(0), jnp.float32(0)):
+        (stage,) = axis(Wanda, sparsity=sparsity).stages
+        assert (type(stage.sparsity), stage.sparsity) == (float, 0.0)
 
 
 @pytest.mark.parametrize(

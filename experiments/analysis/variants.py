@@ -44,11 +44,8 @@ class Run(NamedTuple):
 
     seed: int
     draw: int
+    name: str  # as messages call it: the draw is told where there are several
     variants: dict[Key, Variant]
-
-    @property
-    def name(self) -> str:
-        return f"seed {self.seed}" + (f", draw {self.draw}" if self.draw else "")
 
 
 class Subject(NamedTuple):
@@ -100,10 +97,12 @@ def runs_of(
     """The runs of every subject; all records must have an order."""
     labels = {letter: _labels(records, letter) for letter in "PQ"}
     whose = subjects(records)
+    several = len({draw_of(record) for record in records}) > 1
     found: dict[Subject, dict[tuple[int, int], Run]] = defaultdict(dict)
     for record in records:
         at = record["seed"], draw_of(record)
-        run = found[whose[record["cell"]]].setdefault(at, Run(*at, {}))
+        name = f"seed {at[0]}" + (f", draw {at[1]}" if several else "")
+        run = found[whose[record["cell"]]].setdefault(at, Run(*at, name, {}))
         key = _key(record, labels)
         if key in run.variants:
             other = run.variants[key].record["label"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ class _Compiling:
     seconds: float = 0.0
     programs: int = 0
     listening: bool = False
+    _spans: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=1000))
 
     def listen(self) -> None:
         if not self.listening:
@@ -25,9 +27,15 @@ class _Compiling:
             self.listening = True
 
     def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event.startswith("/jax/core/compile/"):
-            self.seconds += duration_secs
-            self.programs += event.endswith("backend_compile_duration")
+        if not event.startswith("/jax/core/compile/"):
+            return
+        self.programs += event.endswith("backend_compile_duration")
+        # heard at its end; tracing a program spans the tracing of those that it calls
+        start = time.perf_counter() - duration_secs
+        while self._spans and self._spans[-1][0] >= start:
+            self.seconds -= self._spans.pop()[1]
+        self._spans.append((start, duration_secs))
+        self.seconds += duration_secs
 
 
 _COMPILING = _Compiling()
@@ -35,8 +43,11 @@ _COMPILING = _Compiling()
 
 @dataclass
 class Clock:
-    """Where the time goes, in seconds; compilation (tracing and reading programs back, too) is
-    taken out of the phase it happened in. programs: made or read back since the clock began."""
+    """Where the time goes, in seconds, every second once: a phase within another, and compilation
+    (tracing and reading programs back, too), are taken out of the phase that they happened in.
+
+    programs: made or read back since the clock began.
+    """
 
     spent: dict[str, float] = field(default_factory=dict)
 
@@ -50,12 +61,13 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        start, compiled = time.perf_counter(), _COMPILING.seconds
+        start, compiled, before = time.perf_counter(), _COMPILING.seconds, dict(self.spent)
         try:
             yield
         finally:
-            compiling = _COMPILING.seconds - compiled
-            own = time.perf_counter() - start - compiling
+            within = {k: v - before.get(k, 0.0) for k, v in self.spent.items()}
+            compiling = _COMPILING.seconds - compiled - within.get("compile", 0.0)
+            own = time.perf_counter() - start - compiling - sum(within.values())
             self.spent[name] = self.spent.get(name, 0.0) + own
             self.spent["compile"] = self.spent.get("compile", 0.0) + compiling
 

@@ -23,7 +23,7 @@ from experiments.labels import chain_name
 from experiments.records import SCHEMA, Record, RecordLog, encode_sums
 from experiments.runner.clock import Clock
 from experiments.study import Study
-from experiments.task import CALIBRATION_BATCH, Task, batches_hash
+from experiments.task import Task, batches_hash
 from perturb import network
 from perturb.compression import Opened
 from perturb.measure import errors
@@ -86,7 +86,8 @@ class Shared:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        specs, _ = network.find_layers(self.task.model, exclude=self.patterns[0])
+        exclude, include = self.patterns
+        specs, _ = network.find_layers(self.task.model, exclude=exclude, include=include)
         net = network.Network(self.task.model, specs, self.task.forward, self.task.token_weights)
         with self.clock.phase("evaluate"):
             return Evaluator(self.task, net, lanes=self.lanes)
@@ -117,15 +118,16 @@ class Job:
                 policy,
                 shared.seed,
                 exclude=shared.patterns[0],
+                include=shared.patterns[1],
                 forward=task.forward,
                 token_weights=task.token_weights,
             )
-            examples = sum(len(jax.tree.leaves(b)[0]) for b in batches)
+            sizes = [len(jax.tree.leaves(b)[0]) for b in batches]
             self.base = self._provenance(
                 {
                     "draw": draw,
-                    "examples": examples,
-                    "batch": CALIBRATION_BATCH,
+                    "examples": sum(sizes),
+                    "batch": max(sizes),
                     "hash": batches_hash(batches),
                 }
             )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from experiments.data.load import load as load_data
@@ -62,6 +66,8 @@ def run_study(
                         cache=cache,
                         progress=progress,
                     )
+                for draw in study.calibrations:  # refused before any work on the others
+                    task.draw(draw)
                 watch.model(line)
                 shared = Shared(study, str(model), seed, task, log, done, clock)
                 for draw in study.calibrations:
@@ -71,10 +77,13 @@ def run_study(
                         mine |= ids.keys()
                         write_atomic(folder / CELLS, "\n".join(sorted(mine)))
                         if not begun:
-                            watch.begin(len(ids) * study.runs, 0)
+                            watch.begin(len(ids) * study.runs)
                             begun = True
-                        for cell in ids.keys() & done:
-                            watch.cell(ids[cell])
+                        there = [label for cell, label in ids.items() if cell in done]
+                        if there:
+                            watch.note(f"{len(there)} cells are there already")
+                        for label in there:
+                            watch.cell(label)
                         shared.tick = watch.cell
                         watch.note(job.opened.coverage.describe())
                         run_job(job, lambda job=job: watch.alone(_alone(path, job)))  # type: ignore[misc]
@@ -132,19 +141,45 @@ def load_task(
     return task, quality(trained)
 
 
+def _loader(source: str) -> Callable[[int], Any]:
+    """A file is run once, as long as it stays what it is: what is compiled for a class of its
+    would be compiled anew for a class of the same name."""
+    path = Path(source.rpartition(":")[0])
+    held = path.read_bytes() if path.suffix == ".py" and path.is_file() else None
+    return _held_loader(source, held)
+
+
+@lru_cache(maxsize=8)
+def _held_loader(source: str, _: bytes | None) -> Callable[[int], Any]:
+    return sources.loader(source)
+
+
 def own_task(model: Own, seed: int) -> tuple[Task, str]:
     """Raises :class:`perturb.cli.BadInput` for a source that gives no task, in one line."""
-    made = sources.loader(model.source)(seed)
+    made = _loader(model.source)(seed)
     what = f"model {model.source}"
     if not isinstance(made, Task):
         raise BadInput(
             f"{what}: it must return an experiments.task.Task, got {type(made).__name__}"
         )
-    data = {"name": model.source, "weights": weights_hash(tensors(made.model)), **made.data}
+    data = {
+        "name": str(model),
+        "weights": weights_hash(tensors(made.model)),
+        "code": _code_hash(model.source),
+        **made.data,
+    }
     test = made.test
-    data.setdefault("hash", content_hash(test.inputs, test.targets, test.cluster))
+    arrays = (np.asarray(a) for a in (test.inputs, test.targets, test.cluster))
+    data.setdefault("hash", content_hash(*arrays))
     task = Task(**{**vars(made), "data": data})
     return task, f"{model.source}, seed {seed}: {len(task.test)} test examples"
+
+
+def _code_hash(source: str) -> str:
+    """Of the file that makes the task: the model's forward pass and the measures are its code."""
+    where = source.rpartition(":")[0]
+    file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
+    return content_hash(Path(file).read_bytes()) if file and Path(file).is_file() else "unknown"
 
 
 def quality(trained: Any) -> str:
@@ -168,8 +203,11 @@ def quality(trained: Any) -> str:
 
 def check_study(study: Study, model: Any) -> None:
     """Refuse, before any work, stages that do not fit a model's layers (may be abstract)."""
-    exclude = [p for p in study.exclude if network.matching(model, p)]
-    specs, _ = network.find_layers(model, exclude=exclude)
+    exclude, include = (
+        [p for p in patterns if network.matching(model, p)]
+        for patterns in (study.exclude, study.include)
+    )
+    specs, _ = network.find_layers(model, exclude=exclude, include=include)
     architecture = architecture_of(model, {n: s.shape for n, s in specs.items()})
     for plan in study.plans:
         for part in plan:
@@ -181,7 +219,7 @@ def check_models(study: Study, *, text: Path | None = None, images_dir: Path | N
     """Everything that can be refused before any training: data, caches, layers that do not fit."""
     for model in study.models:
         if isinstance(model, Own):
-            sources.loader(model.source)
+            _loader(model.source)
             continue
         preset = PRESETS[model]
         check_cache(model, study.seeds)

@@ -17,7 +17,7 @@ import numpy as np
 
 from perturb.measure import errors
 from perturb.state import State, layer_weight
-from perturb.storage import BITS_DENSE
+from perturb.storage import BITS_DENSE, width
 from perturb.types import Array, Moments
 
 PART = 8  # versions that one call measures
@@ -104,12 +104,7 @@ def part_of(state: State, index: Array, shapes: Shapes) -> tuple[dict[str, Array
         own = chosen.matrices.get(name)
         gone = jnp.sum(w == 0, (-2, -1))
         pruned = gone if own is None else jnp.sum(~own.mask, (-2, -1))
-        bits = BITS_DENSE if own is None or own.grid is None else own.grid.bits
-        counts[name] = {
-            "pruned": pruned / size,
-            "zero": gone / size,
-            "bits": jnp.broadcast_to(bits, pruned.shape),
-        }
+        counts[name] = {"pruned": pruned / size, "zero": gone / size}
     return weights, counts
 
 
@@ -125,15 +120,17 @@ def layer_measures(
     Besides: pruned, the fraction of weights that the mask has taken; zero, that is exactly 0;
     bits of a kept weight. dense, moments: what is compared with, by layer.
     """
-    fixed = tuple(shapes.items())
+    fixed, bare = tuple(shapes.items()), state.bare
+    bits = jax.device_get({n: width(m) for n, m in state.matrices.items()})
     parts = []
     for start in range(0, size, PART):
         index = np.minimum(np.arange(start, start + PART), size - 1)
-        weights, counts = part_of(state, index, fixed)
+        weights, counts = part_of(bare, index, fixed)
         raw = measured(weights, dict(dense), dict(moments), fixed)
         parts.append(jax.device_get((raw, counts)))
     done: dict[str, dict[str, np.ndarray]] = {}
     for name in shapes:
         rows = [errors.finish(raw[name]) | counts[name] for raw, counts in parts]
         done[name] = {k: np.concatenate([r[k] for r in rows])[:size] for k in rows[0]}
+        done[name]["bits"] = np.broadcast_to(bits.get(name, BITS_DENSE), (size,))
     return done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -45,8 +47,11 @@ def _capped(x: Array) -> Array:
 
 
 def _series(d: Array) -> Array:
-    """``e^d - 1 - d`` for |d| < SMALL, to float32 rounding."""
-    return d * d * (0.5 + d * (1 / 6 + d * (1 / 24 + d * (1 / 120))))
+    """``e^d - 1 - d`` for |d| < SMALL, to float64 rounding."""
+    series = jnp.zeros_like(d)
+    for n in range(8, 1, -1):
+        series = 1 / math.factorial(n) + d * series
+    return d * d * series
 
 
 def distances(logits: Array, others: Array, weights: Array) -> tuple[Array, Array]:

@@ -342,15 +342,18 @@ def gathered(
 
 def starved(stats: Mapping[str, Moments]) -> list[str]:
     """Layers whose second moment is exactly 0: no token ever reached them, or only zeros."""
-    return [n for n, s in stats.items() if not np.any(np.asarray(s.energy))]
+    return [
+        n for n, (_, dead) in inputs_report(stats).items() if dead == stats[n].scatter.shape[-1]
+    ]
 
 
 def inputs_report(stats: Mapping[str, Moments]) -> dict[str, tuple[float, int]]:
     """Of each layer the tokens that it saw (or the sum of their weights), and its dead inputs:
     those that were 0 in all of them."""
-    found = {}
-    for name, m in jax.device_get(dict(stats)).items():
-        mean = 0 if m.mean is None else np.asarray(m.mean)
-        square = np.diagonal(m.scatter) + float(m.count) * np.square(mean)
-        found[name] = (float(m.count), int(np.sum(square == 0)))
-    return found
+    told = jax.device_get(_seen(dict(stats)))
+    return {name: (float(count), int(dead)) for name, (count, dead) in told.items()}
+
+
+@jax.jit
+def _seen(stats: dict[str, Moments]) -> dict[str, tuple[Array, Array]]:
+    return {n: (m.count, jnp.sum(m.energy == 0)) for n, m in stats.items()}

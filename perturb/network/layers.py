@@ -193,22 +193,37 @@ def get_weights(model: nnx.Module, specs: Mapping[str, LayerSpec]) -> dict[str, 
     Raises ValueError for non-finite ones, by name.
     """
     modules = dict(compressible(model))
-    weights = {}
-    for name, group in by_kernel(specs.values()).items():
-        kernel = kernel_of(modules[name])[...]
-        if group[0].index is None:
-            w = group[0].to_matrix(kernel)
-            weights[name] = w.astype(wide(w.dtype))
-        else:
-            matrices = _matrices(kernel, group[0].nameless)
+    groups = by_kernel(specs.values())
+    kernels = {name: kernel_of(modules[name])[...] for name in groups}
+    single = tuple((n, g[0]) for n, g in groups.items() if g[0].index is None)
+    weights = _single(single, {n: kernels[n] for n, _ in single})
+    for name, group in groups.items():
+        if group[0].index is not None:
+            matrices = _matrices(kernels[name], group[0].nameless)
             weights |= {s.name: one_of(matrices, np.int32(s.index or 0)) for s in group}
-        if isinstance(kernel, jax.core.Tracer) or bool(jnp.all(jnp.isfinite(kernel))):
-            continue
-        for spec in group:
-            w = weights[spec.name]
-            if bad := int(jnp.sum(~jnp.isfinite(w))):
-                raise Refused(f"layer {spec.name}: {bad} of its {w.size} weights are not finite")
+    if not any(isinstance(k, jax.core.Tracer) for k in kernels.values()):
+        for name, fine in jax.device_get(_finite(kernels)).items():
+            for spec in () if fine else groups[name]:
+                w = weights[spec.name]
+                if bad := int(jnp.sum(~jnp.isfinite(w))):
+                    raise Refused(
+                        f"layer {spec.name}: {bad} of its {w.size} weights are not finite"
+                    )
     return {name: weights[name] for name in specs}
+
+
+@partial(jax.jit, static_argnums=0)
+def _single(
+    specs: tuple[tuple[str, LayerSpec], ...], kernels: dict[str, Array]
+) -> dict[str, Array]:
+    """The matrices of kernels that are one each."""
+    found = {name: spec.to_matrix(kernels[name]) for name, spec in specs}
+    return {name: w.astype(wide(w.dtype)) for name, w in found.items()}
+
+
+@jax.jit
+def _finite(kernels: dict[str, Array]) -> dict[str, Array]:
+    return {name: jnp.all(jnp.isfinite(k)) for name, k in kernels.items()}
 
 
 def set_weights(

@@ -52,7 +52,7 @@ class Gauge:
         """A single version."""
         if self._waiting and self._waiting[0].reference is not version.reference:
             self._measure()
-        weights, counts = part_of(version.state, np.zeros(1, np.int32), self.shapes)
+        weights, counts = part_of(version.state.bare, np.zeros(1, np.int32), self.shapes)
         self._waiting.append(_Waiting(variant, weights, counts, version.reference))
         self._own[variant] = version.reference is self.dense
         if len(self._waiting) == LANES:
@@ -124,7 +124,7 @@ def _compared(
     moments: dict[str, Moments],
     shapes: Shapes,
 ) -> dict[str, Any]:
-    weights = [part_of(s, jnp.zeros(1, jnp.int32), shapes)[0] for s in states]
+    weights = [part_of(s.bare, jnp.zeros(1, jnp.int32), shapes)[0] for s in states]
 
     def mask(i: int, name: str) -> Array:
         own = states[i].matrices.get(name)

@@ -13,27 +13,15 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from perturb.measure.outputs import kl_divergence
+
 SMALL = 0.1  # nats; what findings call a small perturbation of the outputs
 WITHIN = 0.1  # what two numbers may differ by, relatively, to be called equal
-SERIES = 0.03  # below, three terms of e^c - 1 - c are exact to float32; above, the difference is
-
-
-def kl_each(z: Array, y: Array) -> Array:
-    """KL(softmax z || softmax y) in nats of every prediction; [..., classes] -> [...].
-
-    The sum of p (e^c - 1 - c) with c = log q - log p: every term is positive and of second
-    order, where the difference of two log-probabilities is of first.
-    """
-    log_p, d = jax.nn.log_softmax(z), y - z
-    c = d - jax.scipy.special.logsumexp(log_p + d, axis=-1, keepdims=True)
-    series = c * c * (0.5 + c * (1 / 6 + c / 24))
-    terms = jnp.where(jnp.abs(c) < SERIES, series, jnp.expm1(c) - c)
-    return jnp.sum(jnp.exp(log_p) * terms, -1)
 
 
 def kl(z: Array, y: Array) -> Array:
-    """The mean of :func:`kl_each` over predictions."""
-    return jnp.mean(kl_each(z, y))
+    """KL(softmax z || softmax y), nats, mean over predictions; logits [..., classes]."""
+    return jnp.mean(kl_divergence(z, y))
 
 
 def centred(z: Array, v: Array) -> Array:

@@ -23,6 +23,7 @@ from jax import Array
 from perturb import RTN, network, sources
 from perturb.grid import expand
 from perturb.measure import errors
+from perturb.measure.outputs import kl_divergence
 from perturb.types import Moments
 from theory import compressors
 from theory.maths import outputs
@@ -144,7 +145,7 @@ def _programs(
         def alone(choice: Array) -> Array:
             return outputs.kl(z, logits(one(choice, after, weights), batch))
 
-        together = outputs.kl_each(z, logits(after, batch))
+        together = kl_divergence(z, logits(after, batch))
         tangents = jax.lax.map(lambda choice: push(one(choice, change, zero)), each)
         return {
             "predictions": jnp.asarray(z[..., 0].size),

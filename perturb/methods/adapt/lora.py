@@ -16,7 +16,7 @@ from perturb.architecture import Architecture
 from perturb.family import layer_key
 from perturb.measure.distance import check_outputs, distance, weights_of
 from perturb.stage import Outcome, Sight
-from perturb.state import ADAPTER, Parameters, State, parameters_of
+from perturb.state import ADAPTER, Parameters, Product, State, parameters_of
 from perturb.types import Array, Matrix
 
 Named = Mapping[str, Array]
@@ -97,22 +97,14 @@ class LoRA:
 
     def _begun(self, state: State, context: Sight) -> tuple[State, list[str]]:
         """The state with untrained adapters, and their names."""
+        of = {n: p for n in self.layers(context.architecture) if (p := state.products(n))}
+        masks = {n: _ends(state, products) for n, products in of.items()}
         names: list[str] = []
-        for layer in self.layers(context.architecture):
-            products = state.products(layer)
-            if not products:
-                continue
-            of = _free(f"{layer}{ADAPTER}lora", state)
-            b, a = _adapter(
-                [state.matrices[p[0]].mask for p in products],
-                [state.matrices[p[-1]].mask for p in products],
-                layer_key(context.key, layer),
-                self.rank,
-                state.matrices[products[0][0]].weight.dtype,
-            )
-            state = state.with_matrices({f"{of}.b": b, f"{of}.a": a})
-            state = state.with_terms(layer, (*products, (f"{of}.b", f"{of}.a")))
-            names += [f"{of}.b", f"{of}.a"]
+        for layer, pair in _untrained(masks, context.key, self.rank).items():
+            name = _free(f"{layer}{ADAPTER}lora", state)
+            added = {f"{name}.{part}": m for part, m in zip("ba", pair, strict=True)}
+            state = state.with_matrices(added).with_terms(layer, (*of[layer], tuple(added)))
+            names += added
         return state, names
 
 
@@ -124,20 +116,27 @@ def _free(name: str, state: State) -> str:
     return f"{name}{number if number > 1 else ''}"
 
 
-@partial(jax.jit, static_argnames=("rank", "dtype"))
-def _adapter(
-    writers: Sequence[Array], readers: Sequence[Array], key: Array, rank: int, dtype: Any
-) -> tuple[Matrix, Matrix]:
-    """B and A for a layer with these masks: without the rows and columns that were dropped."""
-    rows = jnp.any(jnp.stack([jnp.any(m, 1) for m in writers]), 0)
-    columns = jnp.any(jnp.stack([jnp.any(m, 0) for m in readers]), 0)
-    out, n_in = rows.size, columns.size
-    start = jax.random.normal(key, (rank, n_in), dtype) / np.sqrt(n_in)
-    b_mask, a_mask = (
-        jnp.broadcast_to(rows[:, None], (out, rank)),
-        jnp.broadcast_to(columns, (rank, n_in)),
-    )
-    return Matrix(jnp.zeros((out, rank), dtype), b_mask), Matrix(start * a_mask, a_mask)
+def _ends(state: State, products: Sequence[Product]) -> tuple[list[Matrix], list[Matrix]]:
+    """The matrices that have the layer's rows, and those that have its columns."""
+    return [state.matrices[p[0]] for p in products], [state.matrices[p[-1]] for p in products]
+
+
+@partial(jax.jit, static_argnames=("rank",))
+def _untrained(
+    ends: Mapping[str, tuple[list[Matrix], list[Matrix]]], key: Array, rank: int
+) -> dict[str, tuple[Matrix, Matrix]]:
+    """B and A by layer, without the rows and columns that were dropped from all of it."""
+    made = {}
+    for layer, (writers, readers) in ends.items():
+        rows = jnp.any(jnp.stack([jnp.any(m.mask, 1) for m in writers]), 0)
+        columns = jnp.any(jnp.stack([jnp.any(m.mask, 0) for m in readers]), 0)
+        dtype = writers[0].weight.dtype
+        b_mask = jnp.broadcast_to(rows[:, None], (rows.size, rank))
+        a_mask = jnp.broadcast_to(columns, (rank, columns.size))
+        start = jax.random.normal(layer_key(key, layer), a_mask.shape, dtype)
+        start = jnp.where(a_mask, start / np.sqrt(columns.size), 0)
+        made[layer] = (Matrix(jnp.zeros(b_mask.shape, dtype), b_mask), Matrix(start, a_mask))
+    return made
 
 
 def _stacked(context: Sight) -> tuple[list[Any], list[Any]]:

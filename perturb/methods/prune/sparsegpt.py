@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
+from perturb.masks import TIE_RULES, NofM, TieRule
 from perturb.methods.prune.common import resolve_sparsity
-from perturb.obs import Solver
+from perturb.obs import OBSQuantizer, Solver, Steps, Task, settle, tie_of
 from perturb.registry import check_choice, method
 from perturb.types import Array, Matrix, Problem, Solved
 
@@ -60,26 +60,32 @@ class SparseGPT:
         return f"weight, mask per {self.scope}"
 
     def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
-        assert problem.inputs is not None
+        return settle(self.steps(matrix, problem, key), problem.inputs)
+
+    def steps(self, matrix: Matrix, problem: Problem, key: Array) -> Steps:
         assert self.sparsity is not None
         start = problem.reference if self.target == "dense" else matrix.weight
-        solution = Solver(self.damp, self.block)(
+        solution = yield Task(
             jnp.where(matrix.mask, start, 0),
             matrix.mask,
-            problem.inputs,
-            select=self.scope,
-            sparsity=self.sparsity,
-            tie=tie_key(self.tie, problem.reference, key),
-            grid=matrix.grid if self.on_grid == "snap" else None,
+            self.sparsity,
+            *tie_of(self.tie, problem.reference, key),
+            matrix.grid if self.on_grid == "snap" else None,
+            Solver(self.damp, self.block),
+            pattern=self.scope if isinstance(self.scope, NofM) else None,
         )
         done = matrix._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
         if matrix.grid is not None and self.on_grid == "refit":
-            if matrix.quantizer is None:
+            quantizer = matrix.quantizer
+            if quantizer is None:
                 raise ValueError(
                     "on_grid='refit' lays a new grid by the quantizer that laid the first, and "
                     "this matrix does not say which: give Matrix.quantizer, or 'snap' or 'release'"
                 )
-            done = matrix.quantizer.relay(done, matrix.grid, problem)
+            if isinstance(quantizer, OBSQuantizer):
+                done = yield from quantizer.relaying(done, matrix.grid, problem)
+            else:
+                done = quantizer.relay(done, matrix.grid, problem)
         elif self.on_grid == "release":
             done = done._replace(quantizer=None)
         return Solved(done, solution.report)

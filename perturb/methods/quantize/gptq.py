@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from perturb.grid import GridSpec, fit_grid, relaid
 from perturb.methods.quantize.common import check_quantizer, lay_grid, signed, start_weight
-from perturb.obs import Solution, Solver
+from perturb.obs import Relay, Solver, Steps, Task, settle
 from perturb.registry import method
-from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved
+from perturb.types import Array, Grid, Matrix, Problem, Solved
 
 
 @method("gptq")
@@ -54,47 +54,44 @@ class GPTQ:
         return f"weight, scale {self.grid}"
 
     def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
-        assert problem.inputs is not None
+        return settle(self.steps(matrix, problem, key), problem.inputs)
+
+    def steps(self, matrix: Matrix, problem: Problem, key: Array) -> Steps:
         enforced = self.mask == "enforce"
         w = start_weight(matrix, problem, self.target, enforced)
-        solution = self._solve(
+        on_the_way = self.scale_source == "current" and self._fits_on_the_way
+        solution = yield Task(
             w,
             matrix.mask if enforced else jnp.ones_like(matrix.mask),
-            problem.inputs,
-            lay_grid(self, problem, w),
-            on_the_way=self.scale_source == "current",
+            grid=lay_grid(self, problem, w),
+            solver=self._solver,
+            fit_groups=self.grid if on_the_way else None,
         )
         q = solution.weight
         mask = matrix.mask if enforced else matrix.mask | (q != 0)
         done = matrix._replace(weight=q, mask=mask, grid=solution.grid)
         return Solved(signed(done, self), solution.report)
 
-    def _solve(
-        self,
-        w: Array,
-        keep: Array,
-        stats: Moments,
-        grid: Grid,
-        *,
-        on_the_way: bool,
-        refit: bool = False,
-    ) -> Solution:
-        on_the_way &= isinstance(self.grid.per, int) and not self.static_groups
-        return Solver(self.damp, self.block, self.act_order)(
-            w,
-            keep,
-            stats,
-            grid=grid,
-            fit_groups=self.grid if on_the_way else None,
-            refit=refit,
-        )
-
-    def relay(self, matrix: Matrix, grid: Grid, problem: Problem) -> Matrix:
+    def relaying(self, matrix: Matrix, grid: Grid, problem: Problem) -> Relay:
         """Round what a pruner left of a matrix that was on ``grid``; see SparseGPT.on_grid."""
-        assert problem.inputs is not None
         w = jnp.where(matrix.mask, matrix.weight, 0)
-        if not isinstance(self.grid.per, int) or self.static_groups:
+        on_the_way = self._fits_on_the_way
+        if not on_the_way:
             grid = relaid(grid, fit_grid(w, self.bits, self.grid), w, self.grid)
-        solution = self._solve(w, matrix.mask, problem.inputs, grid, on_the_way=True, refit=True)
-        done = matrix._replace(weight=solution.weight, grid=solution.grid)
-        return signed(done, self)
+        solution = yield Task(
+            w,
+            matrix.mask,
+            grid=grid,
+            solver=self._solver,
+            fit_groups=self.grid if on_the_way else None,
+            refit=on_the_way,
+        )
+        return signed(matrix._replace(weight=solution.weight, grid=solution.grid), self)
+
+    @property
+    def _solver(self) -> Solver:
+        return Solver(self.damp, self.block, self.act_order)
+
+    @property
+    def _fits_on_the_way(self) -> bool:
+        return isinstance(self.grid.per, int) and not self.static_groups

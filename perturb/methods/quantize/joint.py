@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import jax.numpy as jnp
 
 from perturb.grid import GridSpec, fit_grid, relaid
-from perturb.masks import TIE_RULES, NofM, TieRule, tie_key
+from perturb.masks import TIE_RULES, NofM, TieRule
 from perturb.methods.prune.common import resolve_sparsity
 from perturb.methods.quantize.common import signed
 from perturb.methods.quantize.gptq import GPTQ
-from perturb.obs import Solver
+from perturb.obs import Solver, Steps, Task, settle, tie_of
 from perturb.registry import check_bits, check_choice, method
 from perturb.types import Array, Matrix, Problem, Solved
 
@@ -52,28 +52,25 @@ class Joint:
         return f"weight, mask per {self.scope}, scale {self.grid}"
 
     def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
-        assert problem.inputs is not None
+        return settle(self.steps(matrix, problem, key), problem.inputs)
+
+    def steps(self, matrix: Matrix, problem: Problem, key: Array) -> Steps:
         assert self.sparsity is not None
-        w, inputs = jnp.where(matrix.mask, matrix.weight, 0), problem.inputs
-        selection: dict[str, Any] = {
-            "select": self.scope,
-            "sparsity": self.sparsity,
-            "tie": tie_key(self.tie, problem.reference, key),
-        }
-        solver = Solver(self.damp, self.block)
+        w = jnp.where(matrix.mask, matrix.weight, 0)
+        pruning = Task(
+            w,
+            matrix.mask,
+            self.sparsity,
+            *tie_of(self.tie, problem.reference, key),
+            solver=Solver(self.damp, self.block),
+            pattern=self.scope if isinstance(self.scope, NofM) else None,
+        )
         grid = fit_grid(w, self.bits, self.grid)
         grouped = isinstance(self.grid.per, int)
         if self.on_grid == "refit" and not grouped:
-            pruned = solver(w, matrix.mask, inputs, **selection).weight
+            pruned = (yield pruning).weight
             grid = relaid(grid, fit_grid(pruned, self.bits, self.grid), pruned, self.grid)
-        solution = solver(
-            w,
-            matrix.mask,
-            inputs,
-            **selection,
-            grid=grid,
-            fit_groups=self.grid if grouped else None,
-        )
+        solution = yield replace(pruning, grid=grid, fit_groups=self.grid if grouped else None)
         done = matrix._replace(weight=solution.weight, mask=solution.keep, grid=solution.grid)
         laid_by = GPTQ(self.bits, self.grid, damp=self.damp, block=self.block)
         return Solved(signed(done, laid_by), solution.report)

@@ -61,7 +61,7 @@ class Rotate:
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         known = context.reference.parameters
-        reference = State({n: fresh(w) for n, w in known.weights.items()}, known.vectors)
+        reference = State(_dense(dict(known.weights)), known.vectors)
         for space in context.architecture.matching("*", "rotate"):
             outside = _outside(context.network, space)
             layers = (*context.architecture.layers, *(s.name for s in outside))
@@ -115,6 +115,11 @@ def hadamard(size: int, draws: np.random.Generator) -> Floats:
 
 
 # --------------------------------------------------------------------- states
+
+
+@jax.jit
+def _dense(weights: dict[str, Array]) -> dict[str, Matrix]:
+    return {n: fresh(w) for n, w in weights.items()}
 
 
 def _outside(network: Network, space: Space) -> tuple[LayerSpec, ...]:
