@@ -223,7 +223,7 @@ def test_tokens_of_weight_0_count_in_no_distance() -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    config = llama.LlamaConfig(20, 16, 20, 2, 4, 2, head_dim=6)
+    config = llama.LlamaConfig(20, 16, 20, 1, 4, 2, head_dim=6)
     model = nnx.jit(lambda: config.build(nnx.Rngs(0)))()
     model.eval()
     return model.untied() if hasattr(model, "untied") else model
@@ -236,7 +236,7 @@ TOKENS = [jnp.asarray(np.random.default_rng(3).integers(0, 20, (6, 9)))]
 def test_layers_are_measured_against_the_reference_at_that_point(small: Any, last: Any) -> None:
     """Recomputed in float64 from the very states: rotated references, sums of products."""
     stages = {"A": Rotate(), "B": RTN(4), "C": last}
-    wanted = ("ABC", "BCA") if last.name == "drop" else ("ABC", "ACB")
+    wanted = ("ABC", "BCA") if last.name == "drop" else ("ABC",)
     release = {"A": Rotate(release=True)} if last.name == "drop" else {}
     stages |= release
     found = score(small, list(stages.values()), TOKENS, key=1, order=",".join(wanted))
@@ -372,6 +372,7 @@ def test_the_table_of_three_stages_fits_and_shows_every_order(scores: Any, width
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert "…" not in stream.getvalue()
-    rows = [line.split()[0] for line in lines if "→" in line.split(" ")[0] and "," not in line]
+    rows = [line.split()[0] for line in lines if "→" in line.split(" ")[0]]
+    rows = [row for row in rows if not row.endswith(",")]  # of a sentence
     assert rows == ["→".join(v) for v in scores.orders]
     assert next(line for line in lines if line.startswith("→".join(scores.best))).endswith("best")
