@@ -278,6 +278,18 @@ def test_methods_on_all_matrices_at_once_are_stages_too() -> None:
     assert found.total["P"].pruned == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_family_of_a_method_without_array_leaves_is_the_loop() -> None:
+    run = Opened(Net(), CALIBRATION, Policy(), 3)
+    pruned = expand(run.context.start(), [Magnitude(0.3), Magnitude(0.5)], run.context, 0).versions
+    both = expand(pruned, [Halve(), Halve()], run.context, 1).versions
+    assert both.size == 4
+    for i in range(4):
+        for name, matrix in both.one(i).matrices.items():
+            before = pruned.one(i // 2).matrices[name]
+            np.testing.assert_array_equal(matrix.weight, before.weight / 2)
+            np.testing.assert_array_equal(matrix.mask, before.mask)
+
+
 # -------------------------------------------------------------------------------- the intervals
 
 
@@ -341,10 +353,8 @@ def test_what_is_not_covered_is_told() -> None:
     told = uncovered(found)
     assert told[0] == found.coverage.describe()
     text = "\n".join(told)
-    assert (
-        "2 layers saw fewer tokens than they have inputs, the fewest net.a_head (9 for 12)" in text
-    )
-    assert "the most net.stem (3 of 10)" in text
+    assert "fewer tokens than inputs in 2 layers, the fewest in net.a_head (9 for 12)" in text
+    assert "in 1 layer, the most in net.stem (3 of 10)" in text
     assert "layers left alone: embed" in text or "layers left alone: spare" in text
     assert "no held-out ones" in text
     assert any("singular" in n for n in found.notes)
