@@ -130,8 +130,8 @@ def uncovered(scores: Scores) -> list[str]:
     if dead:
         worst = max(dead, key=lambda n: dead[n].dead / dead[n].inputs)
         lines.append(
-            f"inputs that were 0 in all tokens in {counted(len(dead), 'layer')}, the most in {worst} "
-            f"({dead[worst].dead} of {dead[worst].inputs})"
+            f"inputs that were 0 in all tokens in {counted(len(dead), 'layer')}, the most in "
+            f"{worst} ({dead[worst].dead} of {dead[worst].inputs})"
         )
     if scores.skipped:
         shown = [f"{n} ({why})" for n, why in list(scores.skipped.items())[:3]]
