@@ -134,7 +134,7 @@ _LLAMA_DOCS_MINI = replace(
         num_heads=4,
         num_kv_heads=2,
     ),
-    training=Training(steps=800, batch=16, learning_rate=8e-3, warmup=80),
+    training=Training(steps=500, batch=16, learning_rate=8e-3, warmup=50),
     expected="not measured",
     description="Llama, two layers of width 64, on the bytes of installed packages' docstrings",
 )
