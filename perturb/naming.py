@@ -136,8 +136,6 @@ AMOUNTS = {
 def _value(field: Any, raw: str, text: str) -> Any:
     """What is written, if it is of the kind that the field's default is of."""
     value, default = _read(raw, text), _default(field)
-    if default is dataclasses.MISSING:
-        return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if field.name in AMOUNTS and not number:
         percent = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *%", raw)
@@ -146,6 +144,8 @@ def _value(field: Any, raw: str, text: str) -> Any:
         raise ValueError(f"{raw!r} in {text!r} is no amount: {AMOUNTS[field.name]}")
     if field.name == "bits" and isinstance(value, float) and value.is_integer():
         return int(value)
+    if default is dataclasses.MISSING:
+        return value
     if type(default) in (int, float) and not number:
         raise ValueError(f"{field.name} must be a number, got {raw!r} in {text!r}")
     if isinstance(default, bool) != isinstance(value, bool):

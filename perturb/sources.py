@@ -191,7 +191,8 @@ def _check_runs(
         with printing_to_stderr():
             network.call_order(model, specs, batch, forward)
     except ValueError as error:
-        raise BadInput(f"{what}: {error}") from error
+        told = str(error).replace("on a calibration batch of", "on a batch of")
+        raise BadInput(f"{what}: {told}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -277,7 +277,10 @@ BAD = {
     "stage amount": (("mine.py:load", *stages("rtn:99", "wanda:0.5")), "from 2 to 16, got 99"),
     "no space": (("mine.py:load", *stages("drop:0.5", "rtn:4")), "Net has no space '*' to drop"),
     "include": (("mine.py:load", *METHODS, "--include", "emb"), "'emb' matches no embedding"),
-    "held-out shape": (("mine.py:heldout_shape", *METHODS), "on held-out batch 0, of shape (4, 5)"),
+    "held-out shape": (
+        ("mine.py:heldout_shape", *METHODS),
+        "on held-out batch 0: the model cannot be run on a batch of shape (4, 5)",
+    ),
     "no held-out": (("mine.py:no_heldout", *METHODS), "the set of held-out batches is empty"),
     "held-out": (("mine.py:other_heldout", *METHODS), "held-out batches must be a list"),
     "unknown key": (("mine.py:unknown_key", *METHODS), "unknown is 'batches'"),

@@ -177,7 +177,7 @@ def test_scores_measure_what_compress_returns_with_its_norms() -> None:
         )
         mse = float(jnp.mean((done.model(IMAGES) - model(IMAGES)) ** 2))
         assert scores.outputs["PQ"].logit_mse == pytest.approx(mse, rel=1e-4)
-        assert scores.norms == norms
+        assert scores.policy.norms == norms
 
 
 def test_an_unknown_policy_is_refused() -> None:

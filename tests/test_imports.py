@@ -214,6 +214,14 @@ def test_score_is_the_function_whichever_is_imported_first(first):
     )
 
 
+def test_no_module_has_the_name_of_a_public_function():
+    """Python would put the module into the package, over the function."""
+    modules = {path.stem for path in package("perturb")} | {
+        path.parent.name for path in package("perturb")
+    }
+    assert not modules & {*perturb.__all__}
+
+
 @pytest.mark.parametrize("first", ["perturb.registry", "perturb.measure.errors", "perturb.types"])
 def test_the_flag_is_set_whichever_module_comes_first(first):
     """It must be there before jax starts its backend, and nobody need take a name for that."""

@@ -7,7 +7,7 @@ program for whatever is measured of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -37,36 +37,6 @@ def _padded(x: Array, *sides: int) -> Array:
     return jnp.pad(x, [*lead, *((0, side - n) for side, n in ends)])
 
 
-def map_layers(
-    function: Callable[[Array, Any, Moments], Any],
-    dense: Mapping[str, Array],
-    others: Mapping[str, Any],
-    moments: Mapping[str, Moments],
-    shapes: Shapes,
-) -> dict[str, Any]:
-    """``function(dense [out, in], others [..., out, in], moments)`` of every layer; for a jit.
-
-    others: any arrays a layer. All are padded with zeros and batched where they then have one
-    shape, so the function is traced a few times only, and what it sums must not mind zeros.
-    """
-    groups: dict[tuple[int, int], list[str]] = {}
-    for name, (out, n_in) in shapes:
-        groups.setdefault((_side(out), _side(n_in)), []).append(name)
-    found: dict[str, Any] = {}
-    for sides, names in groups.items():
-        padded = [jax.tree.map(lambda a, s=sides: _padded(a, *s), others[n]) for n in names]
-        done = jax.lax.map(
-            lambda x: function(*x),
-            (
-                jnp.stack([_padded(dense[n], *sides) for n in names]),
-                jax.tree.map(lambda *a: jnp.stack(a), *padded),
-                _stacked([moments[n] for n in names], sides[1]),
-            ),
-        )
-        found |= {n: jax.tree.map(lambda a, i=i: a[i], done) for i, n in enumerate(names)}
-    return found
-
-
 @partial(jax.jit, static_argnames=("shapes",))
 def measured(
     weights: dict[str, Array],
@@ -75,7 +45,21 @@ def measured(
     shapes: Shapes,
 ) -> dict[str, errors.Raw]:
     """:func:`perturb.measure.errors.raw_measures` of every layer, weights [versions, out, in]."""
-    return map_layers(errors.raw_measures, dense, weights, moments, shapes)
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, (out, n_in) in shapes:
+        groups.setdefault((_side(out), _side(n_in)), []).append(name)
+    found: dict[str, errors.Raw] = {}
+    for sides, names in groups.items():
+        raw = jax.lax.map(
+            lambda x: errors.raw_measures(*x),
+            (
+                jnp.stack([_padded(dense[n], *sides) for n in names]),
+                jnp.stack([_padded(weights[n], *sides) for n in names]),
+                _stacked([moments[n] for n in names], sides[1]),
+            ),
+        )
+        found |= {n: jax.tree.map(lambda a, i=i: a[i], raw) for i, n in enumerate(names)}
+    return found
 
 
 def _stacked(moments: list[Moments], n_in: int) -> Moments:

@@ -71,7 +71,8 @@ def score(
     what orders begin with alike is computed once and continued.
     calibration: a batch of model inputs or a list of them. heldout: others, on which the outputs
     ``forward(model, batch)`` (logits [examples, ..., classes]) are compared, with intervals over
-    the examples; by default those of calibration, which stages may have been fitted to.
+    the examples (independent ones: of augmented copies give one); by default those of calibration,
+    which stages may have been fitted to.
     order: "all" ("both"), or those to run: "pq", "abc,cba". performance: M of a model, higher is
     better, and curve = (increasing ratios of quantizing alone as ``Scores.storage`` gives them, M
     there): with them come the whole model's intensities. tell: is told what is being done.

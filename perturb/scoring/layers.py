@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb.measure import errors
-from perturb.measure.layers import Shapes, map_layers, measured, part_of
+from perturb.measure.layers import Shapes, measured, part_of
 from perturb.scoring.types import (
     LayerScore,
     OrderEffect,
@@ -21,7 +20,6 @@ from perturb.scoring.types import (
     nearest,
 )
 from perturb.stage import Reference, Versions
-from perturb.state import State
 from perturb.types import Array, Moments
 
 LANES = 4  # variants that one call measures: two stages with both orders are one call
@@ -102,61 +100,53 @@ class Pair(NamedTuple):
     by_ownership: float | None = None
 
 
-class _Compared(NamedTuple):
-    first: Array  # weights [out, in]
-    second: Array
-    masks: tuple[Array, ...]  # after both orders
-
-
-def _of_layer(dense: Array, x: _Compared, moments: Moments) -> dict[str, Any]:
-    found: dict[str, Any] = {"cosine": errors.cosine(x.first - dense, x.second - dense)}
-    if x.masks:
-        one, two = x.masks
-        found["changed"] = jnp.sum(one != two)
-        found["owned"] = [errors.raw_owned_error(dense, m, x.second, moments) for m in x.masks]
-    return found
-
-
-@partial(jax.jit, static_argnames=("shapes",))
-def _compared(
-    states: tuple[State, ...],
-    dense: dict[str, Array],
-    moments: dict[str, Moments],
-    shapes: Shapes,
-) -> dict[str, Any]:
-    weights = [part_of(s.bare, jnp.zeros(1, jnp.int32), shapes)[0] for s in states]
-
-    def mask(i: int, name: str) -> Array:
-        own = states[i].matrices.get(name)
-        return weights[i][name][0] != 0 if own is None else own.mask[0]
-
-    others = {
-        n: _Compared(
-            weights[0][n][0],
-            weights[1][n][0],
-            tuple(mask(i, n) for i in range(2, len(states))),
-        )
-        for n, _ in shapes
-    }
-    return map_layers(_of_layer, dense, others, moments, shapes)
-
-
 def pairs(versions: Sequence[Versions], shapes: Shapes, roles: bool) -> dict[str, Pair]:
     """Of two stages alone, and their two orders if both were run: what they are to each other.
 
-    roles: whether they are a pruner and a quantizer, which own weights.
+    roles: whether they are a pruner and a quantizer, which own weights. On the host, in float64, a
+    layer at a time: a few sums, for which a program a shape would be compiled longer than they
+    take.
     """
     reference = versions[0].reference
-    states = tuple(v.state for v in versions)
-    raw = _compared(states, dict(reference.weights), dict(reference.moments), shapes)
+    parts = [part_of(v.state.bare, np.zeros(1, np.int32), shapes)[0] for v in versions]
     found = {}
-    for name, x in errors.value(raw).items():
+    for name, _ in shapes:
+        weights = [_host(part[name])[0] for part in parts]
+        w = _host(reference.weights[name])
+        first, second = (x - w for x in weights[:2])
         changed = owned = None
-        if "changed" in x:
-            changed = float(x["changed"]) / math.prod(dict(shapes)[name])
-            owned = float(x["owned"][0] - x["owned"][1]) if roles else None
-        found[name] = Pair(float(x["cosine"]), changed, owned)
+        if len(versions) == 4:
+            one, two = (_mask(v, name, x) for v, x in zip(versions[2:], weights[2:], strict=True))
+            changed = float(np.mean(one != two))
+            if roles:  # Theorem 1: a pruned weight costs h w^2, any other h (Q(w) - w)^2
+                h = _energy(reference.moments[name])
+                costs = (np.sum(h * np.where(kept, second, w) ** 2) for kept in (one, two))
+                owned = float(np.subtract(*costs))
+        found[name] = Pair(_cosine(first, second), changed, owned)
     return found
+
+
+def _mask(version: Versions, layer: str, weight: np.ndarray) -> np.ndarray:
+    """Which weights of a layer are kept; of a layer that is no single matrix, are not 0."""
+    own = version.state.matrices.get(layer)
+    return weight != 0 if own is None else np.asarray(own.mask)[0]
+
+
+def _host(x: Any) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def _energy(moments: Moments) -> np.ndarray:
+    """``E x_j^2``, as :attr:`perturb.types.Moments.energy`."""
+    count = float(moments.count)
+    mean = 0.0 if moments.mean is None else _host(moments.mean)
+    return np.diagonal(_host(moments.scatter)) / (count or 1.0) + mean**2
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """0 where one of them is 0."""
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    return float(np.sum((a / norms[0]) * (b / norms[1]))) if all(norms) else 0.0
 
 
 # ------------------------------------------------------------------------------------ the scores

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from perturb.network import short_names
 from perturb.scoring.types import EQUAL, LayerScore, Scores, arrow
-from perturb.scoring.words import column, data, interval, sentences
+from perturb.scoring.words import column, counted, data, interval, sentences
 
 NAME = 8  # columns that a layer's name has at least
 Columns = list[tuple[str, list[str]]]
@@ -124,14 +124,14 @@ def uncovered(scores: Scores) -> list[str]:
     if few:
         worst = min(few, key=lambda n: few[n].tokens / few[n].inputs)
         lines.append(
-            f"{len(few)} layers saw fewer tokens than they have inputs, the fewest {worst} "
+            f"fewer tokens than inputs in {counted(len(few), 'layer')}, the fewest in {worst} "
             f"({few[worst].tokens:g} for {few[worst].inputs})"
         )
     if dead:
         worst = max(dead, key=lambda n: dead[n].dead / dead[n].inputs)
         lines.append(
-            f"{len(dead)} layers have inputs that calibration never moved from 0, the most {worst} "
-            f"({dead[worst].dead} of {dead[worst].inputs})"
+            f"inputs that were 0 in all tokens in {counted(len(dead), 'layer')}, the most in "
+            f"{worst} ({dead[worst].dead} of {dead[worst].inputs})"
         )
     if scores.skipped:
         shown = [f"{n} ({why})" for n, why in list(scores.skipped.items())[:3]]

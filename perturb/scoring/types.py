@@ -125,8 +125,9 @@ class Advantage:
     """How much nearer to the dense model's outputs one order is than another.
 
     value = d(over) - d(order), d = :attr:`Scores.distance`; > 0: ``order`` is better. low, high:
-    95 % interval of the paired bootstrap over the examples, nan for a single example. sign: of
-    value where the interval excludes 0 and rounding does not explain it, else 0.
+    95 % interval of the paired bootstrap over the examples, nan for a single example (of this pair
+    of orders: that the nearest of many was chosen by the same examples is not corrected for). sign:
+    of value where the interval excludes 0 and rounding does not explain it, else 0.
     """
 
     order: str

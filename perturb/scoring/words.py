@@ -122,7 +122,7 @@ def _model(scores: Scores) -> str:
         f"{d[v]:.3g}{unit if i == 0 else ''} after {arrow(v)}" for i, v in enumerate(shown)
     )
     if len(orders) == 1:
-        return f"{text}; {_hypothesis(alone, scores)}"
+        return f"{text}. {_hypothesis(alone, scores)}"
     best = scores.best
     agrees = "agrees with" if best == scores.total.prefers else "differs from"
     better = "nearest is" if len(orders) > 2 else "nearer is"
