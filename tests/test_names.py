@@ -53,7 +53,11 @@ def test_the_words_that_lead_are_cut() -> None:
     assert short_names(["layer1.0.conv2"], 13) == {"layer1.0.conv2": "laye1.0.conv2"}
     assert short_names(["layer1.0.conv2"], 10) == {"layer1.0.conv2": "l1.0.conv2"}
     names = ["layers.10.attention.query", "layers.10.attractor.query", "head"]
-    assert list(short_names(names, 20).values()) == ["l.10.atte.query", "l.10.attr.query", "head"]
+    assert list(short_names(names, 20).values()) == [
+        "layer.10.atten.query",
+        "layer.10.attra.query",
+        "head",
+    ]
     assert list(short_names(names, 16).values()) == ["l.10.a.query~1", "l.10.a.query~2", "head"]
 
 
