@@ -14,6 +14,7 @@ from flax import nnx
 from perturb import sources
 from perturb.methods.quantize.rtn import RTN
 from perturb.state import fresh
+from perturb.types import Problem
 from tests.conftest import numpy_init
 from theory.maths import outputs
 from theory.maths.norms import spectral_norm
@@ -116,7 +117,8 @@ def test_off_diagonal_shares():
 
 
 def rounded(w: np.ndarray, bits: int) -> dict[str, float]:
-    layer = RTN(bits)(fresh(jnp.asarray(w)), None, jax.random.key(0)).layer
+    matrix = fresh(jnp.asarray(w))
+    layer = RTN(bits)(matrix, Problem(matrix.weight), jax.random.key(0)).matrix
     return noise.describe(w, layer.weight, np.broadcast_to(layer.grid.scale, w.shape))
 
 
@@ -222,7 +224,9 @@ def test_the_output_error_is_that_of_the_layer(deep):
     """E||dW x||^2 of the first layer, from its own inputs."""
     model, x = Sequence(20, 32, 32, 10), RNG(0).normal(size=(128, 20)).astype(np.float32)
     w = np.asarray(model.layers[0].kernel[...]).T
-    change = np.asarray(RTN(3)(fresh(jnp.asarray(w)), None, jax.random.key(0)).layer.weight) - w
+    matrix = fresh(jnp.asarray(w))
+    done = RTN(3)(matrix, Problem(matrix.weight), jax.random.key(0)).matrix
+    change = np.asarray(done.weight) - w
     true = ((x @ change.T) ** 2).sum(-1).mean()
     at = deep["settings"].index("RTN 3")
     assert deep["layers"][0]["error"][at] == pytest.approx(true, rel=1e-4)
