@@ -22,7 +22,7 @@ from scipy.optimize import minimize_scalar
 from figures.__main__ import main as draw
 from perturb import GPTQ, GridSpec, cli
 from perturb.state import fresh
-from perturb.types import Moments
+from perturb.types import Moments, Problem
 from theory.__main__ import main
 from theory.engine import report, search, sweep
 from theory.engine.statement import Claim, Family, Sides
@@ -261,7 +261,8 @@ def test_rounding_by_columns_is_perturb_s_gptq(x64):
     x, w = rng.normal(size=(40, 6)), rng.normal(size=(1, 6))
     stats_ = Moments(jnp.asarray(x.T @ x), jnp.asarray(40.0))
     method = GPTQ(3, GridSpec(convention="full"), damp=1e-12)
-    theirs = method(fresh(jnp.asarray(w)), stats_, jax.random.key(0)).layer
+    problem = Problem(jnp.asarray(w), stats_)
+    theirs = method(fresh(problem.reference), problem, jax.random.key(0)).matrix
     step = np.abs(w).max() / 3
     ours = elimination.by_columns(
         jnp.asarray(w[0]),
