@@ -742,6 +742,28 @@ def test_whatever_decides_a_cell_is_in_its_id(
     assert same == ({"dense", "rtn-4"} if change == "setting" else set())
 
 
+EMBEDDED = """
+import numpy as np
+from flax import nnx
+from experiments.data.types import Split
+from experiments.task import Task
+
+def task():
+    model = nnx.Sequential(nnx.Embed(8, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 4, rngs=nnx.Rngs(1)))
+    tokens = np.arange(8, dtype=np.int32)
+    return Task(model, [tokens], Split(tokens, tokens % 4, tokens))
+"""
+
+
+def test_an_included_embedding_is_in_the_id(tmp_path: Path) -> None:
+    """What is not included is in no list of what was skipped either."""
+    (tmp_path / "embedded.py").write_text(EMBEDDED)
+    study = Study("e", "", (Own(f"{tmp_path / 'embedded.py'}:task"),), SMALL)
+    plain, with_embedding = ids_of(study), ids_of(replace(study, include=("layers.0",)))
+    assert plain.keys() == with_embedding.keys()
+    assert not {*plain.values()} & {*with_embedding.values()}
+
+
 def test_the_code_of_a_task_is_in_the_id_unless_it_says_otherwise(
     small: Study, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ class Job:
             **{k: base[k] for k in ("model", "seed", "data", "calibration", "policy", "skipped")},
             "versions": {package: base["versions"][package] for package in DECISIVE},
             "device": base["device"],
+            "layers": self.opened.network.shapes,  # with what include and exclude come to
             "stages": [to_config(stage) for stage in chain],
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
