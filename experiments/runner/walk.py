@@ -1,10 +1,10 @@
 """Walking the tree of plans: prefixes once, families together, cells one by one.
 
-The methods alone come first: they are the first thing worth reading, and their versions are kept
-for what compares a chain with its stages alone. Then every branch is walked depth first (expand,
-measure, record, go on, drop), so that memory is depth x family. A branch with no missing cell is
-not walked: resuming a finished study computes nothing. A resumed branch computes its families in
-the same shapes as before, so that its records are the same to the bit.
+The methods alone come first: they are the first thing worth reading. Then every branch is walked
+depth first (expand, measure, record, go on, drop), so that memory is depth x family, and that of
+the methods alone. A branch with no missing cell is not walked: resuming a finished study computes
+nothing. A resumed branch computes its families in the same shapes as before, so that its records
+are the same to the bit.
 """
 
 from __future__ import annotations
@@ -31,21 +31,19 @@ def run_job(job: Job, after_alone: Callable[[], None] = lambda: None) -> None:
     if not job.missing([(), *chains(tree)]):
         after_alone()
         return
-    start: Versions | None = None
-    if any(job.missing([(), *chains([node])]) for node in tree):
-        with job.shared.clock.phase("calibrate"):
-            start = job.opened.context.start()
-            job.record([_dense(job, start)])
-    alone: dict[int, Versions] = {}
-    for i, node in enumerate(tree):
-        if start is not None and job.missing(list(chains([node]))):
-            done = _expanded(job, node, start, [()])
-            if done is not None:
-                alone[i] = done
+    with job.shared.clock.phase("calibrate"):
+        start = job.opened.context.start()
+        job.record([_dense(job, start)])
+    alone = [
+        (node, _expanded(job, node, start, [()]))
+        for node in tree
+        if job.missing(list(chains([node])))
+    ]
     after_alone()
-    for i, node in enumerate(tree):
-        if i in alone:
-            _below(job, node, alone.pop(i), extended([()], node.axis))
+    while alone:  # a branch's versions go when it has been walked
+        node, versions = alone.pop(0)
+        if versions is not None:
+            _below(job, node, versions, extended([()], node.axis))
 
 
 def _below(job: Job, node: Node, versions: Versions, before: list[Chain]) -> None:
