@@ -207,7 +207,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
     from experiments.runner import Clock, run_study
     from experiments.study import find
-    from perturb.sources import compilation_cache
+    from perturb.programs import cache_programs
 
     seeds = arguments.seeds
     if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
@@ -221,7 +221,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         policies = (dataclasses.replace(p, **changed) for p in study.policies)
         study = study.with_options(policies=tuple(dict.fromkeys(policies)))
     _check(study, arguments)
-    compilation_cache()
+    cache_programs()
 
     folder = arguments.out / study.name
     path = folder / RECORDS

@@ -9,11 +9,9 @@ frame, files, the numbers of a study) comes without it.
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from perturb.backend import turn_off_broken_fusion
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from perturb.compression import Compression, compress
     from perturb.grid import GridSpec
     from perturb.masks import NofM
+    from perturb.methods.adapt.lora import LoRA
     from perturb.methods.prune.global_magnitude import GlobalMagnitude
     from perturb.methods.prune.magnitude import Magnitude
     from perturb.methods.prune.sparsegpt import SparseGPT
@@ -30,10 +29,14 @@ if TYPE_CHECKING:
     from perturb.methods.quantize.gptq import GPTQ
     from perturb.methods.quantize.joint import Joint
     from perturb.methods.quantize.rtn import RTN
+    from perturb.methods.rotate.residual import Rotate
+    from perturb.methods.structure.drop import Drop
+    from perturb.methods.structure.remove import RemoveBlocks
     from perturb.policy import Policy
     from perturb.programs import cache_programs
     from perturb.scoring.engine import score
     from perturb.scoring.types import Scores
+    from perturb.stage import layerwise, per_layer
 
 __version__ = "0.2.0"
 
@@ -42,18 +45,24 @@ __all__ = [
     "RTN",
     "Chain",
     "Compression",
+    "Drop",
     "GlobalMagnitude",
     "GridSpec",
     "Joint",
+    "LoRA",
     "Magnitude",
     "NofM",
     "Policy",
+    "RemoveBlocks",
+    "Rotate",
     "Scores",
     "SparseGPT",
     "Wanda",
     "cache_programs",
     "chain",
     "compress",
+    "layerwise",
+    "per_layer",
     "score",
 ]
 
@@ -74,6 +83,12 @@ _HOMES = {
     "cache_programs": "programs",
     "chain": "composition",
     "compress": "compression",
+    "Drop": "methods.structure.drop",
+    "LoRA": "methods.adapt.lora",
+    "RemoveBlocks": "methods.structure.remove",
+    "Rotate": "methods.rotate.residual",
+    "layerwise": "stage",
+    "per_layer": "stage",
     "score": "scoring.engine",
 }
 
@@ -93,15 +108,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Python puts a module it has imported into its package by name; ``perturb.score`` is the
-    function all the same, whichever of the two was asked for first."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -24,7 +24,6 @@ from perturb.cli import BadInput as BadInput
 from perturb.outside import from_file as from_file
 from perturb.outside import named, user_code
 from perturb.outside import printing_to_stderr as printing_to_stderr
-from perturb.programs import cache_programs as compilation_cache  # noqa: F401
 
 GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> what load takes
 

@@ -21,6 +21,7 @@ from perturb import cli, sources
 from perturb.cli import BadInput
 from perturb.files import write_atomic
 from perturb.plain import plain, to_json
+from perturb.programs import cache_programs
 from theory.engine import report
 from theory.engine import verify as engine
 from theory.engine.statement import Statement
@@ -45,7 +46,7 @@ def _prepare() -> None:
     On few cores XLA's CPU client has been seen to wait for itself when programs are dispatched
     while others are in flight (all of its threads parked, nothing running); inline they cannot.
     """
-    sources.compilation_cache()
+    cache_programs()
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from perturb.measure.outputs import kl_divergence
-from perturb.network import Network
 from perturb.types import Array
 
 
@@ -28,13 +25,6 @@ def distance(dense: Array, other: Array, weights: Array | None = None) -> tuple[
     w = weights.reshape(weights.shape + (1,) * (each.ndim - weights.ndim))
     w = jnp.broadcast_to(w, each.shape).astype(dtype)
     return jnp.sum(jnp.where(w > 0, w * each, 0)), jnp.sum(w)
-
-
-def weights_of(network: Network, batches: Sequence[Any]) -> list[Array | None]:
-    """The token weights of every batch, if the network has any."""
-    if network.token_weights is None:
-        return [None] * len(batches)
-    return [jnp.asarray(np.asarray(network.token_weights(b), np.float32)) for b in batches]
 
 
 def check_outputs(outputs: Any, what: str) -> None:

@@ -7,7 +7,7 @@ the patches of a Conv, the contracted axes of an Einsum; or several, if it has b
 """
 
 from perturb.network.apply import Network
-from perturb.network.batches import Forward, TokenWeights, batches_of, call
+from perturb.network.batches import Forward, TokenWeights, batches_of, call, weights_of
 from perturb.network.capture import capture, inputs_report, moments, starved
 from perturb.network.coverage import COVERED, NORMS, Coverage, coverage, inputs_notes, notes
 from perturb.network.find import find_layers, matching
@@ -64,5 +64,6 @@ __all__ = [
     "short_names",
     "starved",
     "trained",
+    "weights_of",
     "with_weights",
 ]

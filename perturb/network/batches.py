@@ -57,8 +57,10 @@ def batches_of(calibration: Any) -> list[Any]:
     return batches
 
 
-def weights_of(token_weights: TokenWeights, batch: Any, index: int) -> np.ndarray:
-    """The weights of a batch's tokens, checked."""
+def weights_of(token_weights: TokenWeights | None, batch: Any, index: int) -> np.ndarray | None:
+    """The weights of a batch's tokens, checked; None if there are none."""
+    if token_weights is None:
+        return None
     weights = np.asarray(token_weights(batch))
     weights = weights.astype(np.float64 if weights.dtype == np.float64 else np.float32)
     if not (np.isfinite(weights).all() and (weights >= 0).all()):

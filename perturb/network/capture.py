@@ -281,7 +281,7 @@ def capture(
 
     def heard() -> Iterator[tuple[Heard, Any]]:
         for i, batch in enumerate(batches_of(calibration)):
-            weights = None if token_weights is None else weights_of(token_weights, batch, i)
+            weights = weights_of(token_weights, batch, i)
             with explained(batch):
                 told = run(state, batch, weights)
             yield told, weights

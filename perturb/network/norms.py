@@ -196,7 +196,7 @@ def reestimate(
     run = compiled(_norm_moments, graphdef, forward)
     weighted, plain, sums, sizes = [], [], [], []
     for i, batch in enumerate(batches_of(batches)):
-        weights = None if token_weights is None else weights_of(token_weights, batch, i)
+        weights = weights_of(token_weights, batch, i)
         sums.append(0.0 if weights is None else float(weights.sum(dtype=np.float64)))
         sizes.append(next((len(a) for a in jax.tree.leaves(batch) if getattr(a, "ndim", 0)), 1))
         with explained(batch):

@@ -147,7 +147,7 @@ class Segments:
             if program.cuts is None:
                 self.possible = False
                 return
-            weights = None if token_weights is None else weights_of(token_weights, batch, i)
+            weights = weights_of(token_weights, batch, i)
             self._batches.append((program, program.start(state, batch), weights))
 
     def moments(self, k: int, state: Any, names: Sequence[str]) -> dict[str, Moments]:

@@ -34,9 +34,9 @@ def study_once(name: str, out: Path) -> dict[str, Any]:
     from experiments.runner import Clock, run_study
     from experiments.study import find
     from experiments.watch import Lines
-    from perturb.sources import compilation_cache
+    from perturb import cache_programs
 
-    compilation_cache()
+    cache_programs()
     first: list[float] = []
 
     class Watch(Lines):

@@ -14,7 +14,8 @@ import numpy as np
 
 from perturb.architecture import Architecture
 from perturb.family import layer_key
-from perturb.measure.distance import check_outputs, distance, weights_of
+from perturb.measure.distance import check_outputs, distance
+from perturb.network import weights_of
 from perturb.stage import Outcome, Sight
 from perturb.state import ADAPTER, Parameters, Product, State, parameters_of
 from perturb.types import Array, Matrix
@@ -142,7 +143,8 @@ def _untrained(
 def _stacked(context: Sight) -> tuple[list[Any], list[Any]]:
     """The calibration batches of the first one's shape, and their tokens' weights."""
     batches = context.context.batches or ()
-    every = list(zip(batches, weights_of(context.network, batches), strict=True))
+    weigh = context.network.token_weights
+    every = [(batch, weights_of(weigh, batch, i)) for i, batch in enumerate(batches)]
 
     def form(pair: Any) -> Any:
         leaves, tree = jax.tree.flatten(pair)

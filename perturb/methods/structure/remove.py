@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb.architecture import Architecture, Block
-from perturb.measure.distance import check_outputs, distance, weights_of
+from perturb.measure.distance import check_outputs, distance
 from perturb.methods.structure.drop import masked
+from perturb.network import weights_of
 from perturb.registry import check_choice
 from perturb.stage import Outcome, Sight
 from perturb.state import Parameters, State, uses
@@ -104,7 +105,8 @@ def _cheapest(
     parameters = context.parameters(state)
     dense = network.state(context.reference.parameters)
     cost = np.zeros(len(candidates))
-    for batch, weights in zip(batches, weights_of(network, batches), strict=True):
+    for k, batch in enumerate(batches):
+        weights = weights_of(network.token_weights, batch, k)
         expected = network.outputs(dense, batch)
         check_outputs(expected, "remove")
         for i, candidate in enumerate(candidates):
