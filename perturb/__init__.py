@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from perturb.scoring.types import Scores
     from perturb.stage import layerwise, per_layer
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "GPTQ",
