@@ -90,8 +90,10 @@ class MadeUp(Job):
 
     def __init__(self, shared: Any, draw: int, policy: Policy) -> None:
         self.shared, self.draw, self.policy = shared, draw, policy
-        coverage = SimpleNamespace(describe=lambda: "all of the parameters")
-        self.opened = SimpleNamespace(coverage=coverage)  # type: ignore[assignment]
+        self.opened = SimpleNamespace(  # type: ignore[assignment]
+            coverage=SimpleNamespace(describe=lambda: "all of the parameters"),
+            network=SimpleNamespace(shapes={"layer": (2, 3)}),
+        )
         self.base = {
             "schema": 2,
             "study": shared.study.name,
