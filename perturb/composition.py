@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
+from perturb.trees import register_tree
 from perturb.types import Array, Matrix, Problem, Solved
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class Chain:
     """Several stages as one. Of methods on matrices alone, it is itself such a method.

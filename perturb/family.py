@@ -19,6 +19,7 @@ import numpy as np
 
 from perturb.obs import OBSMethod
 from perturb.obs import family as obs_family
+from perturb.trees import Family, family_of
 from perturb.types import Array, Matrix, Problem, Solved, WholeModelMethod
 
 PROGRAM = 1 << 24  # weights that one program takes at most, unless a single shape has more
@@ -43,19 +44,19 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 
 def _one_shape(
-    family: Any, size: int, matrices: Matrix, problems: Problem, keys: Array, axes: Any
+    family: Family, matrices: Matrix, problems: Problem, keys: Array, axes: Any
 ) -> Solved:
     """matrices [L, R, ...], problems as ``axes`` say, keys [L] -> results [L, R, F, ...]."""
-    over = 0 if jax.tree.leaves(family) else None
-    f = jax.vmap(lambda m, x, p, k: m(x, p, k), (over, None, None, None), axis_size=size)
+    f = jax.vmap(
+        lambda m, x, p, k: m(x, p, k), (family.axis, None, None, None), axis_size=family.size
+    )
     over_versions = jax.vmap(f, (None, 0, axes, None))
-    return jax.vmap(over_versions, (None, 0, 0, 0))(family, matrices, problems, keys)
+    return jax.vmap(over_versions, (None, 0, 0, 0))(family.methods, matrices, problems, keys)
 
 
-@partial(jax.jit, static_argnames=("size", "groups", "axes"))
+@partial(jax.jit, static_argnames=("groups", "axes"))
 def _family(
-    family: Any,
-    size: int,
+    family: Family,
     groups: tuple[tuple[str, ...], ...],
     axes: tuple[Problem, ...],
     matrices: dict[str, Matrix],
@@ -67,7 +68,6 @@ def _family(
     for names, axis in zip(groups, axes, strict=True):
         result = _one_shape(
             family,
-            size,
             _stack([matrices[n] for n in names]),
             _stack([problems[n] for n in names]),
             keys[at : at + len(names)],
@@ -78,21 +78,21 @@ def _family(
     return done
 
 
-@partial(jax.jit, static_argnames=("size", "names", "axes"))
+@partial(jax.jit, static_argnames=("names", "axes"))
 def _whole_model(
-    family: Any,
-    size: int,
+    family: Family,
     names: tuple[str, ...],
     axes: tuple[Problem, ...],
     matrices: dict[str, Matrix],
     problems: dict[str, Problem],
     keys: Array,
 ) -> dict[str, Solved]:
-    over = 0 if jax.tree.leaves(family) else None
     of = dict(zip(names, keys, strict=True))
-    f = jax.vmap(lambda m, x, p: m.on_model(x, p, of), (over, None, None), axis_size=size)
+    f = jax.vmap(
+        lambda m, x, p: m.on_model(x, p, of), (family.axis, None, None), axis_size=family.size
+    )
     over_versions = jax.vmap(f, (None, 0, dict(zip(names, axes, strict=True))))
-    return over_versions(family, matrices, problems)
+    return over_versions(family.methods, matrices, problems)
 
 
 def axes_of(problem: Problem) -> Problem:
@@ -129,13 +129,11 @@ def run_family(
     names = list(matrices)
     if not names:
         return {}
-    family = jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]), *methods)
+    family = family_of(methods)
     if isinstance(methods[0], WholeModelMethod):
         axes = tuple(axes_of(problems[n]) for n in names)
         keys = _keys(key, _codes(names))
-        return _whole_model(
-            family, len(methods), tuple(names), axes, dict(matrices), dict(problems), keys
-        )
+        return _whole_model(family, tuple(names), axes, dict(matrices), dict(problems), keys)
     groups: dict[Hashable, list[str]] = {}
     for n in names:
         groups.setdefault(_form(matrices[n], problems[n]), []).append(n)
@@ -145,7 +143,6 @@ def run_family(
         solve = obs_family.run if isinstance(methods[0], OBSMethod) else _family
         done |= solve(
             family,
-            len(methods),
             tuple(map(tuple, program)),
             tuple(axes_of(problems[g[0]]) for g in program),
             {n: matrices[n] for n in mine},

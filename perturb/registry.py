@@ -23,6 +23,7 @@ import numpy as np
 from perturb.grid import GridSpec
 from perturb.masks import NofM
 from perturb.outside import check_kind, is_outside, try_out
+from perturb.trees import register_tree
 
 T = TypeVar("T")
 
@@ -55,12 +56,7 @@ def method(name: str) -> Callable[[type[T]], type[T]]:
         cls.__post_init__ = check  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True)(cls)
         made.name = property(lambda self: name)  # type: ignore[attr-defined]
-        fields = [f.name for f in dataclasses.fields(made)]  # type: ignore[arg-type]
-        jax.tree_util.register_dataclass(
-            made,
-            data_fields=[f for f in fields if f in LEAVES],
-            meta_fields=[f for f in fields if f not in LEAVES],
-        )
+        register_tree(made, LEAVES)
         METHODS[name] = made
         return made
 

@@ -44,6 +44,7 @@ from perturb.state import (
     uses,
     versions,
 )
+from perturb.trees import STATIC, register_tree
 from perturb.types import Array, MatrixMethod, Moments, Problem, Solved, SolveReport
 
 Reports = Mapping[str, SolveReport]
@@ -243,7 +244,7 @@ class Sight:
 # ------------------------------------------------------------------------- methods as stages
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class Layerwise:
     """Methods on matrices, each on the layers that its pattern matches: the first match counts.
@@ -252,7 +253,7 @@ class Layerwise:
     """
 
     methods: tuple[MatrixMethod, ...]
-    patterns: tuple[str, ...] = field(metadata={"static": True})
+    patterns: tuple[str, ...] = field(metadata=STATIC)
 
     @property
     def name(self) -> str:
@@ -358,8 +359,11 @@ def expand(before: Versions, stages: Sequence[Any], context: Context, position: 
     return Expanded(after, reports)
 
 
-def _like(a: Any, b: Any) -> bool:
-    return bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
+def _like(a: Layerwise, b: Any) -> bool:
+    """Whether two stages differ in amounts only. Methods from outside may be trees whose structures
+    do not say of which class they are (:mod:`perturb.trees`)."""
+    same = bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
+    return same and [type(m) for m in a.methods] == [type(m) for m in b.methods]
 
 
 def _on_versions(

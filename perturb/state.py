@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from perturb.trees import STATIC, register_tree
 from perturb.types import Array, Matrix, Moments, Problem
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -37,7 +38,7 @@ class Parameters(NamedTuple):
     vectors: Mapping[str, Array]  # by path.attribute; absent: the model's own
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class State:
     """Matrices and vectors by name; ``terms``: layers that are more, or less, than their matrix.
@@ -48,9 +49,7 @@ class State:
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Array] = field(default_factory=dict)
     kept: Mapping[str, Array] = field(default_factory=dict)
-    terms: tuple[tuple[str, tuple[Product, ...]], ...] = field(
-        default=(), metadata={"static": True}
-    )
+    terms: tuple[tuple[str, tuple[Product, ...]], ...] = field(default=(), metadata=STATIC)
 
     @property
     def bare(self) -> State:

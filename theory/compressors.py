@@ -11,6 +11,7 @@ from jax import Array
 
 from perturb import RTN, Magnitude
 from perturb.state import fresh
+from perturb.trees import register_tree
 from perturb.types import Matrix, Moments, Problem, Solved
 
 
@@ -46,7 +47,7 @@ def compressed(w: Array, bits: Sequence[int], sparsities: Sequence[float]) -> Ar
     return jnp.concatenate(done)
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class LowRank:
     """The nearest matrix of rank r to the current weight (Frobenius), then masked again.

@@ -24,8 +24,9 @@ import numpy as np
 
 from perturb.masks import _ordered_bits, prune_count, tie_key
 from perturb.obs.factor import Factor, Normalized, factor_of, normalized
-from perturb.obs.solver import STATIC, OBSMethod, Solution, Solver, Task
+from perturb.obs.solver import OBSMethod, Solution, Solver, Task
 from perturb.obs.sweep import Columns, Lattice, Selection, SweepSpec, Swept, sweep
+from perturb.trees import STATIC, Family, register_tree
 from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved, SolveReport
 
 # Shapes are padded to these at least: below, a sweep takes as long whatever its size, or nearly.
@@ -119,14 +120,14 @@ class Answer(NamedTuple):
     report: SolveReport  # [C]
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class Work:
     layout: Layout = field(metadata=STATIC)
     loads: Sequence[Load]
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class Answers:
     layout: Layout = field(metadata=STATIC)
@@ -324,10 +325,9 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-@partial(jax.jit, static_argnames=("size", "groups", "order", "on_host"))
+@partial(jax.jit, static_argnames=("groups", "order", "on_host"))
 def _advance(
-    family: Any,
-    size: int,
+    family: Family,
     groups: tuple[_Pending, ...],
     matrices: Mapping[str, Matrix],
     problems: Mapping[str, Problem],
@@ -356,14 +356,13 @@ def _advance(
         tie = task.tie if task.key is None else tie_key("random", x.weight, task.key)
         return replace(task, tie=None if tie is None else _ordered_bits(tie), key=None)
 
-    over = 0 if jax.tree.leaves(family) else None
     done: dict[str, Solved] = {}
     tasks: list[Task | None] = []
     for (names, axes), known in zip(groups, past, strict=True):
-        f = jax.vmap(one, (over, None, None, None, 0), axis_size=size)
+        f = jax.vmap(one, (family.axis, None, None, None, 0), axis_size=family.size)
         f = jax.vmap(f, (None, 0, axes, None, 0))
         found = jax.vmap(f, (None, 0, 0, 0, 0))(
-            family,
+            family.methods,
             _stack([matrices[n] for n in names]),
             _stack([problems[n] for n in names]),
             keys[np.array([order.index(n) for n in names])],
@@ -402,8 +401,7 @@ def _batches(tasks: Sequence[Task], groups: Sequence[_Pending], xp: Any) -> list
 
 
 def run(
-    family: Any,
-    size: int,
+    family: Family,
     groups: tuple[tuple[str, ...], ...],
     axes: tuple[Problem, ...],
     matrices: Mapping[str, Matrix],
@@ -424,7 +422,6 @@ def run(
         names = [n for g in pending for n in g.names]
         finished, tasks = _advance(
             family,
-            size,
             pending,
             {n: matrices[n] for n in names},
             {n: problems[n] for n in names},

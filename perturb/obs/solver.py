@@ -21,9 +21,8 @@ from perturb.grid import GridSpec
 from perturb.masks import NofM, TieRule, prune_count, tie_key
 from perturb.obs.factor import Factor, factorize
 from perturb.obs.sweep import PANEL, Columns, Lattice, Selection, SweepSpec, Swept, sweep
+from perturb.trees import STATIC, register_tree
 from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved, SolveReport
-
-STATIC = {"static": True}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Solver:
     act_order: bool = False
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class Task:
     """Settle a matrix ``weight [out, in]`` under ``keep`` (False = stays 0).

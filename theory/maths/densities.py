@@ -23,6 +23,8 @@ from jax import Array
 from jax.scipy.special import betainc
 from jax.scipy.stats import norm
 
+from perturb.trees import register_tree
+
 BISECTIONS = 80  # halvings of [0, 2^40]: to the last bit
 
 
@@ -187,7 +189,7 @@ class Uniform:
         return jnp.asarray(p, jnp.float64)
 
 
-@jax.tree_util.register_dataclass
+@register_tree
 @dataclass(frozen=True)
 class Empirical:
     """The weights of a real layer, each with mass 1/n; values [n].
