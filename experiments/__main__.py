@@ -207,6 +207,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
     from experiments.runner import Clock, run_study
     from experiments.study import find
+    from perturb.backend import compile_quickly
     from perturb.programs import cache_programs
 
     seeds = arguments.seeds
@@ -221,6 +222,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         policies = (dataclasses.replace(p, **changed) for p in study.policies)
         study = study.with_options(policies=tuple(dict.fromkeys(policies)))
     _check(study, arguments)
+    compile_quickly()
     cache_programs()
 
     folder = arguments.out / study.name

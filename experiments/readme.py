@@ -40,6 +40,8 @@ THEORY, MODELS = (ROOT / "figures" / "records" / f"theory{x}.json.gz" for x in (
 STORED = ROOT / "figures" / "records"
 RECORDS = STORED / "embedded.jsonl.gz"
 BEFORE = STORED / "embedded-0.1.0.json"  # wins and scores of the embedded study by version 0.1.0
+ENGINE = STORED / "engine.json"  # of python -m tests.benchmarks.engine
+PHASES = ("train", "compile", "calibrate", "compress", "measure", "evaluate")
 SHOWN_SPARSITY = 0.7  # of the table of protocols: where they differ most
 
 
@@ -257,7 +259,31 @@ def models() -> str:
     return "\n".join(report.models_table(record))
 
 
+def speed() -> str:
+    """How long the study of the first command takes, and where its time goes, as Markdown."""
+    found = json.loads(ENGINE.read_text())
+    lines = [
+        f"| `{found['study']}` | first finding | end | " + " | ".join(PHASES) + " | peak memory |",
+        "|---|" + "--:|" * (3 + len(PHASES)),
+    ]
+    for name, run in found["runs"].items():
+        spent = " | ".join(f"{run['phases'].get(phase, 0):.0f} s" for phase in PHASES)
+        ends = f"{run['first finding']:.0f} s | {run['whole run']:.0f} s"
+        lines.append(f"| {name} | {ends} | {spent} | {run['peak GB']:.1f} GB |")
+    first = next(iter(found["runs"].values()))
+    ratios = ", ".join(f"{model} {ratio:.2f}" for model, ratio in found["evaluate"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"({found['machine']}, jax {first['jax']}; {first['programs']} programs. Evaluating a "
+            f"cell over the bare forward passes of its test set: {ratios}.)",
+        ]
+    )
+
+
 BLOCKS = {
+    "speed": speed,
     "findings": findings,
     "protocols": protocols,
     "theory": theory,

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from perturb import cli, outside, sources
+from perturb.backend import compile_quickly
 from perturb.cli import BadInput
 from perturb.policy import CHOICES, Policy
 from perturb.programs import cache_programs
@@ -213,6 +214,7 @@ def run(argv: list[str]) -> None:
     if out is not None:
         cli.check_file("--out", out)
     loader = sources.loader(arguments.model)
+    compile_quickly()
     cache_programs()
     loaded = sources.load(
         arguments.model, loader, arguments.seed, arguments.exclude, arguments.include

@@ -4,16 +4,23 @@ jaxlib 0.10.2 fuses some products with the sums over them, batched over more tha
 32768 float32 rows, into code that is silently wrong on CPUs (jax issue 39103), and the same fusion
 has been seen to crash or hang there in 0.10.2 and 0.11.0 (jax issues 39257, 40412). It can be
 turned off by a flag. The flag is set for these versions only: XLA refuses flags it does not know.
+
+What only saves time is no library's to choose for a process: command lines call
+:func:`compile_quickly`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
+from importlib.metadata import entry_points
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 
-AFFECTED = ("0.10.2", "0.11.0")
+AFFECTED = ("0.10.2", "0.11.0")  # and known to take the flags below
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+# LLVM's passes, and loops emitted by the older of two ways: together half of the compiling
+QUICK = {"--xla_backend_optimization_level": "1", "--xla_cpu_use_fusion_emitters": "false"}
 
 
 def turn_off_broken_fusion(
@@ -23,3 +30,30 @@ def turn_off_broken_fusion(
     flags = environ.get("XLA_FLAGS", "")
     if (version or installed("jaxlib")) in AFFECTED and FLAG not in flags:
         environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
+
+
+def compile_quickly(
+    version: str | None = None, environ: MutableMapping[str, str] = os.environ, level: int = 1
+) -> None:
+    """Have XLA's CPU backend optimise less, where there is no other: before the first computation.
+
+    Measured on the study ``start``: compiling 93 s -> 52 s, peak memory 1.9 -> 1.7 GB, training
+    and evaluation as before; the solvers of a layer of 2048 inputs take up to 1.2 times as long.
+    Flags that XLA_FLAGS holds already are left as they are.
+    """
+    flags = environ.get("XLA_FLAGS", "")
+    known = (version or installed("jaxlib")) in AFFECTED
+    if not known or any(name in flags for name in QUICK) or _accelerated(environ):
+        return
+    chosen = QUICK | {"--xla_backend_optimization_level": f"{level}"}
+    added = " ".join(f"{name}={value}" for name, value in chosen.items())
+    environ["XLA_FLAGS"] = f"{flags} {added}".strip()
+
+
+def _accelerated(environ: MutableMapping[str, str]) -> bool:
+    """Whether jax may find another backend than the CPU's: the level is not the CPU's alone."""
+    if environ.get("JAX_PLATFORMS") == "cpu":
+        return False
+    return bool(entry_points(group="jax_plugins")) or any(
+        find_spec(name) is not None for name in ("jax_plugins", "libtpu")
+    )

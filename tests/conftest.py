@@ -14,9 +14,12 @@ from flax import nnx
 
 import perturb  # noqa: F401  first of all: it sets what the backend needs
 from experiments.runner.clock import drop_programs_if_many
+from perturb.backend import compile_quickly
 
 Array = jax.Array
 
+# Compiling is most of what the tests do; their programs run for milliseconds.
+compile_quickly(level=0)
 # One program at a time: see theory.commands._prepare.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from perturb import cli, sources
+from perturb.backend import compile_quickly
 from perturb.cli import BadInput
 from perturb.files import write_atomic
 from perturb.plain import plain, to_json
@@ -46,6 +47,7 @@ def _prepare() -> None:
     On few cores XLA's CPU client has been seen to wait for itself when programs are dispatched
     while others are in flight (all of its threads parked, nothing running); inline they cannot.
     """
+    compile_quickly()
     cache_programs()
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 

@@ -35,7 +35,9 @@ def study_once(name: str, out: Path) -> dict[str, Any]:
     from experiments.study import find
     from experiments.watch import Lines
     from perturb import cache_programs
+    from perturb.backend import compile_quickly
 
+    compile_quickly()
     cache_programs()
     first: list[float] = []
 
