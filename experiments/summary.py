@@ -89,6 +89,68 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Replication:
+    """Of the cells that one run gives to an order: what another run, judged alike, says of them."""
+
+    won: int  # the same order
+    open: int
+    lost: int  # the other one
+
+    @property
+    def asked(self) -> int:
+        return self.won + self.open + self.lost
+
+    def __add__(self, other: Replication) -> Replication:
+        return Replication(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Root mean square over the cells of what moves A, in the measure's unit; None where one
+    cannot tell."""
+
+    seed: float | None  # from training to training
+    draw: float | None  # from calibration draw to calibration draw
+    both: float | None  # what a draw does to one training and not to another
+    examples: float | None  # of the mean over the runs, on other test examples
+
+
+HOLDS, FAILS, NO_VERDICT = "holds", "fails", "undecided"
+CLAIMS = {  # of PIH, with the value that it has to be above of
+    "trend along bits": 0.0,
+    "trend along the ratio": 0.0,
+    "sign": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim of PIH's on one model: it holds where the whole interval over replicates is above
+    ``above``, fails where it is below, and is undecided else, or where there is one training.
+
+    trend along bits (the paper's axis: points of one sparsity) and along the ratio (points of one
+    width): mean Kendall tau of A against the gap; sign: share of a run's won cells with a decided
+    gap whose winner is the gap's.
+    """
+
+    claim: str
+    model: str
+    scale: str
+    value: float | None
+    low: float | None
+    high: float | None
+    above: float
+    seeds: int
+    draws: int
+
+    @property
+    def verdict(self) -> str:
+        if self.seeds < 2 or self.low is None or self.high is None:
+            return NO_VERDICT
+        return HOLDS if self.low > self.above else FAILS if self.high < self.above else NO_VERDICT
+
+
+@dataclass(frozen=True)
 class Cell:
     """One (sparsity, bits): both orders compared, averaged over the runs that have both.
 
@@ -100,8 +162,9 @@ class Cell:
     prune_first: float  # M(P then Q)
     quantize_first: float  # M(Q then P)
     advantage: float  # A(Q->P) = M(Q then P) - M(P then Q)
-    low: float | None  # its interval; None for a measure without per-example sums
+    low: float | None  # its interval over runs and examples; None without per-example sums
     high: float | None
+    p: float | None  # of the test that A is 0, by the same error
     winner: str  # PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL (A is exactly 0) or NO_INTERVAL
     performance_gap: float | None  # G(P, Q) = M(P alone) - M(Q alone)
     pruner_ratio: float | None  # C*_P; the bound where censored
@@ -175,10 +238,14 @@ class Total:
     comparisons: int
     cells: int
     wins: dict[str, int]
+    discoveries: dict[str, int]  # the same, as many as may be with 5 % of them false at most
     tau: Estimate  # mean of the comparisons' taus
     tau_bits: Estimate
     tau_sparsity: Estimate
     score: Score
+    sign: Estimate  # share of a run's counted cells where PIH's sign is right
+    replication: Replication
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -204,6 +271,18 @@ class Summary:
     problems: tuple[str, ...] = field(default=())
     at_chance: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Of every claim, on every model and scale that has a total."""
+        found = []
+        for total in self.totals:
+            values = (total.tau_bits, total.tau_sparsity, total.sign)
+            for (claim, above), e in zip(CLAIMS.items(), values, strict=True):
+                if total.model is not None and e.value is not None:
+                    ends = (e.value, e.low, e.high, above, len(self.seeds), len(self.draws))
+                    found.append(Verdict(claim, total.model, total.scale, *ends))
+        return tuple(found)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -240,4 +319,5 @@ class Summary:
         for entry, comparison in zip(said["comparisons"], self.comparisons, strict=True):
             entry["wins"] = dict(comparison.wins)
             entry["median_advantage"] = comparison.median_advantage
+        said["verdicts"] = [plain(v) | {"verdict": v.verdict} for v in self.verdicts]
         return to_json(said, indent=1)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments.analysis import render, summarize
 from experiments.analysis.variants import order_of, role
-from experiments.records import decode_sums
+from experiments.records import decode_sums, encode_sums
 from experiments.summary import (
     EQUAL,
     NO_INTERVAL,
@@ -192,8 +192,67 @@ def test_seeds_are_averaged_and_kept():
         assert cell.advantage_by_run == (one.advantage, other.advantage)
         assert cell.advantage == pytest.approx((one.advantage + other.advantage) / 2)
         assert cell.gap_low == pytest.approx((one.gap_low + other.gap_low) / 2)
-    widths = [np.mean([c.high - c.low for c in s.cells]) for s in (joint, *singles)]
-    assert widths[0] < min(widths[1:])  # two noisy models average
+    six = only(summarize(make_study(models=model, seeds=range(6), **grid), replicates=50))
+    widths = [np.mean([c.high - c.low for c in s.cells]) for s in (six, *singles, joint)]
+    assert widths[0] < min(widths[1:3])  # six noisy models average
+    assert widths[3] > max(widths[1:3])  # two are too few to know by how much they differ
+
+
+def moved(seed: int, size: float, seeds: int = 5):
+    """A study whose trainings differ by more than their test examples: A of a training is shifted
+    by a normal of this size, in a random direction a cell."""
+    rng = np.random.default_rng(seed)
+    records = make_study(
+        models={"m": "text"}, pruners=["wanda"], quantizers=["rtn"], clusters=60, seeds=range(seeds)
+    )
+    for i, r in enumerate(records):
+        if len(r["stages"]) == 2 and role(r["stages"][1]) == "P":
+            shift = size * rng.normal()
+            sums = decode_sums(r)
+            sums["nll"] = sums["nll"] + shift * sums["count"]
+            records[i] = r | {"sums": encode_sums(sums)}
+    return records
+
+
+def test_what_differs_between_trainings_is_in_the_intervals_and_named():
+    summary = summarize(moved(0, 3.0), replicates=50)
+    found = next(c for c in summary.comparisons if c.measure == "neg_nll")
+    one = summarize(moved(0, 3.0, seeds=1), replicates=50)
+    alone = next(c for c in one.comparisons if c.measure == "neg_nll")
+    # of the shifts alone: their mean has a standard error of 3 / sqrt(5), and Student's t four
+    # degrees of freedom; their estimate scatters, and its mean is 0.94 of it
+    widths = np.array([c.high - c.low for c in found.cells])
+    assert widths.mean() == pytest.approx(2 * 2.776 * 0.94 * 3 / np.sqrt(5), rel=0.15)
+    assert np.mean([c.high - c.low for c in alone.cells]) < widths.mean() / 5
+    total = next(t for t in summary.totals if t.model == "m" and t.scale == "log")
+    assert total.spread.seed == pytest.approx(3.0, rel=0.15)
+    assert total.spread.draw is None
+    assert total.spread.examples < 0.3
+    # one training gives a cell to an order, the next is as likely to give it to the other
+    assert total.replication.won == pytest.approx(total.replication.lost, rel=0.3)
+    assert total.replication.open < 0.2 * total.replication.asked
+    assert sum(found.wins[w] for w in (PRUNE_FIRST, QUANTIZE_FIRST)) < 6  # of 30
+    assert sum(total.discoveries.values()) <= 1
+
+
+def test_verdicts_are_of_intervals_over_trainings():
+    one, five = (summarize(moved(0, 0.01, seeds=n), replicates=50) for n in (1, 5))
+    for summary in (one, five):
+        for v in summary.verdicts:
+            above = {"trend along bits": 0.0, "trend along the ratio": 0.0, "sign": 0.5}[v.claim]
+            decided = v.low is not None and v.seeds > 1
+            expected = "undecided"
+            if decided and v.low > above:
+                expected = "holds"
+            elif decided and v.high < above:
+                expected = "fails"
+            assert (v.verdict, v.above) == (expected, above)
+    assert {v.verdict for v in one.verdicts} == {"undecided"}
+    assert {v.claim for v in five.verdicts} == {"trend along bits", "trend along the ratio", "sign"}
+    assert {v.verdict for v in five.verdicts} != {"undecided"}
+    said = json.loads(five.to_json())["verdicts"]
+    assert [v["verdict"] for v in said] == [v.verdict for v in five.verdicts]
+    assert {(v["seeds"], v["draws"]) for v in said} == {(5, 1)}
 
 
 def test_one_seed_without_a_cell_does_not_lose_it():
@@ -460,8 +519,8 @@ def test_draws_are_replicates_as_seeds_are():
         assert cell.advantage == pytest.approx(np.mean(cell.advantage_by_run))
         assert cell.prune_first == pytest.approx(np.mean([part.prune_first for part in parts]))
         assert cell.quantize_first - cell.prune_first == pytest.approx(cell.advantage)
-    widths = [np.mean([c.high - c.low for c in s.cells]) for s in (joint, *singles)]
-    assert widths[0] < min(widths[1:])
+    (total,) = (t for t in summary.totals if t.model == "m" and t.scale == "log")
+    assert None not in (total.spread.seed, total.spread.draw, total.spread.both)
     out = io.StringIO()
     render(summary, Console(file=out, width=120))
     assert "mean of 2 training seeds x 2 calibration draws" in " ".join(out.getvalue().split())

@@ -1,17 +1,21 @@
 """One pruner against one quantizer on one model: the advantage of an order over the grid.
 
 Arrays are ``[rows, cells]``: row 0 the estimate, the others bootstrap replicates (see
-:mod:`experiments.analysis.rows`); a leading axis ``runs`` is averaged away cell by cell.
+:mod:`experiments.analysis.rows`). A cell is the mean over its runs, and its interval one over runs
+(:mod:`experiments.analysis.replicates`); of a single run it is the bootstrap's, which says how
+sure one is of this training alone. Rank correlations are those of single runs, averaged.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments.analysis.curves import cell_rows
-from experiments.analysis.rows import Rows, estimate, interval, number
+from experiments.analysis.curves import CellRows, cell_rows
+from experiments.analysis.replicates import Components
+from experiments.analysis.replication import cells_over_runs, estimate_over
+from experiments.analysis.rows import Rows, interval, number
 from experiments.analysis.variants import Run, Subject
 from experiments.summary import (
     EQUAL,
@@ -26,12 +30,19 @@ from experiments.summary import (
 )
 from perturb.measure import intensity, ranks
 
+TAUS = ("tau", "bits", "sparsity", "rho")
 RESOLUTION = 1e-6  # nats: below it, two evaluations differ by float32 rounding only
 
 
 class Compared(NamedTuple):
+    """A comparison, with what totals pool of its runs."""
+
     comparison: Comparison
-    taus: dict[str, Rows]  # "tau", "bits", "sparsity" -> [1 + B], to be pooled
+    runs: tuple[tuple[int, int], ...]  # seed and draw
+    taus: dict[str, Rows]  # "tau", "bits", "sparsity" -> [runs, 1 + B]
+    scores: tuple[Score, ...]  # of every run by itself
+    signs: np.ndarray  # [runs, cells] of A where a run's own interval excludes 0
+    components: Components  # [cells]
 
 
 def compare(
@@ -53,6 +64,7 @@ def compare(
 
     per_run = [cell_rows(run, names, grid, measure, problems) for run in runs]
     measured = np.stack([np.isfinite(rows.advantage[0]) for rows in per_run])  # [runs, cells]
+    axes = np.array(grid, float).reshape(-1, 2)
     kept = np.flatnonzero(measured.any(0))
     _report_missing(f"{subject.name}, {pruner} x {quantizer}", runs, grid, measured, problems)
     grid, measured = [grid[i] for i in kept], measured[:, kept]
@@ -63,22 +75,27 @@ def compare(
         shape = (len(runs),) + (1,) * (stacked.ndim - 2) + (kept.size,)
         return np.where(measured.reshape(shape), stacked, 0.0).sum(0) / count
 
-    advantage, low, high = mean("advantage"), mean("gap_low"), mean("gap_high")
-    if measure.name == "accuracy":  # a difference of counts: 0 and ties must be exact
-        advantage = np.round(advantage, 12)
+    advantage, low, high = _exact(mean("advantage"), measure), mean("gap_low"), mean("gap_high")
     resolution = _resolution(measure, mean("scale"))
-    ranked = np.where(np.abs(advantage) <= resolution, 0.0, advantage)  # rounding is no order
-    pooled = [
-        tuple((runs[r].seed, runs[r].draw) for r in np.flatnonzero(column)) for column in measured.T
+    alone = [
+        _alone(rows, kept[own], axes, measure, level)
+        for rows, own in zip(per_run, measured, strict=True)
     ]
-    taus = _taus(low, high, ranked, grid, pooled)
-    rho = ranks.spearman(mean("gap"), ranked, low == high)
+    ids = tuple((run.seed, run.draw) for run in runs)
+    pooled = [tuple(ids[r] for r in np.flatnonzero(column)) for column in measured.T]
+    taus = {name: np.stack([one.taus[name] for one in alone]) for name in TAUS}
 
-    ends = interval(advantage, level)
+    every = np.stack([_exact(rows.advantage[..., kept], measure) for rows in per_run])
+    over = cells_over_runs(every, ids, level)
+    bootstrapped = interval(advantage, level)
+    known = np.isfinite(bootstrapped[0])  # without per-example sums nothing is known of examples
+    ends = (
+        np.where(known & (count > 1), over.low, bootstrapped[0]),
+        np.where(known & (count > 1), over.high, bootstrapped[1]),
+    )
     sign = intensity.significant_sign(advantage[0], *ends, resolution[0])
     gap_sign = intensity.gap_signs(low[0], high[0])
     always_equal = (advantage == 0).all(0)
-    known = np.isfinite(ends[0])
     value, performance_gap, c_q = (
         mean("gap")[0],
         mean("performance_gap")[0],
@@ -100,6 +117,7 @@ def compare(
                 advantage=float(advantage[0, i]),
                 low=number(ends[0][i]),
                 high=number(ends[1][i]),
+                p=number(over.p[i]) if told else None,
                 winner=_winner(int(sign[i]), bool(always_equal[i])) if told else NO_INTERVAL,
                 performance_gap=number(performance_gap[i]),
                 pruner_ratio=None if gap is None or ratio is None else gap + ratio,
@@ -121,29 +139,54 @@ def compare(
         quantizer=quantizer,
         measure=measure.name,
         cells=tuple(cells),
-        tau=estimate(taus["tau"], level),
-        tau_bits=estimate(taus["bits"], level),
-        tau_sparsity=estimate(taus["sparsity"], level),
-        spearman=estimate(rho, level),
+        tau=estimate_over(taus["tau"], ids, level),
+        tau_bits=estimate_over(taus["bits"], ids, level),
+        tau_sparsity=estimate_over(taus["sparsity"], ids, level),
+        spearman=estimate_over(taus["rho"], ids, level),
         score=Score(*intensity.sign_accuracy(sign, gap_sign)),
     )
-    return Compared(comparison, taus)
+    signs = np.zeros(measured.shape, int)
+    for row, own, one in zip(signs, measured, alone, strict=True):
+        row[own] = one.sign
+    scores = tuple(one.score for one in alone)
+    return Compared(comparison, ids, taus, scores, signs, over.components)
 
 
-def _taus(
-    low: Rows, high: Rows, advantage: Rows, grid: list[tuple[float, int]], pooled: list[Any]
-) -> dict[str, Rows]:
-    """Kendall's tau-b of A against the gap: over all pairs of cells, and along each axis."""
-    # cells of one sparsity share C*_P if it is the mean over the same runs
-    labels = {
-        key: n
-        for n, key in enumerate(dict.fromkeys(zip((s for s, _ in grid), pooled, strict=True)))
-    }
-    shared = np.array([labels[s, runs] for (s, _), runs in zip(grid, pooled, strict=True)], int)
-    x = ranks.pair_order(low, high, shared)
+class _Alone(NamedTuple):
+    """What one run says by itself, of the cells that it has."""
+
+    taus: dict[str, Rows]
+    sign: np.ndarray
+    score: Score
+
+
+def _alone(
+    rows: CellRows, cells: np.ndarray, grid: np.ndarray, measure: Measure, level: float
+) -> _Alone:
+    low, high, advantage = (x[..., cells] for x in (rows.gap_low, rows.gap_high, rows.advantage))
+    advantage = _exact(advantage, measure)
+    resolution = _resolution(measure, rows.scale[..., cells])
+    ranked = np.where(np.abs(advantage) <= resolution, 0.0, advantage)  # rounding is no order
+    taus = _taus(low, high, ranked, grid[cells])
+    taus["rho"] = ranks.spearman(rows.gap[..., cells], ranked, low == high)
+    sign = intensity.significant_sign(advantage[0], *interval(advantage, level), resolution[0])
+    gap_sign = intensity.gap_signs(low[0], high[0])
+    return _Alone(taus, sign, Score(*intensity.sign_accuracy(sign, gap_sign)))
+
+
+def _exact(advantage: Rows, measure: Measure) -> Rows:
+    """Accuracies differ by counts: 0 and ties must be exact."""
+    return np.round(advantage, 12) if measure.name == "accuracy" else advantage
+
+
+def _taus(low: Rows, high: Rows, advantage: Rows, axes: np.ndarray) -> dict[str, Rows]:
+    """Kendall's tau-b of A against the gap: over all pairs of cells, and along each axis.
+
+    axes ``[cells, 2]``: sparsity and bits. Cells of one sparsity share C*_P.
+    """
+    x = ranks.pair_order(low, high, np.unique(axes[:, 0], return_inverse=True)[1])
     y = ranks.pair_order(advantage, advantage)
-    first, second = np.triu_indices(len(grid), 1)
-    axes = np.array(grid, float).reshape(-1, 2)
+    first, second = np.triu_indices(len(axes), 1)
     same_sparsity = axes[first, 0] == axes[second, 0]
     same_bits = axes[first, 1] == axes[second, 1]
     return {
