@@ -759,3 +759,25 @@ def test_a_study_that_only_started_renders():
     out = io.StringIO()
     render(summarize([flat("dense", 1.0)], replicates=9), Console(file=out, width=80))
     assert "1 variants measured" in out.getvalue()
+
+
+def test_the_report_says_what_survives_replication():
+    summary = summarize(moved(0, 3.0), replicates=20)
+    out = io.StringIO()
+    render(summary, Console(file=out, width=80))
+    told = " ".join(out.getvalue().split())
+    assert "95% interval over 5 training seeds (and test examples) excludes 0" in told
+    verdicts = [v for v in summary.verdicts if v.scale == "log"]
+    assert len(verdicts) == 3
+    for v in verdicts:
+        value, low, high = (f"{x:+.2f}".replace("-", "−") for x in (v.value, v.low, v.high))
+        assert f"{v.claim} {value} [{low}, {high}] {v.above:g} {v.verdict}" in told
+    (total,) = (t for t in summary.totals if t.model == "m" and t.scale == "log")
+    asked = total.replication
+    assert f"A moves by {total.spread.seed:.3g} nats from training to training" in told
+    assert f"another gives {asked.won / asked.asked:.0%} to the same" in told
+    one = io.StringIO()
+    render(summarize(moved(0, 3.0, seeds=1), replicates=20), Console(file=one, width=80))
+    told = " ".join(one.getvalue().split())
+    assert "What survives" not in told  # one training says nothing of another
+    assert "where A's paired bootstrap 95% interval excludes 0" in told

@@ -52,8 +52,12 @@ def cells_over_runs(values: Rows, ids: Ids, level: float) -> Replicated:
     return Replicated(value, error, df, low, high, p, Components(*table[6:]))
 
 
-def estimate_over(values: Rows, ids: Ids, level: float) -> Estimate:
+def estimate_over(
+    values: Rows, ids: Ids, level: float, least: float = -1.0, most: float = 1.0
+) -> Estimate:
     """The mean over runs of a statistic ``[runs, 1 + B]`` that may be undefined (nan) in some.
+
+    least, most: what the statistic can be, as a rank correlation; the interval ends there.
 
     Of one run the interval is the bootstrap's: of other examples, and of this training alone.
     """
@@ -67,7 +71,8 @@ def estimate_over(values: Rows, ids: Ids, level: float) -> Estimate:
     mean = mean_of_defined([*chosen])
     rows = np.where(np.isfinite(chosen), chosen, mean)
     found = over_runs(rows, [ids[i] for i in defined], level)
-    return Estimate(number(found.value), number(found.low), number(found.high))
+    low, high = np.clip((found.low, found.high), least, most)
+    return Estimate(number(found.value), number(low), number(high))
 
 
 def replication(signs: np.ndarray) -> Replication:

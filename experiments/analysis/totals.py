@@ -94,7 +94,7 @@ def _sign(mine: list[Compared], ids: list[tuple[int, int]], level: float) -> Est
         scores = [c.scores[c.runs.index(run)] for c in mine if run in c.runs]
         counted = sum(score.counted for score in scores)
         shares.append(sum(score.pih for score in scores) / counted if counted else np.nan)
-    return estimate_over(np.array(shares)[:, None], ids, level)
+    return estimate_over(np.array(shares)[:, None], ids, level, least=0.0)
 
 
 def _spread(mine: list[Compared]) -> Spread:

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from experiments.summary import (
     EQUAL,
+    FAILS,
+    HOLDS,
     NO_INTERVAL,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
@@ -58,10 +60,9 @@ def render(
     console.print(
         f"[bold]{escape(summary.study)}[/]: {summary.ok} variants measured, "
         f"{summary.failed} failed{several}. A(Q→P) = M(quantize first) − M(prune first): "
-        "positive means quantize first. An order wins a cell where A's paired bootstrap "
-        f"{summary.level:.0%} interval excludes 0; else the cell is open, or equal where the "
-        "orders never differ. PIH: the stronger method (larger C*) goes last; C = dense bits / "
-        "stored bits."
+        f"positive means quantize first. An order wins a cell where A's {_interval(summary)} "
+        "excludes 0; else the cell is open, or equal where the orders never differ. "
+        "PIH: the stronger method (larger C*) goes last; C = dense bits / stored bits."
     )
     for model in summary.at_chance:
         console.print(
@@ -72,6 +73,7 @@ def render(
         if any(total.scale == scale for total in summary.totals):
             console.print()
             console.print(_table(summary, scale, console.width))
+            _verdicts(summary, scale, console)
     if any(total.scale in scales for total in summary.totals):
         console.print(
             "[dim]P wins: prune first is better. tau: Kendall's tau-b of A against C*_P − C_Q (the "
@@ -90,6 +92,69 @@ def render(
             console.print(f"  {escape(problem)}")
         if len(summary.problems) > PROBLEMS:
             console.print(f"  ... and {len(summary.problems) - PROBLEMS} more")
+
+
+def _interval(summary: Summary) -> str:
+    """Over what a cell's interval goes, in words."""
+    if summary.mean_of:
+        return f"{summary.level:.0%} interval over {summary.mean_of} (and test examples)"
+    return f"paired bootstrap {summary.level:.0%} interval"
+
+
+def _verdicts(summary: Summary, scale: str, console: Console) -> None:
+    """Of a study with replicates: what they leave of PIH, and how far one speaks for another."""
+    totals = [t for t in summary.totals if t.scale == scale and t.model is not None]
+    if not summary.mean_of or not totals:
+        return
+    table = Table(
+        title=f"What survives of PIH over {summary.mean_of}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for name in ("model", "claim"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    table.add_column(r"value \[interval]", justify="right", no_wrap=True)
+    table.add_column("above")
+    table.add_column("verdict")
+    for v in summary.verdicts:
+        if v.scale == scale:
+            value = _tau(Estimate(v.value, v.low, v.high), interval=True)
+            above = f"{v.above:g}"
+            style = {HOLDS: "green", FAILS: "red"}.get(v.verdict, "")
+            table.add_row(escape(v.model), v.claim, value, above, v.verdict, style=style)
+    console.print(table)
+    for total in totals:
+        console.print(f"[dim]{escape(str(total.model))}: {_replicated(summary, total)}[/]")
+    console.print(
+        "[dim]A claim holds where its whole interval is above, and fails where it is below. sign: "
+        "the share of a run's won cells whose winner is the stronger method's order.[/]\n"
+    )
+
+
+def _replicated(summary: Summary, total: Total) -> str:
+    measure = measure_of(summary.select(str(total.model), total.scale)[0].measure)
+
+    def size(value: float) -> str:
+        return f"{signed(value * measure.factor).lstrip('+')} {short_unit(measure)}"
+
+    asked, moved = total.replication, []
+    for what, value in (
+        ("from training to training", total.spread.seed),
+        ("from calibration draw to draw", total.spread.draw),
+        ("of its mean by the test examples", total.spread.examples),
+    ):
+        moved += [f"{size(value)} {what}"] if value is not None else []
+    told = f"A moves by {', '.join(moved)}"
+    if not asked.asked:
+        return f"{told}."
+    won, lost = (f"{n / asked.asked:.0%}" for n in (asked.won, asked.lost))
+    return (
+        f"{told}. Of the cells that one run gives to an order, another gives {won} to the same "
+        f"and {lost} to the other."
+    )
 
 
 def _title(summary: Summary, scale: str) -> str:
