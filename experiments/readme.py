@@ -21,7 +21,9 @@ from experiments.analysis.variants import order_of
 from experiments.records import Record, latest, load
 from experiments.report.table import gap_text
 from experiments.summary import (
+    CLAIMS,
     EQUAL,
+    NO_VERDICT,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
     UNDECIDED,
@@ -40,8 +42,11 @@ THEORY, MODELS = (ROOT / "figures" / "records" / f"theory{x}.json.gz" for x in (
 STORED = ROOT / "figures" / "records"
 RECORDS = STORED / "embedded.jsonl.gz"
 BEFORE = STORED / "embedded-0.1.0.json"  # wins and scores of the embedded study by version 0.1.0
+REPLICATES = STORED / "replicates.json.gz"  # summary.json of the study of that name
 ENGINE = STORED / "engine.json"  # of python -m tests.benchmarks.engine
 PHASES = ("train", "compile", "calibrate", "compress", "measure", "evaluate")
+SOLVERS = STORED / "solvers.json"  # of python -m tests.benchmarks.solvers
+SHOWN_SCALE, CONTROL = "log", 12  # bits, where the order must not matter
 SHOWN_SPARSITY = 0.7  # of the table of protocols: where they differ most
 
 
@@ -259,6 +264,69 @@ def models() -> str:
     return "\n".join(report.models_table(record))
 
 
+def _value(found: dict[str, Any]) -> str:
+    return _estimate(Estimate(found["value"], found["low"], found["high"]))
+
+
+def survives() -> str:
+    """What the study with replicates leaves of PIH, as Markdown."""
+    with gzip.open(REPLICATES, "rt", encoding="utf-8") as file:
+        found = json.load(file)
+    totals = [t for t in found["totals"] if t["scale"] == SHOWN_SCALE and t["model"]]
+    verdicts = {(v["model"], v["claim"]): v for v in found["verdicts"] if v["scale"] == SHOWN_SCALE}
+    control = [
+        cell["advantage"]
+        for c in found["comparisons"]
+        if c["measure"] == "neg_nll"
+        for cell in c["cells"]
+        if cell["bits"] == CONTROL
+    ]
+    lines = []
+    for claim in CLAIMS:
+        by_verdict: dict[str, list[str]] = {}
+        for total in totals:
+            v = verdicts.get((total["model"], claim))
+            by_verdict.setdefault(v["verdict"] if v else NO_VERDICT, []).append(total["model"])
+        told = "; ".join(f"{k} on {', '.join(m)}" for k, m in sorted(by_verdict.items()))
+        lines.append(f"- **{claim}**: {told}")
+    lines += [
+        "",
+        "| model | " + " | ".join(CLAIMS) + " | cells | prune first | quantize first "
+        "| another run agrees | and contradicts |",
+        "|---|" + "---|" * len(CLAIMS) + "--:|" * 5,
+    ]
+    for total in totals:
+        claims = []
+        for claim in CLAIMS:
+            v = verdicts.get((total["model"], claim))
+            claims.append(f"{_value(v)} {v['verdict']}" if v else "–")
+        again, won = total["replication"], total["discoveries"]
+        asked = again["won"] + again["open"] + again["lost"]
+        counts = [total["cells"], won.get(PRUNE_FIRST, 0), won.get(QUANTIZE_FIRST, 0)]
+        shares = [_share(again["won"], asked), _share(again["lost"], asked)]
+        lines.append(
+            f"| {total['model']} | " + " | ".join(map(str, [*claims, *counts, *shares])) + " |"
+        )
+    lines += [
+        "",
+        "| what A moves by, nats (root mean square over cells) | training | calibration draw "
+        "| both together | the mean, by test examples |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for total in totals:
+        parts = [total["spread"][k] for k in ("seed", "draw", "both", "examples")]
+        told = " | ".join("–" if x is None else f"{x:.2g}" for x in parts)
+        lines.append(f"| {total['model']} | {told} |")
+    lines += [
+        "",
+        f"{len(found['seeds'])} trainings × {len(found['draws'])} calibration draws, {found['ok']} "
+        f"compressed models, M = −NLL. Prune first, quantize first: cells won at a rate of false "
+        f"discoveries of 5 %. The control, {CONTROL} bits: the largest mean |A| of a cell is "
+        f"{max(map(abs, control)):.2g} nats.",
+    ]
+    return "\n".join(lines)
+
+
 def speed() -> str:
     """How long the study of the first command takes, and where its time goes, as Markdown."""
     found = json.loads(ENGINE.read_text())
@@ -278,11 +346,42 @@ def speed() -> str:
             "",
             f"({found['machine']}, jax {first['jax']}; {first['programs']} programs. Evaluating a "
             f"cell over the bare forward passes of its test set: {ratios}.)",
+            "",
+            *_solvers(json.loads(SOLVERS.read_text())),
         ]
     )
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
+
+
+def _solvers(found: dict[str, Any]) -> list[str]:
+    """Time of plain PyTorch over ours, compiled, with the range of ours in milliseconds."""
+    sizes = list(dict.fromkeys(row["size"] for row in found["rows"]))
+    contests = list(dict.fromkeys(row["contest"] for row in found["rows"]))
+    cells = {(row["contest"], row["size"]): row for row in found["rows"]}
+    lines = [
+        "| PyTorch / ours, one layer | " + " | ".join(f"{n} × {n}" for n in sizes) + " |",
+        "|---|" + "--:|" * len(sizes),
+    ]
+    for contest in contests:
+        rows = [cells[contest, n] for n in sizes]
+        told = " | ".join(
+            f"{r['ratio']['torch']:.1f} ({_milliseconds(r['seconds']['ours'])})" for r in rows
+        )
+        lines.append(f"| {contest} | {told} |")
+    setting = found["setting"]
+    return [
+        *lines,
+        "",
+        f"(weight and Gram matrix to compressed weight, float32, {setting['cpus']} cores, torch "
+        f"{setting['torch'].partition('+')[0]}, medians; above 1 ours is faster.)",
+    ]
+
+
 BLOCKS = {
+    "survives": survives,
     "speed": speed,
     "findings": findings,
     "protocols": protocols,

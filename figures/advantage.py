@@ -44,7 +44,8 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
                 ax.set_xlabel("C*$_P$ − C$_Q$   (right: pruning is the stronger)")
         _x_range([ax for _, ax in placed], every)
         _key(figure, colours, any(c.status in ("above", "below", "mixed") for c in every))
-        bars = f"bars: paired bootstrap {summary.level:.0%} intervals"
+        over = f"intervals over {summary.mean_of}" if summary.mean_of else "bootstrap intervals"
+        bars = f"bars: {summary.level:.0%} {over}"
         told = any(cell.low is not None for cell in every)
         style.foot(
             figure,

@@ -1,14 +1,15 @@
 """From records to findings: which order wins, by how much, and does the hypothesis hold.
 
 For every model, pruner and quantizer, over the grid of sparsity x bits and for each measure of
-performance M: the order advantage A(Q->P) with a paired cluster-bootstrap interval, the gap
-C*_P - C_Q, how A follows the gap (Kendall, Spearman), and how often the gap's sign is A's.
+performance M: the order advantage A(Q->P) with its interval, the gap C*_P - C_Q, how A follows the
+gap (Kendall, Spearman), and how often the gap's sign is A's.
 
-The quantization curve, C* and the rank correlations are recomputed in every bootstrap replicate
-(:mod:`.rows`). The intervals say how sure one is of THESE trained models on other test examples;
-the spread over runs is kept beside it (``advantage_by_run``). With several training seeds or
-calibration draws a cell is the mean over its runs, and so are its bounds; several policies are
-compared apart. Cells of plans other than one pruner with one quantizer are counted in ``notes``.
+The quantization curve, C* and the rank correlations are those of single runs (a training under a
+calibration draw), recomputed in every bootstrap replicate of the test examples (:mod:`.rows`). With
+several runs a cell is the mean over them, and its interval one over trainings, draws and examples
+(:mod:`.replicates`); of one run it says how sure one is of THIS trained model on other test
+examples. The runs are kept beside it (``advantage_by_run``); several policies are compared apart.
+Cells of plans other than one pruner with one quantizer are counted in ``notes``.
 
 A model that is at chance before it is compressed cannot tell which order is better: its cells
 are shown and in no total (:func:`.checks.at_chance`).
