@@ -79,6 +79,10 @@ class Study:
             self._refuse("name", name, "a text that can name the folder of its records")
         if not isinstance(self.description, str):
             self._refuse("description", self.description, "a text")
+        plans = tuple(self.plans) if isinstance(self.plans, (tuple, list)) else ()
+        if len(plans) > 1 and all(isinstance(plan, Axis) for plan in plans):
+            right = "one plan, ((a, b),), or plans of one axis each, ((a,), (b,))"
+            self._refuse("plans", plans, right)
         for field, (right, convert) in _AXES.items():
             made: list[Any] = []
             for i, value in enumerate(self._tuple(field, right)):

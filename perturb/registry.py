@@ -99,7 +99,7 @@ def known_numbers(value: Any) -> list[Any]:
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         readable = jnp.issubdtype(value.dtype, np.number) or value.dtype == bool
         return np.ravel(np.asarray(value)).tolist() if readable else []
-    return [value] if isinstance(value, (bool, int, float, complex, str)) else []
+    return [value] if isinstance(value, (bool, int, float, complex, str, list, tuple)) else []
 
 
 def check_sparsity(sparsity: Any, scope: Any) -> None:

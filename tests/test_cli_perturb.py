@@ -440,6 +440,8 @@ def test_policies_and_token_weights_reach_the_score(capsys, monkeypatch):
         (lambda: RTN(jnp.bool_(True)), "bits must be"),
         (lambda: RTN(jnp.array([4, 17])), "bits must be .*, got 17"),
         (lambda: RTN(jnp.float32(4.5)), "bits must be"),
+        (lambda: RTN([4, 3]), r"bits must be .*, got \[4, 3\]"),  # type: ignore[arg-type]
+        (lambda: Wanda((0.5,)), r"sparsity must lie in .*, got \(0.5,\)"),  # type: ignore[arg-type]
         (lambda: Wanda(np.float32(0.4), scope=NofM(2, 4)), "has sparsity 0.5"),
         (lambda: RTN(jnp.int32(1)), "bits must be"),
         (lambda: RTN(np.int64(17)), "bits must be"),

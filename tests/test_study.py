@@ -323,6 +323,16 @@ def test_a_study_has_every_cell_once_the_dense_model_first():
     assert "rtn[symmetric=False]-3>wanda-0.3" in map(chain_name, found)
 
 
+def test_axes_alone_could_mean_one_chain_or_many_plans():
+    with pytest.raises(
+        ValueError, match=r"plans is \(axis.*one plan, \(\(a, b\),\), or plans of one"
+    ):
+        study_of(P, Q)
+    assert study_of((P,), (Q,)).plans == ((P,), (Q,))
+    assert study_of((P, Q)).plans == ((P, Q),)
+    assert study_of(P).plans == ((P,),)
+
+
 def test_fields_may_be_lists_ranges_and_numpy_numbers():
     study = Study(
         "a", "", ["tiny-resnet"], [[P, Q], (Q, P), R], seeds=range(2), calibrations=[np.int64(1)]
