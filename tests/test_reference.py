@@ -449,11 +449,11 @@ def test_torch_peers(name: str, block: int) -> None:
     rounded, _, _ = ref.gptq(W, gram, count, 4)
     pruned, _ = ref.sparsegpt(W, gram, count, 0.5, block=block)
     got = torch_peers.gptq(W64, H64, 4, block=block).numpy()
-    # The largest weight of a row lies half way between two codes, and the peer has no rule for that:
-    # where its input is dead, nothing moves it from there before it is rounded.
+    # The largest weight of a row lies half way between two codes, and the peer has no rule for
+    # that: where its input is dead, nothing moves it from there before it is rounded.
     tie = (np.abs(W) == np.abs(W).max(1, keepdims=True)) & (np.diag(gram) == 0)
     np.testing.assert_allclose(np.where(tie, rounded, got), rounded, atol=1e-9)
-    assert tie.sum() < 4
+    assert tie.mean() < 0.01
     for select in ("sort", "kthvalue"):
         got = torch_peers.sparsegpt(W64, H64, 0.5, block=block, select=select)
         np.testing.assert_allclose(got, pruned, atol=1e-9)
