@@ -781,3 +781,18 @@ def test_the_report_says_what_survives_replication():
     told = " ".join(one.getvalue().split())
     assert "What survives" not in told  # one training says nothing of another
     assert "where A's paired bootstrap 95% interval excludes 0" in told
+
+
+def test_a_run_that_lacks_a_cell_leaves_an_interval_around_what_is_there():
+    records = moved(0, 3.0, seeds=4)
+    gone = "m/s3/rtn-4>wanda-0.5"
+    for kept in (records, [r for r in records if r["label"] != gone]):
+        found = next(
+            c for c in summarize(kept, replicates=20).comparisons if c.measure == "neg_nll"
+        )
+        for cell in found.cells:
+            assert (cell.low + cell.high) / 2 == pytest.approx(cell.advantage)
+            assert cell.advantage == pytest.approx(np.mean(cell.advantage_by_run))
+            sem = np.std(cell.advantage_by_run, ddof=1) / np.sqrt(len(cell.runs))
+            assert cell.high - cell.low >= 2 * 1.96 * sem
+    assert [len(c.runs) for c in found.cells if (c.sparsity, c.bits) == (0.5, 4)] == [3]

@@ -89,9 +89,11 @@ def compare(
     over = cells_over_runs(every, ids, level)
     bootstrapped = interval(advantage, level)
     known = np.isfinite(bootstrapped[0])  # without per-example sums nothing is known of examples
+    several = known & (count > 1)
+    half = (over.high - over.low) / 2  # of the seeds that have every draw, around the mean of all
     ends = (
-        np.where(known & (count > 1), over.low, bootstrapped[0]),
-        np.where(known & (count > 1), over.high, bootstrapped[1]),
+        np.where(several, advantage[0] - half, bootstrapped[0]),
+        np.where(several, advantage[0] + half, bootstrapped[1]),
     )
     sign = intensity.significant_sign(advantage[0], *ends, resolution[0])
     gap_sign = intensity.gap_signs(low[0], high[0])
