@@ -42,7 +42,8 @@ THEORY, MODELS = (ROOT / "figures" / "records" / f"theory{x}.json.gz" for x in (
 STORED = ROOT / "figures" / "records"
 RECORDS = STORED / "embedded.jsonl.gz"
 BEFORE = STORED / "embedded-0.1.0.json"  # wins and scores of the embedded study by version 0.1.0
-REPLICATES = STORED / "replicates.json.gz"  # summary.json of the study of that name
+# summary.json of the study of that name, and of the same with other seeds
+REPLICATES = tuple(STORED / f"replicates{x}.json.gz" for x in ("", "-again"))
 ENGINE = STORED / "engine.json"  # of python -m tests.benchmarks.engine
 PHASES = ("train", "compile", "calibrate", "compress", "measure", "evaluate")
 SOLVERS = STORED / "solvers.json"  # of python -m tests.benchmarks.solvers
@@ -264,67 +265,93 @@ def models() -> str:
     return "\n".join(report.models_table(record))
 
 
-def _value(found: dict[str, Any]) -> str:
-    return _estimate(Estimate(found["value"], found["low"], found["high"]))
+def _replicates() -> list[dict[str, Any]]:
+    """Summaries of the study with replicates, of trainings that have nothing in common."""
+    found = []
+    for path in REPLICATES:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            found.append(json.load(file))
+    return found
+
+
+def _verdict(summary: dict[str, Any], model: str, claim: str) -> dict[str, Any]:
+    """Of the summary, or of nothing to go by."""
+    nothing = {"value": None, "low": None, "high": None, "verdict": NO_VERDICT}
+    asked = (model, claim, SHOWN_SCALE)
+    every = {(v["model"], v["claim"], v["scale"]): v for v in summary["verdicts"]}
+    return every.get(asked, nothing)
+
+
+def _shown_totals(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [t for t in summary["totals"] if t["scale"] == SHOWN_SCALE and t["model"]]
+
+
+def _headline(summaries: list[dict[str, Any]]) -> list[str]:
+    """A line a claim: what all trainings say of it, by model."""
+    lines = []
+    for claim in CLAIMS:
+        told: dict[str, list[str]] = {}
+        for total in _shown_totals(summaries[0]):
+            model = total["model"]
+            said = dict.fromkeys(_verdict(s, model, claim)["verdict"] for s in summaries)
+            told.setdefault(", then ".join(said), []).append(model)
+        lines.append(f"- **{claim}**: " + "; ".join(f"{k} on {', '.join(told[k])}" for k in told))
+    return lines
 
 
 def survives() -> str:
     """What the study with replicates leaves of PIH, as Markdown."""
-    with gzip.open(REPLICATES, "rt", encoding="utf-8") as file:
-        found = json.load(file)
-    totals = [t for t in found["totals"] if t["scale"] == SHOWN_SCALE and t["model"]]
-    verdicts = {(v["model"], v["claim"]): v for v in found["verdicts"] if v["scale"] == SHOWN_SCALE}
-    control = [
-        cell["advantage"]
-        for c in found["comparisons"]
-        if c["measure"] == "neg_nll"
-        for cell in c["cells"]
-        if cell["bits"] == CONTROL
-    ]
-    lines = []
-    for claim in CLAIMS:
-        by_verdict: dict[str, list[str]] = {}
-        for total in totals:
-            v = verdicts.get((total["model"], claim))
-            by_verdict.setdefault(v["verdict"] if v else NO_VERDICT, []).append(total["model"])
-        told = "; ".join(f"{k} on {', '.join(m)}" for k, m in sorted(by_verdict.items()))
-        lines.append(f"- **{claim}**: {told}")
-    lines += [
+    summaries = _replicates()
+    lines = [
+        *_headline(summaries),
         "",
-        "| model | " + " | ".join(CLAIMS) + " | cells | prune first | quantize first "
+        "| model, trainings | " + " | ".join(CLAIMS) + " | cells | prune first | quantize first "
         "| another run agrees | and contradicts |",
         "|---|" + "---|" * len(CLAIMS) + "--:|" * 5,
     ]
-    for total in totals:
-        claims = []
-        for claim in CLAIMS:
-            v = verdicts.get((total["model"], claim))
-            claims.append(f"{_value(v)} {v['verdict']}" if v else "–")
-        again, won = total["replication"], total["discoveries"]
-        asked = again["won"] + again["open"] + again["lost"]
-        counts = [total["cells"], won.get(PRUNE_FIRST, 0), won.get(QUANTIZE_FIRST, 0)]
-        shares = [_share(again["won"], asked), _share(again["lost"], asked)]
-        lines.append(
-            f"| {total['model']} | " + " | ".join(map(str, [*claims, *counts, *shares])) + " |"
-        )
-    lines += [
-        "",
+    spread = [
         "| what A moves by, nats (root mean square over cells) | training | calibration draw "
         "| both together | the mean, by test examples |",
         "|---|--:|--:|--:|--:|",
     ]
-    for total in totals:
-        parts = [total["spread"][k] for k in ("seed", "draw", "both", "examples")]
-        told = " | ".join("–" if x is None else f"{x:.2g}" for x in parts)
-        lines.append(f"| {total['model']} | {told} |")
-    lines += [
-        "",
-        f"{len(found['seeds'])} trainings × {len(found['draws'])} calibration draws, {found['ok']} "
-        f"compressed models, M = −NLL. Prune first, quantize first: cells won at a rate of false "
-        f"discoveries of 5 %. The control, {CONTROL} bits: the largest mean |A| of a cell is "
-        f"{max(map(abs, control)):.2g} nats.",
+    for first in _shown_totals(summaries[0]):
+        for summary in summaries:
+            (total,) = (t for t in _shown_totals(summary) if t["model"] == first["model"])
+            name = f"{total['model']}, {summary['seeds'][0]} to {summary['seeds'][-1]}"
+            claims = []
+            for claim in CLAIMS:
+                v = _verdict(summary, total["model"], claim)
+                value = _estimate(Estimate(v["value"], v["low"], v["high"]))
+                claims.append(f"{value} {v['verdict']}")
+            again, won = total["replication"], total["discoveries"]
+            asked = again["won"] + again["open"] + again["lost"]
+            counts = [total["cells"], won.get(PRUNE_FIRST, 0), won.get(QUANTIZE_FIRST, 0)]
+            shares = [_share(again["won"], asked), _share(again["lost"], asked)]
+            lines.append(f"| {name} | " + " | ".join(map(str, [*claims, *counts, *shares])) + " |")
+            parts = [total["spread"][k] for k in ("seed", "draw", "both", "examples")]
+            told = " | ".join("–" if x is None else f"{x:.2g}" for x in parts)
+            spread.append(f"| {name} | {told} |")
+    control = [
+        abs(cell["advantage"])
+        for summary in summaries
+        for c in summary["comparisons"]
+        if c["measure"] == "neg_nll"
+        for cell in c["cells"]
+        if cell["bits"] == CONTROL
     ]
-    return "\n".join(lines)
+    trained, drawn = (len(summaries[0][k]) for k in ("seeds", "draws"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *spread,
+            "",
+            f"Each row: {trained} trainings × {drawn} calibration draws, M = −NLL; "
+            f"{sum(s['ok'] for s in summaries)} compressed models in all. Prune first, quantize "
+            f"first: cells won at a rate of false discoveries of 5 %. The control, {CONTROL} bits: "
+            f"the largest mean |A| of a cell is {max(control):.2g} nats.",
+        ]
+    )
 
 
 def speed() -> str:
