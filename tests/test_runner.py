@@ -587,7 +587,7 @@ def test_quantizers_that_differ_in_their_grid_are_both_run(mine: Own, tmp_path: 
     axes = [axis(partial(RTN, grid=g), bits=3) for g in grids]
     prune = [axis(Magnitude, sparsity=0.5)]
     assert len(Study("g", "", (mine,), pairs(prune, axes[:3])).chains()) == 1 + 1 + 3 + 6
-    study = Study("g", "", (mine,), tuple(axes[:3]), exclude=EXCLUDE)
+    study = Study("g", "", (mine,), tuple((a,) for a in axes[:3]), exclude=EXCLUDE)
     records = run(study, tmp_path)
     assert len(records) == len(study.chains()) == 1 + 3
     alone = [r for n, r in records.items() if n.startswith("rtn")]
