@@ -299,6 +299,21 @@ def _headline(summaries: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _apart(summaries: list[dict[str, Any]]) -> list[str]:
+    """A line where two intervals of one number do not meet: one of them at least is too short."""
+    found = []
+    for total in _shown_totals(summaries[0]):
+        for claim in CLAIMS:
+            ends = [_verdict(s, total["model"], claim) for s in summaries]
+            lows, highs = ([e[k] for e in ends if e[k] is not None] for k in ("low", "high"))
+            if lows and max(lows) > min(highs):
+                found.append(f"{claim} of {total['model']}")
+    if not found:
+        return []
+    told = ", ".join(found)
+    return ["", f"Intervals that do not overlap (chance, or one is too short): {told}."]
+
+
 def survives() -> str:
     """What the study with replicates leaves of PIH, as Markdown."""
     summaries = _replicates()
@@ -343,6 +358,7 @@ def survives() -> str:
     return "\n".join(
         [
             *lines,
+            *_apart(summaries),
             "",
             *spread,
             "",

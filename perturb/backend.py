@@ -19,7 +19,7 @@ from importlib.util import find_spec
 
 AFFECTED = ("0.10.2", "0.11.0")  # and known to take the flags below
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-# LLVM's passes, and loops emitted by the older of two ways: together half of the compiling
+# LLVM's passes, and loops emitted by the older of two ways: it takes both together
 QUICK = {"--xla_backend_optimization_level": "1", "--xla_cpu_use_fusion_emitters": "false"}
 
 
@@ -37,8 +37,8 @@ def compile_quickly(
 ) -> None:
     """Have XLA's CPU backend optimise less, where there is no other: before the first computation.
 
-    Measured on the study ``start``: compiling 93 s -> 52 s, peak memory 1.9 -> 1.7 GB, training
-    and evaluation as before; the solvers of a layer of 2048 inputs take up to 1.2 times as long.
+    Compiling, which small models spend much of a run on, takes less time and memory; a solver of a
+    large layer is a little slower. ``python -m tests.benchmarks.engine`` measures a run.
     Flags that XLA_FLAGS holds already are left as they are.
     """
     flags = environ.get("XLA_FLAGS", "")

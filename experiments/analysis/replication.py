@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.analysis.replicates import Components, Replicated, over_replicates
-from experiments.analysis.rows import Rows, interval, mean_of_defined, number
+from experiments.analysis.rows import Rows, estimate, mean_of_defined, number
 from experiments.summary import Estimate, Replication
 
 Ids = Sequence[tuple[int, int]]  # seed and draw of every run
@@ -66,8 +66,7 @@ def estimate_over(
         return Estimate(None, None, None)
     chosen = values[defined]
     if len(defined) == 1:
-        low, high = interval(chosen[0], level)
-        return Estimate(number(chosen[0, 0]), number(low), number(high))
+        return estimate(chosen[0], level)
     mean = mean_of_defined([*chosen])
     rows = np.where(np.isfinite(chosen), chosen, mean)
     found = over_runs(rows, [ids[i] for i in defined], level)

@@ -101,19 +101,23 @@ def _interval(summary: Summary) -> str:
     return f"paired bootstrap {summary.level:.0%} interval"
 
 
+def _titled(title: str, roomy: bool) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2 if roomy else 1, 0, 0),
+    )
+
+
 def _verdicts(summary: Summary, scale: str, console: Console) -> None:
     """Of a study with replicates: what they leave of PIH, and how far one speaks for another."""
     totals = [t for t in summary.totals if t.scale == scale and t.model is not None]
     if not summary.mean_of or not totals:
         return
-    table = Table(
-        title=f"What survives of PIH over {summary.mean_of}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
+    table = _titled(f"What survives of PIH over {summary.mean_of}", roomy=True)
     for name in ("model", "claim"):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     table.add_column(r"value \[interval]", justify="right", no_wrap=True)
@@ -166,14 +170,7 @@ def _title(summary: Summary, scale: str) -> str:
 
 def _table(summary: Summary, scale: str, width: int) -> Table:
     roomy, wide = width >= ROOMY, width >= WIDE
-    table = Table(
-        title=f"Which order wins, {_title(summary, scale)}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2 if roomy else 1, 0, 0),
-    )
+    table = _titled(f"Which order wins, {_title(summary, scale)}", roomy)
     words = WINS
     present = {who for one in summary.comparisons_on(scale) for who in one.wins}
     if NO_INTERVAL in present:

@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from perturb.backend import compile_quickly
+
 REPEATS = 9
 
 
@@ -35,9 +37,7 @@ def study_once(name: str, out: Path) -> dict[str, Any]:
     from experiments.study import find
     from experiments.watch import Lines
     from perturb import cache_programs
-    from perturb.backend import compile_quickly
 
-    compile_quickly()
     cache_programs()
     first: list[float] = []
 
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
+        compile_quickly()  # as the command lines do
         made = (
             study_once(arguments.study, arguments.out)
             if arguments.part == "study"
