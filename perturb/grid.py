@@ -6,8 +6,11 @@ Two conventions for the symmetric scale live in the field and differ at low bits
     "half"   absmax / (2^(b-1) - 1/2)   GPTQ's code, compressed-tensors, qwix
     "full"   absmax / (2^(b-1) - 1)     QuaRot, OBR
 
-Asymmetric grids span [min(0, w_min), max(0, w_max)], so 0 is always on the grid and a pruned
-weight stays exactly 0.
+Asymmetric grids span [min(0, w_min), max(0, w_max)]. So 0 is on the grid and a pruned weight stays
+exactly 0, with one exception, which exists to ask what 0 is there for:
+
+    "midrise"  the steps of "half", moved by half a step: +-s/2, +-3s/2, ..., +-absmax, all 2^b of
+               them, and no 0 (zero = 2^(b-1) - 1/2). What a mask removed stays 0 by the mask.
 """
 
 from __future__ import annotations
@@ -38,15 +41,19 @@ class GridSpec:
     symmetric: bool = True
     per: str | int = "row"
     clip: Literal["absmax", "mse"] = "absmax"
-    convention: Literal["half", "full"] = "half"
+    convention: Literal["half", "full", "midrise"] = "half"
 
     def __post_init__(self) -> None:
         if self.per not in ("tensor", "row") and not (isinstance(self.per, int) and self.per > 0):
             raise ValueError(f"per must be 'tensor', 'row' or a group size > 0, got {self.per!r}")
         if self.clip not in ("absmax", "mse"):
             raise ValueError(f"clip must be 'absmax' or 'mse', got {self.clip!r}")
-        if self.convention not in ("half", "full"):
-            raise ValueError(f"convention must be 'half' or 'full', got {self.convention!r}")
+        if self.convention not in ("half", "full", "midrise"):
+            raise ValueError(
+                f"convention must be 'half', 'full' or 'midrise', got {self.convention!r}"
+            )
+        if self.convention == "midrise" and not self.symmetric:
+            raise ValueError("convention 'midrise' is a symmetric grid: leave symmetric=True")
 
     def groups(self, n_in: int) -> int:
         """Number of groups along an input of width n_in."""
@@ -81,18 +88,22 @@ def _scale_zero(
     half = (top + 1) / 2
     if spec.symmetric:
         absmax = jnp.maximum(-lo, hi)
-        scale = absmax / (half - (0.5 if spec.convention == "half" else 1.0))
-        zero = jnp.broadcast_to(half, scale.shape)
+        scale = absmax / (half - (1.0 if spec.convention == "full" else 0.5))
+        center = half - 0.5 if spec.convention == "midrise" else half
+        zero = jnp.broadcast_to(center, scale.shape)
     else:
         scale = (hi - lo) / top
         zero = nearest_integer(-lo / jnp.where(scale > 0, scale, 1))
-    # A group of zeros has no scale of its own: any will do, and 1 is the reference's choice.
-    return jnp.where(scale > 0, scale, 1), zero
+    # A group of zeros has no scale of its own: any will do that has a 0, and 1 is the reference's
+    # choice; without a 0, the smallest.
+    none = jnp.finfo(dtype).tiny if spec.convention == "midrise" else 1
+    return jnp.where(scale > 0, scale, none), zero
 
 
 def round_to(w: Array, scale: Array, zero: Array, top: Array) -> Array:
     """The nearest grid point (see :func:`nearest_integer`); all arguments broadcast."""
-    code = jnp.clip(nearest_integer(w / scale) + zero, 0, top)
+    whole = jnp.floor(zero)  # what is left of it is 0, or 1/2 of a grid without 0
+    code = jnp.clip(nearest_integer(w / scale + (zero - whole)) + whole, 0, top)
     return scale * (code - zero)
 
 

@@ -31,7 +31,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Ints: TypeAlias = npt.NDArray[np.int64]
 NM: TypeAlias = tuple[int, int]
-Convention: TypeAlias = Literal["half", "full"]
+Convention: TypeAlias = Literal["half", "full", "midrise"]
 Granularity: TypeAlias = Literal["tensor", "row"] | int
 
 # ------------------------------------------------------------------------------ selection
@@ -130,14 +130,17 @@ def grid_from_range(
     """``(scale, zero)`` of the grid ``w = scale (code - zero)``, code in ``0 .. 2^b - 1``.
 
     Symmetric: ``scale = absmax / (2^(b-1) - 1/2)`` ('half') or ``absmax / (2^(b-1) - 1)``
-    ('full'), ``zero = 2^(b-1)``. Asymmetric: the range is widened to contain 0,
+    ('full'), ``zero = 2^(b-1)``; 'midrise' has the first scale and ``zero = 2^(b-1) - 1/2``: odd
+    multiples of scale / 2 (all-zero: the smallest scale). Asymmetric: the range is widened to contain 0,
     ``scale = (hi - lo) / (2^b - 1)``, ``zero = rint(-lo / scale)``. All-zero: scale 1.
     """
     middle = 2 ** (bits - 1)
     if sym:
         absmax = max(abs(lo), abs(hi))
-        steps = {"half": middle - 0.5, "full": middle - 1.0}[convention]
-        return (absmax / steps if absmax > 0 else 1.0), float(middle)
+        steps = {"half": middle - 0.5, "full": middle - 1.0, "midrise": middle - 0.5}[convention]
+        none = float(np.finfo(np.float64).tiny) if convention == "midrise" else 1.0
+        zero = middle - 0.5 if convention == "midrise" else middle
+        return (absmax / steps if absmax > 0 else none), float(zero)
     lo, hi = min(0.0, lo), max(0.0, hi)
     if hi == lo:
         return 1.0, 0.0
@@ -154,9 +157,12 @@ def nearest_code(t: npt.ArrayLike) -> Floats:
 
 
 def round_to(W: Floats, scale: npt.ArrayLike, zero: npt.ArrayLike, bits: int) -> Floats:
-    """Nearest grid value: ``scale (clip(nearest_code(w / scale) + zero, 0, 2^b - 1) - zero)``."""
+    """Nearest grid value: ``scale (clip(nearest_code(w / scale) + zero, 0, 2^b - 1) - zero)``; of a
+    zero that is half a code, the nearest odd multiple of scale / 2."""
     scale, zero = np.asarray(scale, dtype=np.float64), np.asarray(zero, dtype=np.float64)
-    return scale * (np.clip(nearest_code(W / scale) + zero, 0, 2**bits - 1) - zero)
+    odd = zero % 1 == 0.5
+    code = np.where(odd, nearest_code(W / scale + 0.5) + zero - 0.5, nearest_code(W / scale) + zero)
+    return scale * (np.clip(code, 0, 2**bits - 1) - zero)
 
 
 def fit_values(

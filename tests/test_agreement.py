@@ -79,6 +79,7 @@ def test_score_pruners(name: str) -> None:
 def test_rtn(name: str) -> None:
     w, _, _ = CASES[name]
     specs = [GridSpec(), GridSpec(False, "row", "absmax"), GridSpec(convention="full")]
+    specs += [GridSpec(convention="midrise")]
     if name in EVERY_SETTING:
         specs += [
             GridSpec(symmetric, per, clip)
@@ -135,6 +136,7 @@ def test_gptq(name: str, masked: bool) -> None:
             (GridSpec(True, "tensor", convention="full"), False, False),
             (GridSpec(True, 8), False, False),
             (GridSpec(True, 8), True, True),
+            (GridSpec(True, 8, convention="midrise"), False, False),
         ]
     for (spec, act_order, static), bits in itertools.product(settings, (2, 4, 8)):
         method = GPTQ(bits, spec, act_order=act_order, static_groups=static)
