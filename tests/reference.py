@@ -131,8 +131,8 @@ def grid_from_range(
 
     Symmetric: ``scale = absmax / (2^(b-1) - 1/2)`` ('half') or ``absmax / (2^(b-1) - 1)``
     ('full'), ``zero = 2^(b-1)``; 'midrise' has the first scale and ``zero = 2^(b-1) - 1/2``: odd
-    multiples of scale / 2 (all-zero: the smallest scale). Asymmetric: the range is widened to contain 0,
-    ``scale = (hi - lo) / (2^b - 1)``, ``zero = rint(-lo / scale)``. All-zero: scale 1.
+    multiples of scale / 2 (all-zero: the smallest scale). Asymmetric: the range is widened to
+    contain 0, ``scale = (hi - lo) / (2^b - 1)``, ``zero = rint(-lo / scale)``. All-zero: scale 1.
     """
     middle = 2 ** (bits - 1)
     if sym:
