@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,9 +24,9 @@ from experiments.labels import chain_name
 from experiments.models.presets import PRESETS
 from perturb import sources
 from perturb.cli import MAX_SEED
-from perturb.policy import Policy
+from perturb.policy import CHOICES, Policy
 
-__all__ = ["Axis", "Own", "Policy", "Study", "axis", "find", "pairs", "permutations"]
+__all__ = ["Axis", "Conditions", "Own", "Policy", "Study", "axis", "find", "pairs", "permutations"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,50 @@ class Own:
 
 
 @dataclass(frozen=True)
+class Conditions(Policy):
+    """A policy, and what else a study may vary about the runs of one model.
+
+    exclude: shell patterns of layers that stay dense, besides the study's; examples: how many of a
+    draw's calibration examples stages see, at equal distances (None: all).
+    Raises ValueError naming the field, its value and what would be right.
+    """
+
+    exclude: tuple[str, ...] = ()
+    examples: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        patterns = self.exclude
+        if not isinstance(patterns, tuple) or not all(isinstance(p, str) for p in patterns):
+            raise ValueError(f"exclude must be a tuple of shell patterns; got {patterns!r}")
+        if self.examples is not None:
+            try:
+                _whole(1, MAX_SEED, self.examples)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"examples must be a whole number from 1, or None; got {self.examples!r}"
+                ) from None
+
+
+def policy_config(policy: Policy) -> dict[str, Any]:
+    """What a record says of it: the policy's fields, and the conditions that are not the usual."""
+    usual = asdict(Conditions())
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(policy).items()
+        if key in CHOICES or value != usual[key]
+    }
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything that is varied, and what every cell shares.
 
     models: names of presets, or :class:`Own`. plans: tuples of axes of stages. seeds: of training;
-    calibrations: draws of calibration examples (0 is the data set's own); policies: how chains
-    are run. All of these are axes: every combination is run. exclude, include: shell patterns of
-    layers that stay dense, or that are compressed though they are embeddings, for each model they
-    match in.
+    calibrations: draws of calibration examples (0 is the data set's own); policies: how chains are
+    run (:class:`Policy`, or :class:`Conditions`). All of these are axes: every combination is run.
+    exclude, include: shell patterns of layers that stay dense, or that are compressed though they
+    are embeddings, for each model they match in.
 
     Raises ValueError naming the field, its value and what would be right. Axes become tuples.
     """
@@ -185,7 +221,7 @@ _AXES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "plans": ("a tuple of axes: pairs(...), permutations(...) or (axis(...), ...)", _plan),
     "seeds": (_SEED, partial(_whole, 0, MAX_SEED)),
     "calibrations": (_SEED, partial(_whole, 0, MAX_SEED)),
-    "policies": ("a Policy(calibrate=..., norms=..., zeros=...)", _policy),
+    "policies": ("a Policy(calibrate=..., norms=..., zeros=...) or Conditions(...)", _policy),
     "exclude": (_PATTERN, _text),
     "include": (_PATTERN, _text),
 }

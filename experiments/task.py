@@ -114,3 +114,18 @@ def batched(inputs: np.ndarray, size: int = CALIBRATION_BATCH) -> list[Array]:
 def batches_hash(batches: Sequence[Any]) -> str:
     """sha256 of all that a calibration set holds."""
     return content_hash(*(np.asarray(a) for a in jax.tree.leaves(list(batches))))
+
+
+def some(batches: Sequence[Any], number: int | None) -> list[Any]:
+    """So many of the examples, at equal distances over all of them, in one batch; None: all.
+
+    Raises ValueError where there are fewer.
+    """
+    if number is None:
+        return list(batches)
+    whole = jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts]), *batches)
+    there = len(jax.tree.leaves(whole)[0])
+    if number > there:
+        raise ValueError(f"{number} calibration examples are asked for, a draw has {there}")
+    chosen = np.arange(number) * there // number
+    return [jax.tree.map(lambda a: jnp.asarray(a[chosen]), whole)]

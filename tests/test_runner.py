@@ -29,7 +29,17 @@ from experiments import runner
 from experiments.evaluate import Evaluation, Evaluator
 from experiments.records import RecordLog, RecordLogLocked, decode_sums, load, without_seconds
 from experiments.runner import Clock, Job, Shared, clock, finished, job, run_study, running, walk
-from experiments.study import Own, Policy, Study, axis, find, pairs, permutations
+from experiments.study import (
+    Conditions,
+    Own,
+    Policy,
+    Study,
+    axis,
+    find,
+    pairs,
+    permutations,
+    policy_config,
+)
 from experiments.task import Task
 from experiments.train import load_or_train
 from experiments.watch import CELLS, Lines
@@ -509,7 +519,12 @@ def test_a_presets_metrics_are_those_of_its_compressed_model(
     forward = nnx.jit(lambda model, inputs: model(inputs))
     exclude = ("layer2.*", "fc")  # few shapes
     plans = ((axis(Magnitude, sparsity=0.5), axis(RTN, bits=4)),)
-    policies = (Policy(), Policy(norms="keep"))
+    policies = (
+        Policy(),
+        Policy(norms="keep"),
+        Conditions(examples=16),
+        Conditions(exclude=("conv1", "no such layer")),
+    )
     study = Study("b", "", ("tiny-resnet",), plans, policies=policies, exclude=exclude)
     cache = tmp_path / "cache"
     records = load(run_study(study, tmp_path, watch=Quiet(), cache=cache))
@@ -521,20 +536,28 @@ def test_a_presets_metrics_are_those_of_its_compressed_model(
     assert {r["data"]["hash"] for r in records} == {data.hash}
     inputs = np.asarray(data.calibration.inputs)
     batches = [inputs[i : i + 64] for i in range(0, len(inputs), 64)]
-    nll = {}
+    nll = []
     for policy in policies:
+        given = policy if isinstance(policy, Conditions) else Conditions()
+        fewer = inputs[:: len(inputs) // 16]
+        assert len(fewer) == 16
         compressed = compress(
-            trained.model, chain(Magnitude(0.5), RTN(4)), batches, norms=policy.norms,
-            exclude=exclude,
+            trained.model, chain(Magnitude(0.5), RTN(4)), [fewer] if given.examples else batches,
+            norms=policy.norms, exclude=[*exclude, *given.exclude[:1]],
         )  # fmt: skip
         logits = np.asarray(forward(compressed.model, data.test.inputs))
         right = np.argmax(logits, -1) == data.test.targets
         (record,) = (
-            r for r in records if len(r["stages"]) == 2 and r["policy"]["norms"] == policy.norms
+            r for r in records if len(r["stages"]) == 2 and r["policy"] == policy_config(policy)
         )
         assert record["metrics"]["accuracy"] == pytest.approx(float(np.mean(right)), abs=1e-9)
-        nll[policy.norms] = record["metrics"]["nll"]
-    assert nll["keep"] != nll["reestimate"]
+        assert record["layers"].keys() == compressed.matrices.keys()
+        assert record["calibration"]["examples"] == (given.examples or len(inputs))
+        nll.append(record["metrics"]["nll"])
+    assert len(set(nll)) == len(policies)
+    many = replace(study, policies=(Conditions(examples=500),))
+    with pytest.raises(ValueError, match="500 calibration examples are asked for, a draw has 128"):
+        run_study(many, tmp_path, watch=Quiet(), cache=cache)
 
 
 # ---------------------------------------------------------------------------- plans as a tree

@@ -35,7 +35,7 @@ from perturb.stage import layerwise, per_layer
 
 STUDY = """
 from functools import partial
-from experiments.study import Own, Policy, Study, axis, pairs
+from experiments.study import Conditions, Own, Policy, Study, axis, pairs
 from perturb import GPTQ, RTN, Magnitude, SparseGPT, Wanda
 
 STUDY = Study(
@@ -151,6 +151,16 @@ WRONG = {  # what of STUDY becomes what, and what is said of it
     ),
     "norms": (MODELS, f"{MODELS}, policies=(Policy(norms='no'),)", "norms must be one of"),
     "zeros": (MODELS, f"{MODELS}, policies=(Policy(zeros=0),)", "zeros must be one of"),
+    "examples": (
+        MODELS,
+        f"{MODELS}, policies=(Conditions(examples=0),)",
+        "examples must be a whole number from 1, or None; got 0",
+    ),
+    "a condition's pattern": (
+        MODELS,
+        f"{MODELS}, policies=(Conditions(exclude='fc'),)",
+        "exclude must be a tuple of shell patterns; got 'fc'",
+    ),
     "zeros' type": (MODELS, f"{MODELS}, policies=(Policy(zeros=[]),)", "zeros must be one of"),
 }
 

@@ -22,8 +22,8 @@ from experiments.evaluate import Evaluation, Evaluator
 from experiments.labels import chain_name
 from experiments.records import SCHEMA, Record, RecordLog, encode_sums
 from experiments.runner.clock import Clock
-from experiments.study import Study
-from experiments.task import Task, batches_hash
+from experiments.study import Conditions, Study, policy_config
+from experiments.task import Task, batches_hash, some
 from perturb import network
 from perturb.compression import Opened
 from perturb.measure import errors
@@ -72,11 +72,11 @@ class Shared:
     @cached_property
     def patterns(self) -> tuple[list[str], ...]:
         """The study's exclude and include patterns that match anything in this model."""
-        model, study = self.task.model, self.study
-        return tuple(
-            [p for p in patterns if network.matching(model, p)]
-            for patterns in (study.exclude, study.include)
-        )
+        return self.matching(self.study.exclude), self.matching(self.study.include)
+
+    def matching(self, patterns: Sequence[str]) -> list[str]:
+        """Those of the patterns that match anything in this model."""
+        return [p for p in patterns if network.matching(self.task.model, p)]
 
     @property
     def lanes(self) -> int:
@@ -110,14 +110,15 @@ class Job:
     def __init__(self, shared: Shared, draw: int, policy: Policy) -> None:
         self.shared, self.draw, self.policy = shared, draw, policy
         task = shared.task
-        batches = task.draw(draw)
+        given = policy if isinstance(policy, Conditions) else Conditions()
+        batches = some(task.draw(draw), given.examples)
         with shared.clock.phase("calibrate"):
             self.opened = Opened(
                 task.model,
                 batches,
-                policy,
+                Policy(policy.calibrate, policy.norms, policy.zeros),
                 shared.seed,
-                exclude=shared.patterns[0],
+                exclude=[*shared.patterns[0], *shared.matching(given.exclude)],
                 include=shared.patterns[1],
                 forward=task.forward,
                 token_weights=task.token_weights,
@@ -141,7 +142,7 @@ class Job:
             "kind": task.kind,
             "seed": self.shared.seed,
             "calibration": calibration,
-            "policy": asdict(self.policy),
+            "policy": policy_config(self.policy),
             "skipped": self.opened.skipped,
             "versions": {
                 "python": platform.python_version(),
@@ -271,8 +272,9 @@ class Job:
 def policy_name(policy: Policy) -> str:
     """What of a policy is not the default."""
     usual = asdict(Policy())
-    changed = {k: v for k, v in asdict(policy).items() if v != usual[k]}
-    return ",".join(f"{k}={v}" for k, v in changed.items()) or "default"
+    changed = {k: v for k, v in policy_config(policy).items() if v != usual.get(k)}
+    told = {k: "+".join(v) if isinstance(v, list) else v for k, v in changed.items()}
+    return ",".join(f"{k}={v}" for k, v in told.items()) or "default"
 
 
 def _refuse_not_finite(cell: Cell) -> None:

@@ -202,7 +202,10 @@ def quality(trained: Any) -> str:
 
 
 def check_study(study: Study, model: Any) -> None:
-    """Refuse, before any work, stages that do not fit a model's layers (may be abstract)."""
+    """Refuse, before any work, stages that do not fit a model's layers (may be abstract).
+
+    Layers that the conditions of a policy leave out are checked as the others.
+    """
     exclude, include = (
         [p for p in patterns if network.matching(model, p)]
         for patterns in (study.exclude, study.include)
