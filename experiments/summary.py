@@ -9,11 +9,13 @@ are a censored side.
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from statistics import median
 
-from perturb.plain import plain, to_json
+from perturb.plain import from_plain, plain, to_json
 
 PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL = "prune first", "quantize first", "open", "equal"
 NO_INTERVAL = "no interval"  # a measure without per-example sums: no winner can be told
@@ -73,6 +75,9 @@ class Estimate:
     high: float | None
 
 
+NOTHING = Estimate(None, None, None)
+
+
 @dataclass(frozen=True)
 class Score:
     """Sign predictions over the significant cells whose gap has a decided sign, + or -."""
@@ -115,12 +120,27 @@ class Spread:
     examples: float | None  # of the mean over the runs, on other test examples
 
 
+# How much the better order of a cell leaves of the model (experiments.analysis.rules.states)
+USABLE, DAMAGED, BROKEN, UNJUDGED = "usable", "damaged", "broken", "not judged"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule that names the better order beforehand (:mod:`experiments.analysis.rules`).
+
+    right: the share of a run's won cells whose winner it names, of those that it and PIH's gap
+    both say something of; regret: what following it loses to the better order, mean over a run's
+    usable cells, in the measure's unit. Both over runs.
+    """
+
+    name: str
+    right: Estimate
+    regret: Estimate
+
+
 HOLDS, FAILS, NO_VERDICT = "holds", "fails", "undecided"
-CLAIMS = {  # of PIH, with the value that it has to be above of
-    "trend along bits": 0.0,
-    "trend along the ratio": 0.0,
-    "sign": 0.5,
-}
+ALONG_BITS, ALONG_RATIO, SIGN = "trend along bits", "trend along the ratio", "sign"
+CLAIMS = {ALONG_BITS: 0.0, ALONG_RATIO: 0.0, SIGN: 0.5}  # of PIH, and what each has to be above
 
 
 @dataclass(frozen=True)
@@ -145,9 +165,15 @@ class Verdict:
 
     @property
     def verdict(self) -> str:
-        if self.seeds < 2 or self.low is None or self.high is None:
-            return NO_VERDICT
-        return HOLDS if self.low > self.above else FAILS if self.high < self.above else NO_VERDICT
+        return verdict(Estimate(self.value, self.low, self.high), self.above, self.seeds)
+
+
+def verdict(found: Estimate, above: float, seeds: int) -> str:
+    """The one rule of all verdicts: HOLDS where the whole interval over replicates is above, FAILS
+    where it is below, NO_VERDICT else, or where there is one training."""
+    if seeds < 2 or found.low is None or found.high is None:
+        return NO_VERDICT
+    return HOLDS if found.low > above else FAILS if found.high < above else NO_VERDICT
 
 
 @dataclass(frozen=True)
@@ -178,6 +204,8 @@ class Cell:
     pih: str
     runs: tuple[tuple[int, int], ...]
     advantage_by_run: tuple[float, ...]
+    state: str = UNJUDGED  # USABLE, DAMAGED or BROKEN: what the better order leaves of the model
+    zero_fraction: float | None = None  # of the weights, by the quantizer alone
 
 
 @dataclass(frozen=True)
@@ -185,6 +213,7 @@ class Comparison:
     """One pruner against one quantizer on one model, in one measure, over the whole grid.
 
     policy: what of it sets this comparison apart from others of the study; "" if nothing does.
+    methods, settings: the names of pruner and quantizer, and what sets them and the policy apart.
     """
 
     model: str
@@ -199,6 +228,8 @@ class Comparison:
     tau_sparsity: Estimate  # only pairs of one bit width: along the pruning axis
     spearman: Estimate  # over the cells whose gap is not censored
     score: Score
+    methods: tuple[str, str] = ("", "")
+    settings: dict[str, str] = field(default_factory=dict)  # "pruner: tie" -> "index"
 
     @property
     def subject(self) -> str:
@@ -227,6 +258,33 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One setting changed alone, on one model (:mod:`experiments.analysis.choices`).
+
+    order, moved, shift: mean over cells of |A| under the usual value, of how far the other moves
+    it, and of the difference itself, over runs; in the measure's unit. won: cells of the usual
+    value that an order wins (at a controlled rate of false winners); kept, lost: of these, the
+    ones that the same order wins under the other value, or the other order does. verdicts: of
+    every claim of PIH's, under the usual value and under the other.
+    """
+
+    model: str
+    scale: str
+    setting: str
+    usual: str
+    value: str
+    pairs: int
+    cells: int
+    order: Estimate
+    moved: Estimate
+    shift: Estimate
+    won: int
+    kept: int
+    lost: int
+    verdicts: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Total:
     """Comparisons pooled: of one subject, or (``model`` None) of all of them on one scale.
 
@@ -246,6 +304,10 @@ class Total:
     sign: Estimate  # share of a run's counted cells where PIH's sign is right
     replication: Replication
     spread: Spread
+    states: dict[str, dict[str, int]] = field(default_factory=dict)  # state -> discoveries in it,
+    # and under "cells" how many cells
+    rules: tuple[Rule, ...] = ()
+    added_by_gap: Estimate = NOTHING  # to the zero fraction: rules.added_by_gap
 
 
 @dataclass(frozen=True)
@@ -271,6 +333,7 @@ class Summary:
     problems: tuple[str, ...] = field(default=())
     at_chance: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    choices: tuple[Choice, ...] = field(default=())
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -321,3 +384,26 @@ class Summary:
             entry["median_advantage"] = comparison.median_advantage
         said["verdicts"] = [plain(v) | {"verdict": v.verdict} for v in self.verdicts]
         return to_json(said, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Summary:
+        """What :meth:`to_json` wrote. Raises ValueError for anything else."""
+        said = json.loads(text)
+        if not isinstance(said, dict) or "comparisons" not in said:
+            raise ValueError("no summary of a study: it has no 'comparisons'")
+        read = from_plain(cls, said)
+        return replace(read, comparisons=tuple(map(_uncensored, read.comparisons)))
+
+
+def _uncensored(comparison: Comparison) -> Comparison:
+    """With the infinite ends of censored gaps, which JSON has no name for."""
+
+    def ends(cell: Cell) -> Cell:
+        low, high = cell.gap_low, cell.gap_high
+        return replace(
+            cell,
+            gap_low=-math.inf if math.isnan(low) else low,
+            gap_high=math.inf if math.isnan(high) else high,
+        )
+
+    return replace(comparison, cells=tuple(map(ends, comparison.cells)))

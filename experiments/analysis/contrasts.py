@@ -15,8 +15,9 @@ import numpy as np
 from experiments.analysis.curves import CellRows, cell_rows
 from experiments.analysis.replicates import Components
 from experiments.analysis.replication import cells_over_runs, estimate_over
-from experiments.analysis.rows import Rows, interval, number
-from experiments.analysis.variants import Run, Subject
+from experiments.analysis.rows import Rows, interval, mean_of_defined, number
+from experiments.analysis.rules import RULES, predictions, states
+from experiments.analysis.variants import Named, Run, Subject
 from experiments.summary import (
     EQUAL,
     NO_INTERVAL,
@@ -43,19 +44,21 @@ class Compared(NamedTuple):
     scores: tuple[Score, ...]  # of every run by itself
     signs: np.ndarray  # [runs, cells] of A where a run's own interval excludes 0
     components: Components  # [cells]
+    advantage: np.ndarray  # [runs, cells], nan where a run lacks the cell
+    states: np.ndarray  # [runs, cells]: rules.states
+    said: dict[str, np.ndarray]  # [runs, cells], by rule: rules.predictions
 
 
 def compare(
     subject: Subject,
-    pruner: str,
-    quantizer: str,
+    methods: tuple[Named, Named],
     measure: Measure,
     runs: list[Run],
     level: float,
     problems: list[str],
 ) -> Compared:
     """Compare both orders on every cell of the grid that some run has both orders of."""
-    names = (pruner, quantizer)
+    names = pruner, quantizer = (str(methods[0]), str(methods[1]))
     keys = [k for run in runs for k in run.variants if (k.pruner, k.quantizer) == names]
     sparsities = sorted({float(k.sparsity) for k in keys if k.sparsity is not None})
     bits = sorted({k.bits for k in keys if k.bits is not None}, reverse=True)
@@ -86,6 +89,10 @@ def compare(
     taus = {name: np.stack([one.taus[name] for one in alone]) for name in TAUS}
 
     every = np.stack([_exact(rows.advantage[..., kept], measure) for rows in per_run])
+    dense = np.stack([np.full(kept.size, rows.dense) for rows in per_run])
+    zeros = np.stack([rows.zeros[kept] for rows in per_run])
+    classes = _classes(runs[0])
+    better = np.stack([np.maximum(r.prune_first[0], r.quantize_first[0])[kept] for r in per_run])
     over = cells_over_runs(every, ids, level)
     bootstrapped = interval(advantage, level)
     known = np.isfinite(bootstrapped[0])  # without per-example sums nothing is known of examples
@@ -104,6 +111,8 @@ def compare(
         mean("quantizer_ratio"),
     )
     first_p, first_q = mean("prune_first")[0], mean("quantize_first")[0]
+    state = states(np.maximum(first_p, first_q), mean_of_defined([*dense]), measure, classes)
+    zero_fraction = mean_of_defined([*zeros])
     cells = []
     for i, (sparsity, width) in enumerate(grid):
         with_both = np.flatnonzero(measured[:, i])
@@ -131,6 +140,8 @@ def compare(
                 pih=_verdict(int(sign[i]), int(gap_sign[i])) if told else NO_INTERVAL,
                 runs=pooled[i],
                 advantage_by_run=tuple(float(per_run[r].advantage[0, kept[i]]) for r in with_both),
+                state=str(state[i]),
+                zero_fraction=number(zero_fraction[i]),
             )
         )
     comparison = Comparison(
@@ -146,12 +157,44 @@ def compare(
         tau_sparsity=estimate_over(taus["sparsity"], ids, level),
         spearman=estimate_over(taus["rho"], ids, level),
         score=Score(*intensity.sign_accuracy(sign, gap_sign)),
+        methods=(methods[0].name, methods[1].name),
+        settings=_settings(subject, methods),
     )
     signs = np.zeros(measured.shape, int)
     for row, own, one in zip(signs, measured, alone, strict=True):
         row[own] = one.sign
     scores = tuple(one.score for one in alone)
-    return Compared(comparison, ids, taus, scores, signs, over.components)
+    said = [
+        predictions(
+            intensity.gap_signs(rows.gap_low[0, kept], rows.gap_high[0, kept]),
+            rows.zeros[kept],
+            axes[kept, 0],
+            rows.errors[kept],
+        )
+        for rows in per_run
+    ]
+    return Compared(
+        comparison,
+        ids,
+        taus,
+        scores,
+        signs,
+        over.components,
+        every[:, 0],
+        states(better, dense, measure, classes),
+        {rule: np.stack([one[rule] for one in said]) for rule in RULES},
+    )
+
+
+def _settings(subject: Subject, methods: tuple[Named, Named]) -> dict[str, str]:
+    told = {"pruner": methods[0].settings, "quantizer": methods[1].settings}
+    told["policy"] = subject.settings
+    return {f"{what}: {key}": value for what, held in told.items() for key, value in held}
+
+
+def _classes(run: Run) -> int | None:
+    found = [(v.record.get("data") or {}).get("classes") for v in run.variants.values()]
+    return next((int(n) for n in found if n), None)
 
 
 class _Alone(NamedTuple):

@@ -15,6 +15,7 @@ from experiments.analysis.variants import DENSE, Key, Run
 from experiments.summary import Measure
 from perturb.measure import intensity
 
+BOTH = ("PQ", "QP")
 DENSE_BITS = 16  # for C_Q of records that hold no ratio
 
 
@@ -31,6 +32,9 @@ class CellRows(NamedTuple):
     scale: Rows  # the larger |M| of the two orders
     quantizer_ratio: np.ndarray  # [cells], nan without the quantizer alone
     status: list[str]  # [cells]
+    dense: float  # M of the dense model, nan without one
+    zeros: np.ndarray  # [cells], what the quantizer alone sends to 0; nan where unknown
+    errors: np.ndarray  # [cells], sum over layers of the relative output error, PQ less QP
 
 
 def cell_rows(
@@ -88,6 +92,8 @@ def cell_rows(
     first_p, first_q, advantage, gap, scale, g = (np.full(shape, np.nan) for _ in range(6))
     low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
     status, c_q = ["unknown"] * len(grid), np.array([ratio(w) for _, w in grid])
+    zeros = np.array([_zero_fraction(run, quantizer, w) for _, w in grid])
+    errors = np.full(len(grid), np.nan)
     for i, (sparsity, width) in enumerate(grid):
         pq = rows("PQ", pruner, sparsity, quantizer, width)
         qp = rows("QP", pruner, sparsity, quantizer, width)
@@ -95,6 +101,8 @@ def cell_rows(
             first_p[:, i], first_q[:, i] = pq, qp
             advantage[:, i] = intensity.order_advantage(qp, pq)
             scale[:, i] = np.maximum(np.abs(qp), np.abs(pq))
+            totals = (_error(run, Key(order, pruner, sparsity, quantizer, width)) for order in BOTH)
+            errors[i] = next(totals) - next(totals)
         p, q = pruned[sparsity], alone[width]
         if p is not None and q is not None:
             g[:, i] = intensity.performance_gap(p, q)
@@ -103,4 +111,19 @@ def cell_rows(
             gap[:, i] = known.value[:, 0] - c_q[i]
             low[:, i], high[:, i] = known.low[:, 0] - c_q[i], known.high[:, 0] - c_q[i]
             status[i] = intensity.STATUSES[int(known.status[0, 0])]
-    return CellRows(first_p, first_q, advantage, gap, low, high, g, scale, c_q, status)
+    undamaged = np.nan if dense is None else float(dense[0])
+    alike = (first_p, first_q, advantage, gap, low, high, g, scale, c_q, status)
+    return CellRows(*alike, undamaged, zeros, errors)
+
+
+def _zero_fraction(run: Run, quantizer: str, width: int) -> float:
+    variant = run.variants.get(Key("Q", None, None, quantizer, width))
+    known = None if variant is None else variant.record.get("zero_fraction")
+    return np.nan if known is None else float(known)
+
+
+def _error(run: Run, key: Key) -> float:
+    """Sum over layers of the output error relative to the dense output; nan where unknown."""
+    layers = run.variants[key].record.get("layers") or {}
+    found = [measured.get("out_rel") for measured in layers.values()]
+    return float(np.sum([np.nan if x is None else x for x in found])) if found else np.nan

@@ -20,10 +20,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from experiments.analysis.checks import at_chance, refuse_mixtures, same_examples
+from experiments.analysis.choices import choices_of
 from experiments.analysis.contrasts import Compared, compare
 from experiments.analysis.rows import measure_rows
 from experiments.analysis.totals import totals_of
-from experiments.analysis.variants import Run, order_of, runs_of
+from experiments.analysis.variants import Run, names_of, order_of, runs_of
 from experiments.records import Record, draw_of, latest
 from experiments.summary import MEASURES, Measure, Summary, measure_of
 
@@ -58,14 +59,17 @@ def summarize(
     paired = [record for record in usable if order_of(record) is not None]
     rows = measure_rows(paired, replicates, bootstrap_seed)
     runs = runs_of(paired, rows, problems)
+    named = {str(name): name for name in names_of(paired).values()}
+    place = {name: i for i, name in enumerate(named)}  # settings in the order of the study
     lost = at_chance(runs, level)
     problems[:0] = [f"{subject.name}, {line}" for subject, lines in lost.items() for line in lines]
     compared: list[Compared] = []
     for subject, mine in runs.items():
         keys = [key for run in mine for key in run.variants if key.order in ("PQ", "QP")]
-        for pruner, quantizer in sorted({(str(key.pruner), str(key.quantizer)) for key in keys}):
+        pairs = {(named[str(key.pruner)], named[str(key.quantizer)]) for key in keys}
+        for methods in sorted(pairs, key=lambda pair: [(m.name, place[str(m)]) for m in pair]):
             for one in _measures(mine):
-                result = compare(subject, pruner, quantizer, one, mine, level, problems)
+                result = compare(subject, methods, one, mine, level, problems)
                 if result.comparison.cells:
                     compared.append(result)
     chance = tuple(subject.name for subject in lost)
@@ -83,6 +87,9 @@ def summarize(
         problems=tuple(dict.fromkeys(problems)),
         at_chance=chance,
         notes=tuple(_others(usable)),
+        choices=tuple(
+            choices_of([c for c in compared if c.comparison.subject not in chance], level)
+        ),
     )
 
 

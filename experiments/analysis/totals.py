@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,11 +13,22 @@ from experiments.analysis.contrasts import Compared
 from experiments.analysis.replicates import discoveries
 from experiments.analysis.replication import estimate_over, replication
 from experiments.analysis.rows import mean_of_defined
+from experiments.analysis.rules import GAP, RULES, ZEROS, added_by_gap, regret, share_right
 from experiments.summary import (
+    ALONG_BITS,
+    ALONG_RATIO,
+    BROKEN,
+    DAMAGED,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
+    SIGN,
+    UNJUDGED,
+    USABLE,
+    Cell,
+    Comparison,
     Estimate,
     Replication,
+    Rule,
     Score,
     Spread,
     Total,
@@ -23,6 +36,7 @@ from experiments.summary import (
 )
 
 FALSE = 0.05  # of the discoveries, at most
+STATES = (USABLE, DAMAGED, BROKEN, UNJUDGED)
 
 
 def totals_of(
@@ -39,18 +53,7 @@ def totals_of(
             mine = [c for c in here if subject in (None, c.comparison.subject)]
 
             ids = list(dict.fromkeys(run for c in mine for run in c.runs))
-
-            def mean_tau(
-                name: str, mine: list[Compared] = mine, ids: list[tuple[int, int]] = ids
-            ) -> Estimate:
-                rows = [
-                    mean_of_defined(
-                        [c.taus[name][c.runs.index(run)] for c in mine if run in c.runs]
-                    )
-                    for run in ids
-                ]
-                return estimate_over(np.stack(rows), ids, level)
-
+            claims = claims_of(mine, ids, level)
             wins: Counter[str] = Counter()
             score = Score(0, 0, 0, 0, 0)
             asked = Replication(0, 0, 0)
@@ -65,36 +68,132 @@ def totals_of(
                 cells=sum(len(c.comparison.cells) for c in mine),
                 wins=dict(wins),
                 discoveries=_discoveries(mine),
-                tau=mean_tau("tau"),
-                tau_bits=mean_tau("bits"),
-                tau_sparsity=mean_tau("sparsity"),
+                tau=_mean_tau("tau", mine, ids, level),
+                tau_bits=claims[ALONG_BITS],
+                tau_sparsity=claims[ALONG_RATIO],
                 score=score,
-                sign=_sign(mine, ids, level),
+                sign=claims[SIGN],
                 replication=asked,
                 spread=_spread(mine),
+                states=_states(mine),
+                rules=_rules(mine, ids, level),
+                added_by_gap=_over_runs(_added, mine, ids, level),
             )
 
 
-def _discoveries(mine: list[Compared]) -> dict[str, int]:
-    """Winners at a controlled rate of false ones, over all cells at once."""
+def claims_of(
+    mine: list[Compared], ids: list[tuple[int, int]], level: float
+) -> dict[str, Estimate]:
+    """The number that each claim of PIH's is about (:data:`experiments.summary.CLAIMS`)."""
+    return {
+        ALONG_BITS: _mean_tau("bits", mine, ids, level),
+        ALONG_RATIO: _mean_tau("sparsity", mine, ids, level),
+        SIGN: _sign(mine, ids, level),
+    }
+
+
+def _mean_tau(
+    name: str, mine: list[Compared], ids: list[tuple[int, int]], level: float
+) -> Estimate:
+    """The mean over the comparisons of a run, over runs."""
+    rows = [
+        mean_of_defined([c.taus[name][c.runs.index(run)] for c in mine if run in c.runs])
+        for run in ids
+    ]
+    return estimate_over(np.stack(rows), ids, level)
+
+
+def winners(comparison: Comparison) -> np.ndarray:
+    """Of every cell the sign of A where it is one of a comparison's discoveries, else 0."""
+    cells = comparison.cells
+    p = np.array([np.nan if cell.p is None else cell.p for cell in cells])
+    return discoveries(p, FALSE) * np.sign([cell.advantage for cell in cells]).astype(int)
+
+
+def _found(mine: list[Compared]) -> tuple[list[Cell], np.ndarray]:
+    """All cells, and which are won at a controlled rate of false winners, over all at once."""
     cells = [cell for c in mine for cell in c.comparison.cells]
     p = np.array([np.nan if cell.p is None else cell.p for cell in cells])
-    found = discoveries(p, FALSE)
-    won = Counter(
-        PRUNE_FIRST if cell.advantage < 0 else QUANTIZE_FIRST
-        for cell, is_one in zip(cells, found, strict=True)
-        if is_one and cell.advantage
+    return cells, discoveries(p, FALSE) & np.array([cell.advantage != 0 for cell in cells], bool)
+
+
+def _winner(cell: Cell) -> str:
+    return PRUNE_FIRST if cell.advantage < 0 else QUANTIZE_FIRST
+
+
+def _discoveries(mine: list[Compared]) -> dict[str, int]:
+    cells, found = _found(mine)
+    return dict(Counter(_winner(c) for c, won in zip(cells, found, strict=True) if won))
+
+
+def _states(mine: list[Compared]) -> dict[str, dict[str, int]]:
+    """Of every state how many cells, and the discoveries among them."""
+    counts: dict[str, Counter[str]] = {}
+    for cell, won in zip(*_found(mine), strict=True):
+        here = counts.setdefault(cell.state, Counter())
+        here["cells"] += 1
+        if won:
+            here[_winner(cell)] += 1
+    return {state: dict(counts[state]) for state in STATES if state in counts}
+
+
+class _OfRun(NamedTuple):
+    """What one run has of all comparisons [cells]."""
+
+    sign: np.ndarray
+    advantage: np.ndarray
+    usable: np.ndarray
+    said: dict[str, np.ndarray]
+
+
+def _of_run(mine: list[Compared], run: tuple[int, int]) -> _OfRun:
+    own = [(c, c.runs.index(run)) for c in mine if run in c.runs]
+    advantage = np.concatenate([c.advantage[i] for c, i in own])
+    state = np.concatenate([c.states[i] for c, i in own])
+    said = {rule: np.concatenate([c.said[rule][i] for c, i in own]) for rule in RULES}
+    sign = np.concatenate([c.signs[i] for c, i in own])
+    return _OfRun(sign, advantage, (state == USABLE) & np.isfinite(advantage), said)
+
+
+def _over_runs(
+    statistic: Callable[[_OfRun], float],
+    mine: list[Compared],
+    ids: list[tuple[int, int]],
+    level: float,
+    least: float = -1.0,
+    most: float = 1.0,
+) -> Estimate:
+    values = np.array([statistic(_of_run(mine, run)) for run in ids])
+    return estimate_over(values[:, None], ids, level, least, most)
+
+
+def _added(run: _OfRun) -> float:
+    return added_by_gap(run.said[GAP], run.said[ZEROS], run.sign)
+
+
+def _rules(mine: list[Compared], ids: list[tuple[int, int]], level: float) -> tuple[Rule, ...]:
+    """Every rule that says anything, on the cells that PIH's gap says something of."""
+
+    def right(rule: str, run: _OfRun) -> float:
+        counted = (run.said[GAP] != 0) & (run.said[rule] != 0)
+        return share_right(np.where(counted, run.said[rule], 0), run.sign)
+
+    def lost(rule: str, run: _OfRun) -> float:
+        return regret(run.said[rule], run.advantage, run.usable)
+
+    return tuple(
+        Rule(
+            rule,
+            _over_runs(partial(right, rule), mine, ids, level, least=0.0),
+            _over_runs(partial(lost, rule), mine, ids, level, least=0.0, most=np.inf),
+        )
+        for rule in RULES
+        if any((c.said[rule] != 0).any() for c in mine)
     )
-    return dict(won)
 
 
 def _sign(mine: list[Compared], ids: list[tuple[int, int]], level: float) -> Estimate:
-    shares = []
-    for run in ids:
-        scores = [c.scores[c.runs.index(run)] for c in mine if run in c.runs]
-        counted = sum(score.counted for score in scores)
-        shares.append(sum(score.pih for score in scores) / counted if counted else np.nan)
-    return estimate_over(np.array(shares)[:, None], ids, level, least=0.0)
+    return _over_runs(lambda run: share_right(run.said[GAP], run.sign), mine, ids, level, least=0.0)
 
 
 def _spread(mine: list[Compared]) -> Spread:

@@ -48,11 +48,24 @@ class Run(NamedTuple):
     variants: dict[Key, Variant]
 
 
+class Named(NamedTuple):
+    """What a method or a policy is called among others: its name, and the settings in which
+    some of those that bear it differ."""
+
+    name: str
+    settings: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{key}={value}" for key, value in self.settings)
+        return f"{self.name} ({told})" if told else self.name
+
+
 class Subject(NamedTuple):
     """What comparisons are about: a model, and what of the policy sets it apart."""
 
     model: str
     policy: str
+    settings: tuple[tuple[str, str], ...] = ()  # the same, by name
 
     @property
     def name(self) -> str:
@@ -77,17 +90,21 @@ def order_of(record: Record) -> str | None:
 def subjects(records: Iterable[Record]) -> dict[str, Subject]:
     """Cell id -> its subject; the policy is told where the records have several."""
     held = list(records)
-    names = _difference(record["policy"] for record in held)
-    return {r["cell"]: Subject(r["model"], names[_text(r["policy"])]) for r in held}
+    named = _difference(record["policy"] for record in held)
+    found = {}
+    for record in held:
+        settings = named[_text(record["policy"])]
+        policy = ", ".join(f"{key}={value}" for key, value in settings)
+        found[record["cell"]] = Subject(record["model"], policy, settings)
+    return found
 
 
-def _difference(policies: Iterable[Config]) -> dict[str, str]:
+def _difference(policies: Iterable[Config]) -> dict[str, tuple[tuple[str, str], ...]]:
     every = {_text(policy): policy for policy in policies}
     keys = sorted({key for policy in every.values() for key in policy})
     varying = [key for key in keys if len({_setting(p, key) for p in every.values()}) > 1]
     return {
-        text: ", ".join(f"{key}={_told(policy, key)}" for key in varying)
-        for text, policy in every.items()
+        text: tuple((key, _told(policy, key)) for key in varying) for text, policy in every.items()
     }
 
 
@@ -95,7 +112,7 @@ def runs_of(
     records: list[Record], rows: Mapping[str, dict[str, Rows]], problems: list[str]
 ) -> dict[Subject, list[Run]]:
     """The runs of every subject; all records must have an order."""
-    labels = {letter: _labels(records, letter) for letter in "PQ"}
+    named = names_of(records)
     whose = subjects(records)
     several = len({draw_of(record) for record in records}) > 1
     found: dict[Subject, dict[tuple[int, int], Run]] = defaultdict(dict)
@@ -103,7 +120,7 @@ def runs_of(
         at = record["seed"], draw_of(record)
         name = f"seed {at[0]}" + (f", draw {at[1]}" if several else "")
         run = found[whose[record["cell"]]].setdefault(at, Run(*at, name, {}))
-        key = _key(record, labels)
+        key = _key(record, named)
         if key in run.variants:
             other = run.variants[key].record["label"]
             problems.append(f"{record['label']}: the same variant as {other}, left out")
@@ -112,19 +129,25 @@ def runs_of(
     return {subject: [by_run[at] for at in sorted(by_run)] for subject, by_run in found.items()}
 
 
-def _key(record: Record, labels: Mapping[str, Mapping[str, str]]) -> Key:
+def names_of(records: Iterable[Record]) -> dict[str, Named]:
+    """A pruner's or a quantizer's configuration (:func:`_method`) -> what it is called."""
+    held = list(records)
+    return _names(held, "P") | _names(held, "Q")
+
+
+def _key(record: Record, named: Mapping[str, Named]) -> Key:
     stages = {role(stage): stage for stage in record["stages"]}
     pruner, quantizer = stages.get("P"), stages.get("Q")
     return Key(
         order_of(record) or "",
-        pruner and labels["P"][_method(pruner)],
+        pruner and str(named[_method(pruner)]),
         pruner and float(pruner["sparsity"]),
-        quantizer and labels["Q"][_method(quantizer)],
+        quantizer and str(named[_method(quantizer)]),
         quantizer and int(quantizer["bits"]),
     )
 
 
-def _labels(records: Iterable[Record], letter: str) -> dict[str, str]:
+def _names(records: Iterable[Record], letter: str) -> dict[str, Named]:
     """A method's configuration -> its name; with what differs, where one name has several.
 
     A nested setting goes by its own name (``per``), by its path (``grid.per``) where that is
@@ -135,7 +158,7 @@ def _labels(records: Iterable[Record], letter: str) -> dict[str, str]:
         for stage in record["stages"]:
             if role(stage) == letter:
                 configs[stage["name"]].setdefault(_method(stage), _flat(stage))
-    labels = {}
+    named = {}
     for name, variants in configs.items():
         keys = sorted({key for config in variants.values() for key in config} - _GRID_KEYS)
         leaves = Counter(key.rpartition(".")[2] for key in (*keys, *_GRID_KEYS))
@@ -144,9 +167,9 @@ def _labels(records: Iterable[Record], letter: str) -> dict[str, str]:
             told = []
             for key in varying:
                 leaf = key.rpartition(".")[2]
-                told.append(f"{leaf if leaves[leaf] == 1 else key}={_told(config, key)}")
-            labels[canonical] = f"{name} ({', '.join(told)})" if told else name
-    return labels
+                told.append((leaf if leaves[leaf] == 1 else key, _told(config, key)))
+            named[canonical] = Named(name, tuple(told))
+    return named
 
 
 def _method(stage: Config) -> str:

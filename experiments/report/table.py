@@ -20,6 +20,7 @@ from experiments.summary import (
     QUANTIZE_FIRST,
     UNDECIDED,
     Cell,
+    Choice,
     Comparison,
     Estimate,
     Measure,
@@ -74,6 +75,8 @@ def render(
             console.print()
             console.print(_table(summary, scale, console.width))
             _verdicts(summary, scale, console)
+            _rules(summary, scale, console)
+            _choices(summary, scale, console)
     if any(total.scale in scales for total in summary.totals):
         console.print(
             "[dim]P wins: prune first is better. tau: Kendall's tau-b of A against C*_P − C_Q (the "
@@ -136,6 +139,115 @@ def _verdicts(summary: Summary, scale: str, console: Console) -> None:
         "[dim]A claim holds where its whole interval is above, and fails where it is below. sign: "
         "the share of a run's won cells whose winner is the stronger method's order.[/]\n"
     )
+
+
+def _rules(summary: Summary, scale: str, console: Console) -> None:
+    """What names the better order beforehand, and what it costs to follow it."""
+    totals = [t for t in summary.totals if t.scale == scale and t.model and t.rules]
+    if not summary.mean_of or not totals:
+        return
+    table = _titled("Which rule names the order that wins, and what following it loses", roomy=True)
+    for name in ("model", "rule"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in (r"right of won cells \[interval]", r"loss per usable cell \[interval]"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for total in totals:
+        unit = measure_of(summary.select(str(total.model), scale)[0].measure)
+        for rule in total.rules:
+            lost = _sized(rule.regret, unit)
+            table.add_row(escape(str(total.model)), rule.name, share(rule.right), lost)
+    console.print(table)
+    for total in totals:
+        console.print(f"[dim]{escape(str(total.model))}: {_of_states(total)}[/]")
+    console.print(
+        "[dim]gap (PIH): the stronger method last; zero fraction: quantize first where the "
+        "quantizer alone sends at least the ratio to 0; layer errors: the order with the smaller "
+        "relative output errors of its layers. Usable: the better order loses at most 0.1 nats (or "
+        "5 points of accuracy) to the dense model; broken: it is no better than guessing.[/]\n"
+    )
+
+
+def _choices(summary: Summary, scale: str, console: Console) -> None:
+    """What the settings that a study changes one at a time do, beside the order."""
+    chosen = [c for c in summary.choices if c.scale == scale]
+    if not chosen:
+        return
+    table = _titled("What a choice moves, beside the order", roomy=True)
+    for name in ("model", "choice", "instead of"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in (r"it moves A by \[interval]", "/ |A|", "towards Q 1st", "won kept/lost/open"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdicts that it changes")
+    for c in chosen:
+        unit = measure_of(
+            next(x.measure for x in summary.comparisons_on(scale) if x.model == c.model)
+        )
+        ratio = f"{c.moved.value / c.order.value:.2f}" if c.moved.value and c.order.value else "–"
+        table.add_row(
+            escape(c.model),
+            escape(setting_name(c)),
+            escape(c.usual),
+            _sized(c.moved, unit),
+            ratio,
+            escape(signed((c.shift.value or 0) * unit.factor)),
+            f"{c.kept}/{c.lost}/{c.won - c.kept - c.lost}",
+            ", ".join(changed_verdicts(c)) or "–",
+        )
+    console.print(table)
+    console.print(
+        "[dim]Means over the cells of each run, over runs. / |A|: over the effect of the order "
+        "under the usual value. won: of the cells that an order wins under the usual value (5 % "
+        "of them false at most), those that it keeps, that the other order wins, and open ones.[/]"
+        "\n"
+    )
+
+
+def setting_name(choice: Choice) -> str:
+    """'tie=index of the pruner'."""
+    what, _, key = choice.setting.rpartition(": ")
+    of = f" of the {what}" if what in ("pruner", "quantizer") else ""
+    return f"{key}={choice.value}{of}"
+
+
+def changed_verdicts(choice: Choice) -> list[str]:
+    """'sign: undecided, then fails'."""
+    return [
+        f"{claim}: {before}, then {after}"
+        for claim, (before, after) in choice.verdicts.items()
+        if before != after
+    ]
+
+
+def _of_states(total: Total) -> str:
+    told = []
+    for state, counts in total.states.items():
+        won = [f"{counts[w]} {w}" for w in (PRUNE_FIRST, QUANTIZE_FIRST) if w in counts]
+        told.append(f"{counts['cells']} cells {state} ({', '.join(won) or 'none'} won)")
+    added = total.added_by_gap
+    if added.value is not None:
+        told.append(
+            "among won cells of which the zero fraction says one thing, quantize first wins "
+            f"{share(added, signs=True)} more often where pruning is the stronger"
+        )
+    return "; ".join(told) + "."
+
+
+def share(e: Estimate, signs: bool = False) -> str:
+    """'63% [57%, 70%]'."""
+    if e.value is None:
+        return "–"
+    form = "+.0%" if signs else ".0%"
+    ends = "" if e.low is None or e.high is None else rf" \[{e.low:{form}}, {e.high:{form}}]"
+    return f"{e.value:{form}}{ends}".replace("-", "−")
+
+
+def _sized(e: Estimate, unit: Measure) -> str:
+    if e.value is None:
+        return "–"
+    known = (x for x in (e.value, e.low, e.high) if x is not None)
+    value, *ends = (signed(x * unit.factor).lstrip("+") for x in known)
+    interval = rf" \[{', '.join(ends)}]" if ends else ""
+    return f"{value}{interval} {short_unit(unit)}"
 
 
 def _replicated(summary: Summary, total: Total) -> str:
