@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.analysis import summarize
 from experiments.records import load
-from experiments.summary import OWN
+from experiments.summary import OWN, Summary
 from figures.manifest import DRAWINGS, SCALES, THEORY, jobs
 from figures.style import FORMATS, to_bytes
 from perturb import cli
@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"list, or any of {', '.join((*DRAWINGS, *THEORY))}; all if none",
     )
     parser.add_argument(
-        "--records", type=Path, help="records.jsonl (or .jsonl.gz), or the study's folder"
+        "--records",
+        type=Path,
+        help="records.jsonl (or .jsonl.gz), a summary.json (or .json.gz), or the study's folder",
     )
     parser.add_argument(
         "--theory", type=Path, metavar="FILE", help="verify.json of python -m theory, instead"
@@ -76,11 +78,20 @@ def _parser() -> argparse.ArgumentParser:
 def _records_file(path: Path | None) -> Path:
     if path is None:
         raise BadInput("--records is missing: name a records.jsonl or the folder of a study")
-    tried = [path] if not path.is_dir() else [path / "records.jsonl", path / "records.jsonl.gz"]
+    names = ("records.jsonl", "records.jsonl.gz", "summary.json")
+    tried = [path] if not path.is_dir() else [path / name for name in names]
     for candidate in tried:
         if candidate.is_file():
             return candidate
     raise BadInput(f"no records at {tried[0]}: run the study first, or give its folder")
+
+
+def _summary(file: Path, replicates: int) -> Summary:
+    """Of records, or what was made of them before."""
+    if file.name.endswith((".json", ".json.gz")):
+        raw = file.read_bytes()
+        return Summary.from_json((gzip.decompress(raw) if file.suffix == ".gz" else raw).decode())
+    return summarize(load(file), replicates=replicates)
 
 
 def _listing() -> str:
@@ -158,7 +169,7 @@ def run(argv: list[str]) -> None:
         return
     file = _records_file(arguments.records)
     try:
-        summary = summarize(load(file), replicates=arguments.replicates)
+        summary = _summary(file, arguments.replicates)
     except (ValueError, OSError, zlib.error) as error:
         raise BadInput(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
     for model in arguments.model or ():

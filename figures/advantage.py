@@ -10,13 +10,25 @@ import math
 from collections.abc import Iterable
 from statistics import median
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.stats import kendalltau
 
-from experiments.summary import NO_INTERVAL, Cell, Comparison, Measure, Summary, measure_of
+from experiments.summary import (
+    BROKEN,
+    DAMAGED,
+    NO_INTERVAL,
+    Cell,
+    Comparison,
+    Measure,
+    Summary,
+    measure_of,
+)
 from figures import style
 
+FADED = (DAMAGED, BROKEN)
 SYMLOG_FROM = 25.0  # largest |A| over its median: beyond, a linear axis hides most cells
 
 
@@ -27,7 +39,8 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
     sparsities = sorted({cell.sparsity for c in comparisons for cell in c.cells})
     colours = dict(zip(sparsities, style.ramp(len(sparsities)), strict=True))
     every = [cell for c in comparisons for cell in c.cells]
-    limit, threshold = _range(every, measure)
+    alike = [cell for c in summary.comparisons_on(scale) for cell in c.cells]
+    limit, threshold = _range(alike if _one_measure(summary, scale) else every, measure)
     title = f"{style.name(summary, model)}: {takeaway(comparisons)}"
     subtitle = _subtitle(summary, measure, threshold)
     with style.look():
@@ -45,14 +58,22 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
         _x_range([ax for _, ax in placed], every)
         _key(figure, colours, any(c.status in ("above", "below", "mixed") for c in every))
         over = f"intervals over {summary.mean_of}" if summary.mean_of else "bootstrap intervals"
-        bars = f"bars: {summary.level:.0%} {over}"
+        bands = f"bands: {summary.level:.0%} {over}"
         told = any(cell.low is not None for cell in every)
+        faded = any(cell.state in FADED for cell in every)
         style.foot(
             figure,
-            f"Points: bit widths (numbers); {bars if told else 'no intervals'}. "
-            "Tinted: the order PIH expects (the stronger method last) wins.",
+            f"Points: bit widths (numbers); {bands if told else 'no intervals'}. "
+            "τ: along the bits of each ratio.\nTinted: the order PIH expects (the stronger method "
+            "last) wins."
+            + (" Faded: not usable, the better order loses more than 0.1 nats." if faded else ""),
         )
     return figure
+
+
+def _one_measure(summary: Summary, scale: str) -> bool:
+    """Whether all models are compared by one measure, and so may share an axis."""
+    return len({c.measure for c in summary.comparisons_on(scale)}) == 1
 
 
 def takeaway(comparisons: Iterable[Comparison]) -> str:
@@ -131,12 +152,8 @@ def _axes(ax: Axes, comparison: Comparison, limit: float, threshold: float | Non
         (0.0, 0.5, -1e3, style.PRUNE_FIRST),
     ):
         ax.axvspan(0, x, low, high, color=colour, alpha=0.08, lw=0, zorder=0)
-    tau = comparison.tau
-    told = ""
-    if tau.value is not None:
-        told = f"  τ = {tau.value:.2f}".replace("-", "−")
-        if tau.low is not None and tau.high is not None:
-            told += f" [{tau.low:.2f}, {tau.high:.2f}]".replace("-", "−")
+    curves = (f"{s:.0%} {tau:+.1f}" for s, tau in taus_of_curves(comparison).items())
+    told = "τ: " + ",  ".join(curves).replace("-", "−")
     ax.set_title(f"{comparison.pruner} × {comparison.quantizer}")
     ax.set_title(told, loc="right", weight="normal", color=style.MUTED, size=8)
     # in the corners where PIH expects nothing
@@ -164,15 +181,36 @@ def _curve(ax: Axes, cells: list[Cell], colour: str, measure: Measure) -> None:
         return
     x = [float(cell.gap or 0.0) for cell in known]
     y = [cell.advantage * measure.factor for cell in known]
-    ax.plot(x, y, color=colour, lw=1.2, zorder=3)
+    ax.plot(x, y, color=colour, lw=1.2, zorder=3, alpha=0.45)
+    band = [(at, c.low, c.high) for at, c in zip(x, known, strict=True) if c.low is not None]
+    if band:
+        at_band, low, high = (np.array(part, float) for part in zip(*sorted(band), strict=True))
+        ax.fill_between(
+            at_band, low * measure.factor, high * measure.factor, color=colour, alpha=0.15, lw=0
+        )
     for cell, at, value in zip(known, x, y, strict=True):
+        alpha = 0.3 if cell.state in FADED else 1.0
         if cell.low is not None and cell.high is not None:
             ends = [cell.low * measure.factor, cell.high * measure.factor]
-            ax.plot([at, at], ends, color=colour, lw=0.9, alpha=0.7, zorder=2)
+            ax.plot([at, at], ends, color=colour, lw=0.9, alpha=0.7 * alpha, zorder=2)
         left, right = math.isinf(cell.gap_low), math.isinf(cell.gap_high)
         marker = {(True, False): "<", (False, True): ">", (True, True): "D"}.get((left, right), "o")
         face = "white" if left or right else colour
-        ax.plot(at, value, marker, color=colour, mfc=face, ms=4.5, mew=1.0, zorder=4)
+        ax.plot(at, value, marker, color=colour, mfc=face, ms=4.5, mew=1.0, zorder=4, alpha=alpha)
+
+
+def taus_of_curves(comparison: Comparison) -> dict[float, float]:
+    """Kendall's tau-b of A against the gap along the bits of every sparsity; of the means."""
+    found = {}
+    for sparsity in sorted({cell.sparsity for cell in comparison.cells}):
+        line = [c for c in comparison.cells if c.sparsity == sparsity]
+        # C*_P is one for all of them, so the gap's order is that of -C_Q, however censored
+        gaps = [-c.quantizer_ratio for c in line if c.quantizer_ratio is not None]
+        if len(gaps) == len(line) > 1:
+            tau = kendalltau(gaps, [c.advantage for c in line]).statistic
+            if math.isfinite(tau):
+                found[sparsity] = float(tau)
+    return found
 
 
 def _bit_labels(ax: Axes, comparison: Comparison, measure: Measure) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,6 +29,9 @@ from figures import style
 
 ROBUST = 0.8  # quantile of |A| at which the colours saturate: 2-bit cells would own the scale
 LETTER = {PRUNE_FIRST: "P", QUANTIZE_FIRST: "Q", EQUAL: "="}
+# where PIH changes its mind, and where the zero fraction does
+GAP_LINE = {"color": style.INK, "lw": 2.2, "solid_capstyle": "round"}
+ZERO_LINE = {"color": "#009E73", "lw": 2.2, "ls": (0, (1.2, 1.2))}
 HATCH = {UNDECIDED: "////", NO_INTERVAL: "...."}  # a strong colour must not pass for a finding
 
 
@@ -72,7 +76,8 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
         style.foot(
             figure,
             f"{marks}\nNumber: A in {style.unit(measure)}. Colours saturate at the {ROBUST:.0%} "
-            "quantile of |A|. Crossed: not measured.",
+            "quantile of |A|. Crossed: not measured.\nBlack line: above it PIH says quantize "
+            "first. Green dots: below it the quantizer alone zeroes at least the ratio.",
         )
     return figure
 
@@ -126,6 +131,41 @@ def _panel(
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.set_title(f"{comparison.pruner} × {comparison.quantizer}")
+    for says, line in ((_gap_says, GAP_LINE), (_zeros_say, ZERO_LINE)):
+        _border(ax, says, found, len(sparsities), len(bits), line)
+
+
+def _gap_says(cell: Cell) -> int:
+    """Of PIH: 1 quantize first, -1 prune first, 0 neither."""
+    return 1 if cell.gap_low > 0 else -1 if cell.gap_high < 0 else 0
+
+
+def _zeros_say(cell: Cell) -> int:
+    """Of the zero fraction."""
+    if cell.zero_fraction is None:
+        return 0
+    return 1 if cell.zero_fraction >= cell.sparsity - 1e-9 else -1
+
+
+def _border(
+    ax: Axes,
+    says: Callable[[Cell], int],
+    found: dict[tuple[int, int], Cell],
+    rows: int,
+    columns: int,
+    line: dict[str, Any],
+) -> None:
+    """Between cells of which a rule says one thing and those of which it says the other."""
+    for row in range(rows):
+        for column in range(columns):
+            here = found.get((row, column))
+            for other, ends in (
+                ((row, column + 1), ((column + 1, column + 1), (row, row + 1))),
+                ((row + 1, column), ((column, column + 1), (row + 1, row + 1))),
+            ):
+                there = found.get(other)
+                if here and there and says(here) * says(there) < 0:
+                    ax.plot(*ends, zorder=5, clip_on=False, **line)
 
 
 def _mark(ax: Axes, cell: Cell, x: float, y: float, norm: Normalize, measure: Measure) -> None:

@@ -9,19 +9,21 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.summary import Summary
-from figures import advantage, affine, heatmap, margins, phase
+from figures import advantage, affine, heatmap, margins, phase, rules
 
 SCALES = ("natural", "log", "kl")
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A kind of figure: one file a model and measure of performance."""
+    """A kind of figure: one file a model and measure of performance, or one a measure, of all
+    models (``whole``)."""
 
     name: str
     shows: str
     needs: str
     draw: Callable[[Summary, str, str], Figure]
+    whole: bool = False
 
 
 DRAWINGS = {
@@ -38,6 +40,13 @@ DRAWINGS = {
             "A(Q→P) over pruning ratio × bits: which order wins where, and by how much?",
             "orders PQ and QP",
             heatmap.draw,
+        ),
+        Drawing(
+            "rules",
+            "which rule names the order that wins, and A in one training against another",
+            "orders PQ and QP, each method alone, several training seeds",
+            lambda summary, model, scale: rules.draw(summary, scale),
+            whole=True,
         ),
     )
 }
@@ -60,6 +69,8 @@ class Job:
     scale: str
 
     def filename(self, format: str) -> str:
+        if self.drawing.whole:
+            return f"{self.drawing.name}-{self.scale}.{format}"
         model, scale = (
             "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
             for text in (self.model, self.scale)
@@ -78,6 +89,13 @@ def jobs(
     scales: by default the one that a model is usually judged on.
     """
     for name in names:
+        if DRAWINGS[name].whole:
+            judged = [t for t in summary.totals if t.model in models and t.rules]
+            wanted = scales or tuple(dict.fromkeys(map(summary.usual_scale, models)))
+            for scale in wanted:
+                if len(summary.seeds) > 1 and any(t.scale == scale for t in judged):
+                    yield Job(DRAWINGS[name], "", scale)
+            continue
         for model in models:
             for scale in scales or (summary.usual_scale(model),):
                 if summary.select(model, scale):

@@ -27,7 +27,7 @@ INK, MUTED, RULE = "#1A1A1A", "#6B6B6B", "#BDBDBD"
 DIVERGING = LinearSegmentedColormap.from_list(
     "prune_first_quantize_first", [PRUNE_FIRST, "#F6C9A8", "#FAFAFA", "#A9CFE6", QUANTIZE_FIRST]
 )
-FOOT = 0.75  # inches below the panels, for the key and how to read the marks
+FOOT = 0.85  # inches below the panels, for the key and how to read the marks
 FORMATS = ("png", "svg", "pdf")
 _RC = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine

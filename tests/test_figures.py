@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import gzip
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib.colors
+import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
@@ -17,7 +20,14 @@ import figures
 from experiments.analysis import summarize
 from experiments.analysis.variants import order_of
 from experiments.records import RecordLog
-from experiments.summary import EQUAL, NO_INTERVAL, PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED
+from experiments.summary import (
+    EQUAL,
+    NO_INTERVAL,
+    PRUNE_FIRST,
+    QUANTIZE_FIRST,
+    UNDECIDED,
+    Summary,
+)
 from figures import advantage, heatmap, style
 from figures.__main__ import main
 from figures.manifest import DRAWINGS, jobs
@@ -26,6 +36,7 @@ from tests.synthetic import amount_of, identified, make_study
 GRID = {"pruners": ("magnitude", "wanda"), "quantizers": ("gptq", "rtn"), "clusters": 40}
 RECORDS = make_study(offset=-0.05, seeds=(0,), **GRID)
 SUMMARY = summarize(RECORDS, replicates=60)
+PER_MODEL = [drawing for drawing in DRAWINGS.values() if not drawing.whole]
 TEXT, IMAGES = "llama-docs", "resnet-digits"
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
 
@@ -183,6 +194,93 @@ def test_a_range_that_explodes_gets_a_symmetric_log_axis():
     assert "−5e4" in [t for ax in heatmap.draw(wild, TEXT, "log").axes for t in texts(ax)]
 
 
+def replicated() -> Summary:
+    """Three trainings of a world where PIH holds, with what the quantizer alone zeroes."""
+    records = make_study(
+        models={"m": "text", "n": "text"}, pruners=["wanda"], seeds=(0, 1, 2), clusters=40
+    )
+    zeros = {8: 0.01, 6: 0.05, 5: 0.1, 4: 0.2, 3: 0.55, 2: 0.75}
+    return summarize(
+        [
+            r | {"zero_fraction": zeros[amount_of(r, "bits")]}
+            if [s["name"] for s in r["stages"]] in (["gptq"], ["rtn"])
+            else r
+            for r in records
+        ],
+        replicates=20,
+    )
+
+
+def test_rules_and_trainings_are_those_of_the_summary(tmp_path, capsys):
+    summary = replicated()
+    figure = DRAWINGS["rules"].draw(summary, "", "log")
+    totals = [t for t in summary.totals if t.scale == "log" and t.model]
+    assert [ax.get_title(loc="left") for ax in figure.axes[::2]] == [t.model for t in totals]
+    for ax, total in zip(figure.axes[::2], totals, strict=True):
+        points = [line for line in ax.lines if line.get_marker() == "o"]
+        shares = [rule.right.value for rule in reversed(total.rules)]
+        assert [p.get_xdata()[0] for p in points] == shares
+        assert [f"{x:.0%}" for x in shares] == texts(ax)
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        assert names == [rule.name for rule in reversed(total.rules)]
+    for ax, total in zip(figure.axes[1::2], totals, strict=True):
+        (points,) = (line for line in ax.lines if line.get_marker() == "o")
+        cells = [c for x in summary.select(total.model, "log") for c in x.cells]
+        first, second = points.get_xdata(), points.get_ydata()
+        assert sorted(first) == sorted(a for c in cells for a in c.advantage_by_run)
+        assert sorted(second) == sorted(first)
+        assert first[1] == second[0] == cells[0].advantage_by_run[1]
+    gap = totals[0].rules[0]
+    assert any(f"PIH's gap in {gap.right.value:.0%}" in t.get_text() for t in figure.texts)
+    with gzip.open(tmp_path / "stored.json.gz", "wt", encoding="utf-8") as file:
+        file.write(summary.to_json())
+    out = tmp_path / "out"
+    arguments = ["--records", str(tmp_path / "stored.json.gz"), "--out", str(out)]
+    assert main(["rules", *arguments, "--measure", "log"]) == 0
+    assert [path.name for path in out.iterdir()] == ["rules-log.png"]
+    assert main(["heatmap", *arguments, "--measure", "log", "--model", "m"]) == 0
+    drawn = heatmap.draw(summary, "m", "log")
+    assert (out / "heatmap-m-log.png").read_bytes() == style.to_bytes(drawn, "png")
+    capsys.readouterr()
+    (tmp_path / "wrong.json").write_text("{}")
+    assert main(["--records", str(tmp_path / "wrong.json"), "--out", str(out)]) == 2
+    assert "wrong.json: no summary of a study" in capsys.readouterr().err
+
+
+def test_the_heat_map_draws_where_rules_change_their_mind():
+    summary = replicated()
+    (comparison,) = (c for c in summary.select("m", "log") if c.quantizer == "rtn")
+    figure = heatmap.draw(summary, "m", "log")
+    (ax,) = (ax for ax in figure.axes if ax.get_title(loc="left") == "wanda × rtn")
+    rows = sorted({c.sparsity for c in comparison.cells})
+    columns = sorted({c.bits for c in comparison.cells}, reverse=True)
+    at = {(rows.index(c.sparsity), columns.index(c.bits)): c for c in comparison.cells}
+
+    def zeros_say(cell):
+        return cell.zero_fraction >= cell.sparsity
+
+    expected = sum(
+        zeros_say(cell) != zeros_say(at[other])
+        for (row, column), cell in at.items()
+        for other in ((row + 1, column), (row, column + 1))
+        if other in at
+    )
+    green = [line for line in ax.lines if line.get_color() == heatmap.ZERO_LINE["color"]]
+    assert len(green) == expected > 0
+    assert [line for line in ax.lines if line.get_color() == style.INK]  # and PIH's
+
+
+def test_taus_of_curves_are_of_the_means():
+    (comparison,) = (c for c in replicated().select("m", "log") if c.quantizer == "rtn")
+    taus = advantage.taus_of_curves(comparison)
+    assert taus.keys() == {c.sparsity for c in comparison.cells}
+    for sparsity, tau in taus.items():
+        line = [c for c in comparison.cells if c.sparsity == sparsity]
+        by_bits = [c.advantage for c in sorted(line, key=lambda c: c.bits)]
+        pairs = [np.sign(b - a) for a, b in itertools.combinations(by_bits, 2)]
+        assert tau == pytest.approx(np.mean(pairs))
+
+
 def test_titles_come_from_the_data():
     chosen = SUMMARY.select(TEXT, "log")
     right = sum(c.score.pih for c in chosen)
@@ -202,7 +300,7 @@ def test_figures_say_what_a_ratio_is_and_which_model_is_at_chance():
     told = [t.get_text() for t in advantage.draw(SUMMARY, TEXT, "log").texts]
     assert any("C = dense bits / stored bits" in text for text in told)
     lost = dataclasses.replace(SUMMARY, at_chance=(TEXT,))
-    for drawing in DRAWINGS.values():
+    for drawing in PER_MODEL:
         for summary, chance in ((SUMMARY, False), (lost, True)):
             titles = [t.get_text() for t in drawing.draw(summary, TEXT, "log").texts]
             assert any("dense model at chance" in " ".join(t.split()) for t in titles) == chance
@@ -253,7 +351,7 @@ def test_the_two_winners_differ_for_every_eye():
 def test_command_line_writes_whole_files(study, tmp_path, capsys):
     out = tmp_path / "new" / "figures"
     assert main(["--records", str(study), "--out", str(out), "--replicates", "20"]) == 0
-    names = {f"{name}-{model}-natural.png" for name in DRAWINGS for model in (TEXT, IMAGES)}
+    names = {f"{d.name}-{model}-natural.png" for d in PER_MODEL for model in (TEXT, IMAGES)}
     assert {p.name for p in out.iterdir()} == names  # and no temporary file left
     assert {Path(line).name for line in capsys.readouterr().out.splitlines()} == names
     for path in out.iterdir():
@@ -279,10 +377,10 @@ def test_policies_get_figures_of_their_own(tmp_path, capsys):
     options = ["--replicates", "20", "--measure", "kl"]
     assert main(["--records", str(path), "--out", str(out), *options]) == 0
     assert {p.name for p in out.iterdir()} == {
-        f"{name}-m--norms-{norms}--kl.png" for name in DRAWINGS for norms in ("keep", "reestimate")
+        f"{d.name}-m--norms-{norms}--kl.png" for d in PER_MODEL for norms in ("keep", "reestimate")
     }
     summary = summarize(records, replicates=20)
-    for drawing in DRAWINGS.values():  # with sums, the divergence has intervals
+    for drawing in PER_MODEL:  # with sums, the divergence has intervals
         told = [t.get_text() for t in drawing.draw(summary, "m [norms=keep]", "kl").texts]
         assert not any("no interval" in text for text in told)
         assert any("m [norms=keep]" in " ".join(text.split()) for text in told)
@@ -300,7 +398,7 @@ def test_a_measure_of_ones_own_is_drawn_without_being_asked_for(tmp_path, capsys
     for i, measure in enumerate(([], ["--measure", "own:a/b"], ["--measure", "all"])):
         assert main([*arguments, str(tmp_path / str(i)), *measure]) == 0
         found = {p.name for p in (tmp_path / str(i)).iterdir()}
-        assert found == {f"{name}-m-own-a-b.png" for name in DRAWINGS}
+        assert found == {f"{d.name}-m-own-a-b.png" for d in PER_MODEL}
     capsys.readouterr()
     assert main([*arguments, str(tmp_path / "none"), "--measure", "own:c"]) == 2
     assert "--measure own:c: " in capsys.readouterr().err

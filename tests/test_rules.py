@@ -170,7 +170,7 @@ def test_a_world_where_the_zero_fraction_decides():
     usable = [at for at, cell in cells.items() if cell.state == USABLE]
     assert 0 < len(usable) < 9
     wrong = len([at for at in usable if at in first]) / len(usable)
-    assert rules[PRUNE].regret.value == pytest.approx(wrong * 0.012, rel=1e-5)  # the mean over five seeds
+    assert rules[PRUNE].regret.value == pytest.approx(wrong * 0.012, rel=1e-5)
     assert rules[QUANTIZE].regret.value == pytest.approx((1 - wrong) * 0.012, rel=1e-5)
     assert rules[PRUNE].regret.low < wrong * 0.012 < rules[PRUNE].regret.high
     assert total.added_by_gap.value == pytest.approx(0)
