@@ -46,10 +46,10 @@ examples:
   python -m experiments list
       the studies and the models there are
   python -m experiments run embedded
-      train three small models (once), run 3 pruners x 2 quantizers in both orders over
-      5 sparsities x 6 bit widths, print what was found, draw it
-  python -m experiments run embedded --seeds 3
-      the same on three trainings of each model; what is there already is kept
+      train four small models five times (once), run 2 pruners x 2 quantizers in both orders over
+      3 sparsities x 4 bit widths under 3 calibration draws, print what was found, draw it
+  python -m experiments run embedded --seeds 10
+      the same on ten trainings of each model; what is there already is kept
   python -m experiments run my_study.py --models llama-text --text notes.txt
       your own grid (a file that defines STUDY) on your own text
   python -m experiments report results/embedded

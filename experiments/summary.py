@@ -308,6 +308,7 @@ class Total:
     # and under "cells" how many cells
     rules: tuple[Rule, ...] = ()
     added_by_gap: Estimate = NOTHING  # to the zero fraction: rules.added_by_gap
+    margin: Estimate = NOTHING  # the zero fraction's share of won cells less prune first's
 
 
 @dataclass(frozen=True)

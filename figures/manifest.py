@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.summary import Summary
-from figures import advantage, affine, heatmap, margins, phase, rules
+from figures import advantage, affine, heatmap, margins, phase, rules, zeros
 
 SCALES = ("natural", "log", "kl")
 
@@ -40,6 +40,12 @@ DRAWINGS = {
             "A(Q→P) over pruning ratio × bits: which order wins where, and by how much?",
             "orders PQ and QP",
             heatmap.draw,
+        ),
+        Drawing(
+            "zeros",
+            "A(Q→P) against what the quantizer alone sends to 0, less the ratio: who wins where?",
+            "orders PQ and QP, and each quantizer alone",
+            zeros.draw,
         ),
         Drawing(
             "rules",

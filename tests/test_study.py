@@ -192,7 +192,7 @@ def test_a_study_file_imports_its_neighbours_and_prints_to_stderr(tmp_path, caps
 
 
 def test_every_study_of_the_package_is_one_and_says_what_it_is():
-    assert {"embedded", "choices", "protocols", "norms", "snap"} <= set(names())
+    assert {"start", "embedded", "choices", "conditions", "zeros", "protocols"} <= set(names())
     for name, description in builtin().items():
         study = find(name)
         assert (study.name, study.description) == (name, description)

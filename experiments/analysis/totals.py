@@ -13,7 +13,7 @@ from experiments.analysis.contrasts import Compared
 from experiments.analysis.replicates import discoveries
 from experiments.analysis.replication import estimate_over, replication
 from experiments.analysis.rows import mean_of_defined
-from experiments.analysis.rules import GAP, RULES, ZEROS, added_by_gap, regret, share_right
+from experiments.analysis.rules import GAP, PRUNE, RULES, ZEROS, added_by_gap, regret, share_right
 from experiments.summary import (
     ALONG_BITS,
     ALONG_RATIO,
@@ -78,6 +78,7 @@ def totals_of(
                 states=_states(mine),
                 rules=_rules(mine, ids, level),
                 added_by_gap=_over_runs(_added, mine, ids, level),
+                margin=_over_runs(_margin, mine, ids, level),
             )
 
 
@@ -169,6 +170,12 @@ def _over_runs(
 
 def _added(run: _OfRun) -> float:
     return added_by_gap(run.said[GAP], run.said[ZEROS], run.sign)
+
+
+def _margin(run: _OfRun) -> float:
+    """Over all won cells, those included of which the gap says nothing."""
+    zeros, prune = (share_right(run.said[rule], run.sign) for rule in (ZEROS, PRUNE))
+    return zeros - prune
 
 
 def _rules(mine: list[Compared], ids: list[tuple[int, int]], level: float) -> tuple[Rule, ...]:

@@ -1,0 +1,282 @@
+"""What studies with replicates found, as Markdown: the README's tables.
+
+Reads summaries (:class:`experiments.summary.Summary`) and computes nothing but counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.analysis.replicates import discoveries
+from experiments.analysis.rules import GAP, PRUNE, ZEROS
+from experiments.report.table import changed_verdicts, setting_name
+from experiments.summary import (
+    CLAIMS,
+    NO_VERDICT,
+    PRUNE_FIRST,
+    QUANTIZE_FIRST,
+    USABLE,
+    Cell,
+    Choice,
+    Comparison,
+    Estimate,
+    Summary,
+    Total,
+    Verdict,
+)
+
+SCALE = "log"  # M = -NLL, for every kind of model
+CONTROL = 12  # bits, where the order must not matter
+FALSE = 0.05  # of the winners
+
+
+def percent(part: float, whole: float = 1) -> str:
+    return f"{part / whole:.0%}" if whole else "–"
+
+
+def estimate(e: Estimate, form: str = "+.2f") -> str:
+    if e.value is None:
+        return "–"
+    ends = "" if e.low is None or e.high is None else f" [{e.low:{form}}, {e.high:{form}}]"
+    return f"{e.value:{form}}{ends}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The first ``left`` columns are aligned to the left, the others to the right."""
+    rule = "|" + "---|" * left + "--:|" * (len(head) - left)
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _totals(summary: Summary) -> list[Total]:
+    return [t for t in summary.totals if t.scale == SCALE and t.model]
+
+
+def _said(summary: Summary, model: str, claim: str) -> Verdict | None:
+    asked = (model, claim, SCALE)
+    return next((v for v in summary.verdicts if (v.model, v.claim, v.scale) == asked), None)
+
+
+def _seeds(summary: Summary) -> str:
+    return f"{summary.seeds[0]} to {summary.seeds[-1]}"
+
+
+# ------------------------------------------------------------------------- what survives
+
+
+def survives(summaries: Sequence[Summary]) -> list[str]:
+    """The verdicts on PIH of trainings that have nothing in common, side by side."""
+    head = ["model, trainings", *CLAIMS, "cells usable", "prune first", "quantize first"]
+    head += ["another run agrees", "and contradicts"]
+    rows, spread = [], []
+    for first in _totals(summaries[0]):
+        for summary in summaries:
+            total = next((t for t in _totals(summary) if t.model == first.model), None)
+            if total is None:
+                continue
+            name = f"{total.model}, {_seeds(summary)}"
+            rows.append([name, *_claims(summary, total), *_counts(total)])
+            parts = total.spread.seed, total.spread.draw, total.spread.both, total.spread.examples
+            spread.append([name, *("–" if x is None else f"{x:.2g}" for x in parts)])
+    told = ["training", "calibration draw", "both together", "the mean, by test examples"]
+    trained, drawn = (len(summaries[0].seeds), len(summaries[0].draws))
+    return [
+        *_headline(summaries),
+        "",
+        *table(head, rows, left=1 + len(CLAIMS)),
+        *_apart(summaries),
+        "",
+        f"Each row: {trained} trainings × {drawn} calibration draws, M = −NLL; "
+        f"{sum(s.ok for s in summaries)} compressed models in all. Usable: the better order loses "
+        "at most 0.1 nats. Prune first, quantize first: cells won at a rate of false winners of "
+        f"{FALSE:.0%}. The control, {CONTROL} bits: the largest mean |A| of a cell is "
+        f"{max(map(_control, summaries)):.2g} nats.",
+        "",
+        *table(["what A moves by, nats (root mean square over cells)", *told], spread),
+    ]
+
+
+def _claims(summary: Summary, total: Total) -> list[str]:
+    found = []
+    for claim in CLAIMS:
+        v = _said(summary, str(total.model), claim)
+        value = "–" if v is None else estimate(Estimate(v.value, v.low, v.high))
+        found.append(f"{value} {NO_VERDICT if v is None else v.verdict}")
+    return found
+
+
+def _counts(total: Total) -> list[str]:
+    won, again = total.discoveries, total.replication
+    usable = total.states.get(USABLE, {}).get("cells", 0)
+    return [
+        f"{usable} of {total.cells}",
+        str(won.get(PRUNE_FIRST, 0)),
+        str(won.get(QUANTIZE_FIRST, 0)),
+        percent(again.won, again.asked),
+        percent(again.lost, again.asked),
+    ]
+
+
+def _control(summary: Summary) -> float:
+    cells = (cell for c in summary.comparisons_on(SCALE) for cell in c.cells)
+    return max((abs(cell.advantage) for cell in cells if cell.bits == CONTROL), default=0.0)
+
+
+def _headline(summaries: Sequence[Summary]) -> list[str]:
+    """A line a claim: what all trainings say of it, by model."""
+    lines = []
+    for claim in CLAIMS:
+        told: dict[str, list[str]] = {}
+        for total in _totals(summaries[0]):
+            said = (_said(s, str(total.model), claim) for s in summaries)
+            words = dict.fromkeys(NO_VERDICT if v is None else v.verdict for v in said)
+            told.setdefault(", then ".join(words), []).append(str(total.model))
+        lines.append(f"- **{claim}**: " + "; ".join(f"{k} on {', '.join(told[k])}" for k in told))
+    return lines
+
+
+def _apart(summaries: Sequence[Summary]) -> list[str]:
+    """A line where two intervals of one number do not meet: one of them at least is too short."""
+    found = []
+    for total in _totals(summaries[0]):
+        for claim in CLAIMS:
+            said = [v for s in summaries if (v := _said(s, str(total.model), claim))]
+            lows, highs = ([x for v in said if (x := getattr(v, end)) is not None] for end in ENDS)
+            if lows and max(lows) > min(highs):
+                found.append(f"{claim} of {total.model}")
+    if not found:
+        return []
+    return ["", f"Intervals that do not overlap (chance, or one is too short): {', '.join(found)}."]
+
+
+ENDS = ("low", "high")
+
+
+def rules(summaries: Sequence[Summary]) -> list[str]:
+    """Of every rule that names the order beforehand: how often it is right, and what it costs."""
+    names = list(dict.fromkeys(r.name for t in _totals(summaries[0]) for r in t.rules))
+    rows = []
+    for first in _totals(summaries[0]):
+        for summary in summaries:
+            total = next((t for t in _totals(summary) if t.model == first.model), None)
+            if total is not None:
+                found = {rule.name: rule for rule in total.rules}
+                cells = [
+                    f"{estimate(found[n].right, '.0%')}, {1000 * (found[n].regret.value or 0):.1f}"
+                    if n in found
+                    else "–"
+                    for n in names
+                ]
+                rows.append([f"{total.model}, {_seeds(summary)}", *cells])
+    return [
+        *table(["model, trainings", *names], rows),
+        "",
+        "Share of a run's won cells whose winner the rule names, then what following it loses to "
+        "the better order, in thousandths of a nat a usable cell.",
+    ]
+
+
+# ------------------------------------------------------------------------- which choice decides
+
+
+def choices(summaries: Sequence[Summary]) -> list[str]:
+    """One table: what every unsaid choice does to A, beside what the order does."""
+    found = [c for summary in summaries for c in summary.choices if c.scale == SCALE]
+    models = list(dict.fromkeys(c.model for c in found))
+    by_choice: dict[tuple[str, str], dict[str, Choice]] = {}
+    for c in found:
+        by_choice.setdefault((setting_name(c), c.usual), {})[c.model] = c
+    head = ["choice (instead of)"]
+    for model in models:
+        head += [f"{model}: moves A by, 1e-3 nats", "/ \\|A\\|", "won: kept/lost/open", "verdicts"]
+    rows = []
+    for (name, usual), mine in by_choice.items():
+        row = [f"{name} ({usual})"]
+        for model in models:
+            row += _choice(mine[model]) if model in mine else ["–"] * 4
+        rows.append(row)
+    return table(head, rows)
+
+
+def _choice(c: Choice) -> list[str]:
+    size = Estimate(*(None if x is None else 1000 * x for x in (c.moved.value, *_ends(c.moved))))
+    ratio = f"{c.moved.value / c.order.value:.2f}" if c.moved.value and c.order.value else "0"
+    fates = f"{c.kept}/{c.lost}/{c.won - c.kept - c.lost}"
+    return [estimate(size, ".2g"), ratio, fates, "; ".join(changed_verdicts(c)) or "same"]
+
+
+def _ends(e: Estimate) -> tuple[float | None, float | None]:
+    return e.low, e.high
+
+
+# ------------------------------------------------------------------------- the zero fraction
+
+
+def zeros(summaries: Sequence[Summary]) -> list[str]:
+    """The causal test: who wins where the quantizer alone zeroes the ratio, and where it does
+    not, by grid."""
+    rows, verdicts = [], []
+    for summary in summaries:
+        for total in _totals(summary):
+            comparisons = summary.select(str(total.model), SCALE)
+            rows += _by_grid(str(total.model), comparisons)
+            verdicts.append(_prediction(total))
+    head = ["model", "grid", "zeroed alone, 4 / 3 bits", "cells with Z ≥ ratio"]
+    head += ["quantize first wins", "prune first wins", "cells with Z < ratio"]
+    head += ["quantize first wins", "prune first wins"]
+    return [*table(head, rows, left=2), "", *verdicts]
+
+
+def _by_grid(model: str, comparisons: Sequence[Comparison]) -> list[list[str]]:
+    every = [(grid_of(c), cell) for c in comparisons for cell in c.cells]
+    p = np.array([np.nan if cell.p is None else cell.p for _, cell in every])
+    won = discoveries(p, FALSE)
+    rows = []
+    for grid in dict.fromkeys(name for name, _ in every):
+        mine = [(cell, w) for (name, cell), w in zip(every, won, strict=True) if name == grid]
+        widths = sorted({cell.bits for cell, _ in mine}, reverse=True)
+        fractions = [_mean([c.zero_fraction for c, _ in mine if c.bits == b]) for b in widths]
+        row = [model, grid, " / ".join(map(percent, fractions))]
+        for above in (True, False):
+            here = [(cell, w) for cell, w in mine if _zeroes(cell) == above]
+            wins = Counter(cell.advantage > 0 for cell, w in here if w)
+            row += [str(len(here)), str(wins[True]), str(wins[False])]
+        rows.append(row)
+    return rows
+
+
+def grid_of(comparison: Comparison) -> str:
+    """What sets its grid apart from the usual one, in the study's words."""
+    told = {k.rpartition(": ")[2]: v for k, v in comparison.settings.items()}
+    usual = {"per": "row", "clip": "absmax", "convention": "half"}
+    changed = [f"{k}={v}" for k, v in told.items() if usual.get(k, v) != v]
+    return ", ".join(changed) or "usual (row, absmax, half)"
+
+
+def _zeroes(cell: Cell) -> bool:
+    return cell.zero_fraction is not None and cell.zero_fraction >= cell.sparsity - 1e-9
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [x for x in values if x is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _prediction(total: Total) -> str:
+    """A line on whether the prediction of the study file came true."""
+    shares = {rule.name: rule.right for rule in total.rules}
+    margin, added = total.margin, total.added_by_gap
+    if margin.low is None or margin.high is None:
+        came = "cannot be judged"
+    else:
+        came = "came true" if margin.low > 0 else "failed" if margin.high < 0 else "is undecided"
+    return (
+        f"- **{total.model}**: the prediction {came}: the zero fraction names the winner in "
+        f"{estimate(shares[ZEROS], '.0%')} of won cells, PIH's gap in "
+        f"{estimate(shares[GAP], '.0%')}, always pruning first in {estimate(shares[PRUNE], '.0%')} "
+        f"(of all won cells, the zero fraction over pruning first: {estimate(margin, '+.0%')}). "
+        "What the gap adds where the zero fraction says one thing: quantize first wins "
+        f"{estimate(added, '+.0%')} more often where pruning is the stronger."
+    )
