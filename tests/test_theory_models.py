@@ -19,8 +19,8 @@ from tests.conftest import numpy_init
 from theory.maths import outputs
 from theory.maths.norms import spectral_norm
 from theory.models import measure as assumptions
-from theory.models import noise
-from theory.models.findings import findings, fit
+from theory.models import noise, signs
+from theory.models.findings import LAWS, findings, fit
 from theory.statements.propagation import claims as propagation
 from theory.statements.propagation import measure as propagation_measure
 
@@ -150,6 +150,82 @@ def test_the_correlation_ratio():
     assert noise.correlation_ratio(np.zeros(5000), w) == 0
 
 
+# ---------------------------------------------------------------------------- the order in a layer
+
+
+def naive(w: np.ndarray, q: np.ndarray, removed: int, draws: int = 400) -> float:
+    """A(Q->P) over ||w||^2 by doing both, ties broken at random."""
+    pruned = np.argsort(np.abs(w))[:removed]
+    first = q.copy()
+    first[pruned] = 0
+    lost = [((first - w) ** 2).sum()]
+    rng = RNG(5)
+    for _ in range(draws):
+        order = np.lexsort((rng.random(w.size), np.abs(q)))[:removed]
+        second = q.copy()
+        second[order] = 0
+        lost.append(((second - w) ** 2).sum())
+    return (lost[0] - np.mean(lost[1:])) / (w @ w)
+
+
+@pytest.mark.parametrize("sparsity", [0.05, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_the_order_in_a_layer_is_what_doing_both_gives(sparsity, offset):
+    w = RNG(1).normal(size=(8, 50))
+    step = np.abs(w).max(1, keepdims=True) / 3.5
+    q = (np.round(w / step - offset) + offset) * step
+    told = signs.order_in_a_layer(w, q, sparsity)
+    expected = naive(w.ravel(), q.ravel(), int(w.size * sparsity))
+    assert told["advantage"] == pytest.approx(expected, abs=2e-4)
+    assert told["zero"] == np.mean(q == 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_rounding_zeroes_the_ratio_quantizing_first_never_loses(seed):
+    """Any weights, any steps, a grid with 0: no point is nearer than the nearest."""
+    rng = RNG(seed)
+    w = rng.standard_t(3, size=(6, 40))
+    q = np.round(w / (step := rng.uniform(0.3, 3, size=(6, 1)))) * step
+    zero = np.mean(q == 0)
+    for sparsity in np.linspace(0.02, zero, 6):
+        assert signs.order_in_a_layer(w, q, float(sparsity))["advantage"] >= -1e-15
+
+
+def test_with_one_step_pruning_first_never_loses():
+    w = RNG(2).normal(size=4000)
+    q = np.round(w / 0.7) * 0.7
+    beyond = [signs.order_in_a_layer(w, q, p)["advantage"] for p in (0.3, 0.4, 0.5, 0.7)]
+    assert max(beyond) < 0
+    assert signs.order_in_a_layer(w, q, 0.2)["advantage"] == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("tied", [-0.5, 0.0, 1.0])
+def test_the_beta_law_is_the_known_one(tied):
+    """Normal weights, independent noise: A = -2 v t phi(t) a weight (theorem 2b). A quantizer
+    whose error the score sees (``tied``) moves beta, and the law follows."""
+    rng, v, p = RNG(3), 1e-3, 0.5
+    w = rng.normal(size=400_000)
+    noise = np.sqrt(v) * rng.normal(size=w.size)
+    t, energy = 0.67448975, float(w @ w) / w.size
+    q = w + noise
+    told = signs.order_in_a_layer(w, q, p)
+    density = np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi)
+    assert told["predicted"] * energy == pytest.approx(-2 * v * t * density, rel=0.05)
+    assert told["advantage"] == pytest.approx(told["predicted"], rel=0.1)
+    a, by_rank = w**2, np.argsort(w**2)
+    delta = 0.05 * rng.normal(size=w.size)
+    beta, _ = signs.beta_law(a, delta, tied * delta + v, by_rank, int(p * w.size))
+    assert beta == pytest.approx(tied, abs=0.01)
+
+
+def test_nothing_is_predicted_where_nothing_changes():
+    w = RNG(4).normal(size=300)
+    told = signs.order_in_a_layer(w, w, 0.5)
+    assert told["advantage"] == pytest.approx(0, abs=1e-15)
+    assert np.isnan(told["predicted"])
+    assert signs.order_in_a_layer(w, np.round(w), 0.0)["advantage"] == 0
+
+
 # ----------------------------------------------------------------------------------- on models
 
 
@@ -267,6 +343,21 @@ def test_verdicts_follow_the_numbers(deep):
             for x in deep["layers"]
         ]
         return deep | {"layers": layers}
+
+    def with_orders(*advantages: float) -> dict:
+        zero = [0.1, 0.3, 0.3]
+        columns = {"grid": ["row"] * 3, "sparsity": [0.2] * 3, "zero": zero}
+        columns |= {"advantage": list(advantages), "predicted": [None, 1.0, -1.0]}
+        return deep | {"layers": [x | {"orders": columns} for x in deep["layers"]]}
+
+    zeros, beta = (f"in a layer alone, {law}" for law in LAWS)
+    for advantages, verdicts in (
+        ((-1.0, 1.0, 0.0), ("holds", "holds")),
+        ((-1.0, 1.0, 1.0), ("holds", "false")),
+        ((1.0, 1.0, -1.0), ("false", "false")),
+    ):
+        judged = told(with_orders(*advantages))
+        assert (judged[zeros], judged[beta]) == verdicts
 
     for measure, rule in (
         ("mean", "zero mean"),

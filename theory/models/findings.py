@@ -103,6 +103,7 @@ def findings(results: Mapping[str, Record]) -> tuple[Finding, ...]:
             _linearity(name, result),
             _prediction(name, result),
             *_noise(name, result),
+            *_orders(name, result),
         ]
     return tuple(found)
 
@@ -271,3 +272,44 @@ def _noise(model: str, result: Record) -> list[Finding]:
             )
         )
     return found
+
+
+def _orders(model: str, result: Record) -> list[Finding]:
+    """The two laws of :mod:`theory.models.signs`, on every layer and setting where A is not 0."""
+    tables = [layer["orders"] for layer in result["layers"] if "orders" in layer]
+    rows = [
+        dict(zip(columns, row, strict=True))
+        for columns in tables
+        for row in zip(*columns.values(), strict=True)
+    ]
+    cases = [case for case in rows if abs(case["advantage"]) > RESOLUTION]
+    if not cases:
+        return []
+    found = []
+    for law, says in LAWS.items():
+        grids: dict[str, list[bool]] = {}
+        for case in cases:
+            grids.setdefault(case["grid"], []).append(says(case) == (case["advantage"] > 0))
+        right, total = sum(map(sum, grids.values())), len(cases)
+        first = sum(case["advantage"] > 0 for case in cases)
+        found.append(
+            Finding(
+                f"{model}: in a layer alone, {law}",
+                verdict(right == total, right / total >= 1 - WITHIN),
+                f"right in {right} of {total} layers x grids x widths x ratios where A is not 0 "
+                f"({first} of them are won by quantizing first); narrower: in {1 - WITHIN:.0%}",
+                {"share right": _short(right / total), "cases": float(total)},
+                ("grid", "cases", "share right"),
+                tuple((g, len(x), _short(sum(x) / len(x))) for g, x in grids.items()),
+            )
+        )
+    return found
+
+
+RESOLUTION = 1e-6  # of ||w||^2: below, A is 0 in float32
+LAWS = {
+    "quantize first wins where rounding zeroes at least the ratio, and nowhere else": lambda case: (
+        case["zero"] >= case["sparsity"] - 1e-9
+    ),
+    "the beta law (N2) names the winner": lambda case: (case["predicted"] or 0) > 0,
+}

@@ -2,8 +2,9 @@
 
 [K] (Kim et al., arXiv 2603.18426) assumes (a) that the errors of layers add up and (b) that
 M(phi) - M(f(phi)) = kappa E(f) with one kappa; its second theorem that quantization noise is
-symmetric, of zero mean, and independent of the weights. Here M = -KL(dense || compressed), see
-:mod:`theory.maths.outputs`, and E = E||dW x||^2 = tr(dW H dW^T), H = E[x x^T] of the dense model's
+symmetric, of zero mean, and independent of the weights. Of each layer alone, besides, which order
+wins and what two laws say of it (:mod:`theory.models.signs`). Here M = -KL(dense || compressed)
+(:mod:`theory.maths.outputs`) and E = E||dW x||^2 = tr(dW H dW^T), H = E[x x^T] of the dense model's
 inputs. Layers are compressed one at a time and all together, by rounding to nearest (a scale a
 row) and by magnitude pruning (over the layer).
 
@@ -13,6 +14,7 @@ Any model goes through :mod:`perturb.network`; verdicts are in :mod:`theory.mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,13 +23,13 @@ import numpy as np
 from jax import Array
 
 from perturb import RTN, network, sources
-from perturb.grid import expand
+from perturb.grid import GridSpec, expand
 from perturb.measure import errors
 from perturb.measure.outputs import kl_divergence
 from perturb.types import Moments
 from theory import compressors
 from theory.maths import outputs
-from theory.models import noise
+from theory.models import noise, signs
 from theory.models.findings import Record, fits
 
 Progress = Callable[[str, float], None]  # what is being measured, and the fraction done
@@ -39,6 +41,13 @@ BITS = (2, 3, 4, 6, 8)
 SPARSITIES = (0.1, 0.3, 0.5, 0.7)
 SETTINGS = compressors.names(BITS, SPARSITIES)
 NOISE_BITS = (2, 3, 4, 8)
+GRIDS = {  # for _orders
+    "row": GridSpec(),
+    "row, full": GridSpec(convention="full"),
+    "row, no 0": GridSpec(convention="midrise"),
+    "tensor": GridSpec(per="tensor"),
+}
+ORDER_BITS, ORDER_SPARSITIES = (4, 3), (0.05, 0.15, 0.3, 0.5)
 KEPT = ("RTN 4", "magnitude 50 %")  # settings whose interaction matrices are recorded
 PREDICTIONS = 3072  # at most; so many tell the KL to a few per cent
 FLOATS = 2**25  # of all layers' J dW at once; batches are cut to it
@@ -193,10 +202,10 @@ def _errors(dense: Array, after: Array, stats: Moments) -> tuple[Array, Array, A
     return energy, errors.output_error(change, stats), jnp.sum(change**2, (-2, -1))
 
 
-@jax.jit
-def _rounded(w: Array, bits: Array) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames=("spec",))
+def _rounded(w: Array, bits: Array, spec: GridSpec) -> tuple[Array, Array]:
     """Q(w) and the step of every weight, both [out, in]."""
-    layer = compressors.compress(RTN(bits), compressors.start(w), w)
+    layer = compressors.compress(RTN(bits, spec), compressors.start(w), w)
     assert layer.grid is not None
     return layer.weight, expand(layer.grid, w.shape[-1])[0]
 
@@ -211,10 +220,25 @@ def _layer(name: str, w: Array, after: Array, stats: Moments, predictions: int) 
         "error": error.tolist(),
         "change": weight.tolist(),  # ||dW||^2
         "noise": {
-            str(b): noise.describe(*jax.device_get((w, *_rounded(w, jnp.asarray(b)))))
+            str(b): noise.describe(*jax.device_get((w, *_rounded(w, jnp.asarray(b), GRIDS["row"]))))
             for b in NOISE_BITS
         },
+        "orders": _orders(w),
     }
+
+
+def _orders(w: Array) -> dict[str, list[Any]]:
+    """Which order of magnitude pruning and rounding wins in this layer alone; columns, a row a
+    setting, None where a law says nothing."""
+    dense, found = np.asarray(w), []
+    for name, spec in GRIDS.items():
+        for bits in ORDER_BITS:
+            rounded = np.asarray(_rounded(w, jnp.asarray(bits), spec)[0])
+            for sparsity in ORDER_SPARSITIES:
+                told = signs.order_in_a_layer(dense, rounded, sparsity)
+                known = {k: v if np.isfinite(v) else None for k, v in told.items()}
+                found.append({"grid": name, "bits": bits, "sparsity": sparsity, **known})
+    return {column: [row[column] for row in found] for column in found[0]}
 
 
 def _together(measured: list[dict[str, np.ndarray]]) -> dict[str, list[float]]:
