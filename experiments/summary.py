@@ -17,6 +17,7 @@ from statistics import median
 
 from perturb.plain import from_plain, plain, to_json
 
+USUAL_GRID = {"per": "row", "clip": "absmax", "convention": "half"}  # perturb.grid.GridSpec's
 PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL = "prune first", "quantize first", "open", "equal"
 NO_INTERVAL = "no interval"  # a measure without per-example sums: no winner can be told
 
@@ -235,6 +236,14 @@ class Comparison:
     def subject(self) -> str:
         """The model, with the policy where the study has several."""
         return f"{self.model} [{self.policy}]" if self.policy else self.model
+
+    @property
+    def grid(self) -> str:
+        """What sets the quantizer's grid apart from the usual one: 'convention=full', 'usual'."""
+        told = (key.removeprefix("quantizer: ") for key in self.settings)
+        own = {key: self.settings.get(f"quantizer: {key}") for key in told}
+        changed = [f"{k}={v}" for k, v in own.items() if v and USUAL_GRID.get(k, v) != v]
+        return ", ".join(changed) or "usual"
 
     @property
     def wins(self) -> Counter[str]:

@@ -61,8 +61,8 @@ def takeaway(totals: list[Total]) -> str:
     shares = {rule.name: rule.right.value or 0.0 for rule in totals[0].rules}
     gap = shares.pop(GAP, None)
     best = max(shares, key=lambda name: shares[name])
-    told = f"{totals[0].model}: “{best}” names the winner in {shares[best]:.0%} of won cells"
-    return told if gap is None else f"{told}, PIH's gap in {gap:.0%}"
+    told = f"{totals[0].model}: “{best}” names {shares[best]:.0%} of the winners"
+    return told if gap is None else f"{told}, PIH's gap {gap:.0%}"
 
 
 def _measure(summary: Summary, total: Total) -> Measure:

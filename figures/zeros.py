@@ -1,8 +1,8 @@
 """A(Q->P) against what the quantizer alone sends to 0, less the pruning ratio.
 
 Right of 0 the quantizer alone zeroes at least as much as pruning takes, and the zero fraction
-says "quantize first". Every cell is a point; its colour is the grid's where a study varies grids,
-else the quantizer's. Points that an order wins are filled.
+says "quantize first". Every cell is a point: colours are grids, shapes quantizers. Points that an
+order wins are filled.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from figures import style
 
 WON = (PRUNE_FIRST, QUANTIZE_FIRST)
 PALETTE = ("#1A1A1A", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C564B", "#999999")
+SHAPES = ("o", "s", "^", "D")
 LIKE = 0.01  # of the unit: the axis is linear within
 HEAD, TALL = 1.0, 3.4  # inches
 
@@ -32,8 +33,10 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
     comparisons = summary.select(model, scale)
     measure = measure_of(comparisons[0].measure)
     pruners = list(dict.fromkeys(c.pruner for c in comparisons))
-    names = list(dict.fromkeys(c.quantizer for c in comparisons))
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+    grids = list(dict.fromkeys(c.grid for c in comparisons))
+    colours = {grid: PALETTE[i % len(PALETTE)] for i, grid in enumerate(grids)}
+    quantizers = list(dict.fromkeys(c.methods[1] for c in comparisons))
+    shapes = {name: SHAPES[i % len(SHAPES)] for i, name in enumerate(quantizers)}
     wide, tall = max(8.4, 4.2 * len(pruners)), HEAD + TALL + style.FOOT + 0.2
     with style.look():
         figure = Figure(figsize=(wide, tall), layout="constrained")
@@ -43,27 +46,36 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
         title = f"{style.name(summary, model)}: {takeaway(comparisons)}"
         figure.text(0.012, 1 - 0.12 / tall, title, size=11.5, weight="bold", va="top")
         runs = f"; mean of {summary.mean_of}" if summary.mean_of else ""
-        subtitle = (
-            f"A(Q→P) = M(quantize first) − M(prune first), M = {measure.label}; Z: the fraction of "
-            f"weights that the quantizer alone rounds to 0{runs}"
-        )
-        figure.text(0.012, 1 - 0.42 / tall, subtitle, size=8.5, color=style.MUTED, va="top")
+        subtitle = f"M = {measure.label}; Z: the fraction that the quantizer alone zeroes{runs}"
+        figure.text(0.012, 1 - 0.56 / tall, subtitle, size=8.5, color=style.MUTED, va="top")
         axes = figure.subplots(1, len(pruners), squeeze=False, sharey=True, sharex=True)[0]
         sizes = [abs(cell.advantage) for c in comparisons for cell in c.cells]
         limit = 2 * measure.factor * max([*sizes, LIKE / measure.factor])
         for ax, pruner in zip(axes, pruners, strict=True):
             mine = [c for c in comparisons if c.pruner == pruner]
-            _panel(ax, mine, colours, measure.factor, limit)
+            _panel(ax, mine, colours, shapes, measure.factor, limit)
             ax.set_title(pruner)
             ax.set_xlabel("Z − pruning ratio")
         axes[0].set_ylabel(f"A(Q→P), {style.unit(measure)}")
         keys = [
-            Line2D([], [], color=colour, marker="o", ls="", ms=5, label=name)
-            for name, colour in colours.items()
+            Line2D(
+                [],
+                [],
+                color=colour,
+                marker="o",
+                ls="",
+                ms=5,
+                label=grid if grid != "usual" else "usual grid",
+            )
+            for grid, colour in (colours.items() if len(colours) > 1 else ())
+        ]
+        keys += [
+            Line2D([], [], color=style.MUTED, marker=shape, ls="", ms=5, label=name)
+            for name, shape in shapes.items()
         ]
         figure.legend(
             handles=keys, loc="lower left", bbox_to_anchor=(0.005, 0.3 / tall), frameon=False,
-            ncols=min(len(keys), 4), fontsize=7.5, handletextpad=0.2, columnspacing=0.9,
+            ncols=min(len(keys), 8), fontsize=7.5, handletextpad=0.2, columnspacing=0.9,
         )  # fmt: skip
         style.foot(
             figure,
@@ -79,10 +91,10 @@ def takeaway(comparisons: list[Comparison] | tuple[Comparison, ...]) -> str:
     for cell in (cell for c in comparisons for cell in c.cells):
         if cell.winner in WON and cell.zero_fraction is not None:
             won[_beyond(cell)][cell.advantage > 0] += 1
-    right, left = won[True], won[False]
+    (lost, right), (left, missed) = won[True], won[False]
     return (
-        f"where Z ≥ ratio, quantizing first wins {right[1]} and loses {right[0]} cells; "
-        f"where Z < ratio, {left[1]} and {left[0]}"
+        f"where Z ≥ ratio quantizing first wins {right} of {right + lost} cells,\n"
+        f"where Z < ratio pruning first wins {left} of {left + missed}"
     )
 
 
@@ -91,7 +103,12 @@ def _beyond(cell: Cell) -> bool:
 
 
 def _panel(
-    ax: Axes, comparisons: list[Comparison], colours: dict[str, str], factor: float, limit: float
+    ax: Axes,
+    comparisons: list[Comparison],
+    colours: dict[str, str],
+    shapes: dict[str, str],
+    factor: float,
+    limit: float,
 ) -> None:
     ax.set_yscale("symlog", linthresh=LIKE * factor if factor > 1 else LIKE, linscale=0.8)
     ax.set_ylim(-limit, limit)
@@ -101,13 +118,13 @@ def _panel(
     ax.axvspan(-2, 0, 0, 0.5, color=style.PRUNE_FIRST, alpha=0.08, lw=0, zorder=0)
     known = [(c, cell) for c in comparisons for cell in c.cells if cell.zero_fraction is not None]
     for comparison, cell in known:
-        colour = colours[comparison.quantizer]
+        colour, shape = colours[comparison.grid], shapes[comparison.methods[1]]
         at, value = (cell.zero_fraction or 0.0) - cell.sparsity, cell.advantage * factor
         if cell.low is not None and cell.high is not None:
             ends = [cell.low * factor, cell.high * factor]
             ax.plot([at, at], ends, color=colour, lw=0.7, alpha=0.35, zorder=2)
         face = colour if cell.winner in WON else "white"
-        ax.plot(at, value, "o", color=colour, mfc=face, ms=4.2, mew=0.9, zorder=3)
+        ax.plot(at, value, shape, color=colour, mfc=face, ms=4.2, mew=0.9, zorder=3)
     places = [(cell.zero_fraction or 0.0) - cell.sparsity for _, cell in known] or [0.0]
     low, high = min([*places, -0.05]), max([*places, 0.05])
     ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))

@@ -231,7 +231,7 @@ def test_rules_and_trainings_are_those_of_the_summary(tmp_path, capsys):
         assert sorted(second) == sorted(first)
         assert first[1] == second[0] == cells[0].advantage_by_run[1]
     gap = totals[0].rules[0]
-    assert any(f"PIH's gap in {gap.right.value:.0%}" in t.get_text() for t in figure.texts)
+    assert any(f"PIH's gap {gap.right.value:.0%}" in t.get_text() for t in figure.texts)
     with gzip.open(tmp_path / "stored.json.gz", "wt", encoding="utf-8") as file:
         file.write(summary.to_json())
     out = tmp_path / "out"
@@ -451,3 +451,21 @@ def test_file_names_are_safe():
     summary = dataclasses.replace(SUMMARY, comparisons=(odd,))
     (job,) = jobs(summary, ("heatmap",), summary.models, ("natural",))
     assert job.filename("pdf") == "heatmap-meta-llama-3-natural.pdf"
+
+
+def test_the_figure_of_zeros_has_every_cell_at_its_place():
+    summary = replicated()
+    figure = DRAWINGS["zeros"].draw(summary, "m", "log")
+    (ax,) = figure.axes
+    cells = [c for x in summary.select("m", "log") for c in x.cells]
+    points = [line for line in ax.lines if line.get_marker() in ("o", "s")]
+    assert {p.get_marker() for p in points} == {"o", "s"}  # of two quantizers
+    found = sorted((p.get_xdata()[0], p.get_ydata()[0]) for p in points)
+    assert found == sorted((c.zero_fraction - c.sparsity, c.advantage) for c in cells)
+    filled = [p for p in points if p.get_markerfacecolor() != "white"]
+    assert len(filled) == sum(c.winner in (PRUNE_FIRST, QUANTIZE_FIRST) for c in cells)
+    won = [c for c in cells if c.winner in (PRUNE_FIRST, QUANTIZE_FIRST)]
+    above = [c for c in won if c.zero_fraction >= c.sparsity]
+    right = sum(c.winner == QUANTIZE_FIRST for c in above)
+    title = " ".join(figure.texts[0].get_text().split())
+    assert f"quantizing first wins {right} of {len(above)} cells" in title

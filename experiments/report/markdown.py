@@ -87,6 +87,7 @@ def survives(summaries: Sequence[Summary]) -> list[str]:
         "",
         *table(head, rows, left=1 + len(CLAIMS)),
         *_apart(summaries),
+        *_agreement(summaries),
         "",
         f"Each row: {trained} trainings × {drawn} calibration draws, M = −NLL; "
         f"{sum(s.ok for s in summaries)} compressed models in all. Usable: the better order loses "
@@ -152,6 +153,34 @@ def _apart(summaries: Sequence[Summary]) -> list[str]:
 
 
 ENDS = ("low", "high")
+
+
+def _agreement(summaries: Sequence[Summary]) -> list[str]:
+    """A line on how far the cells of two sets of trainings agree: the check of the intervals on
+    trainings that they have not seen."""
+    if len(summaries) < 2:
+        return []
+    within, total = 0, 0
+    first, second = ({_name(c): c for c in s.comparisons_on(SCALE)} for s in summaries[:2])
+    for name in first.keys() & second.keys():
+        cells = {(c.sparsity, c.bits): c for c in second[name].cells}
+        for a in first[name].cells:
+            b = cells.get((a.sparsity, a.bits))
+            if b is None or None in (a.low, a.high, b.low, b.high):
+                continue
+            widths = [c.high - c.low for c in (a, b) if c.high is not None and c.low is not None]
+            if max(widths) > 0:
+                total += 1
+                within += abs(a.advantage - b.advantage) <= np.hypot(*widths) / 2
+    return [
+        "",
+        f"Cell by cell, the A of the two sets of trainings differ by no more than their intervals "
+        f"allow in {percent(within, total)} of {total} cells (95 % are to be expected).",
+    ]
+
+
+def _name(comparison: Comparison) -> tuple[str, str, str]:
+    return comparison.subject, comparison.pruner, comparison.quantizer
 
 
 def rules(summaries: Sequence[Summary]) -> list[str]:
@@ -230,7 +259,7 @@ def zeros(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _by_grid(model: str, comparisons: Sequence[Comparison]) -> list[list[str]]:
-    every = [(grid_of(c), cell) for c in comparisons for cell in c.cells]
+    every = [(c.grid, cell) for c in comparisons for cell in c.cells]
     p = np.array([np.nan if cell.p is None else cell.p for _, cell in every])
     won = discoveries(p, FALSE)
     rows = []
@@ -245,14 +274,6 @@ def _by_grid(model: str, comparisons: Sequence[Comparison]) -> list[list[str]]:
             row += [str(len(here)), str(wins[True]), str(wins[False])]
         rows.append(row)
     return rows
-
-
-def grid_of(comparison: Comparison) -> str:
-    """What sets its grid apart from the usual one, in the study's words."""
-    told = {k.rpartition(": ")[2]: v for k, v in comparison.settings.items()}
-    usual = {"per": "row", "clip": "absmax", "convention": "half"}
-    changed = [f"{k}={v}" for k, v in told.items() if usual.get(k, v) != v]
-    return ", ".join(changed) or "usual (row, absmax, half)"
 
 
 def _zeroes(cell: Cell) -> bool:
