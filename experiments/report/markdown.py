@@ -5,6 +5,7 @@ Reads summaries (:class:`experiments.summary.Summary`) and computes nothing but 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -168,10 +169,10 @@ def _agreement(summaries: Sequence[Summary]) -> list[str]:
             b = cells.get((a.sparsity, a.bits))
             if b is None or None in (a.low, a.high, b.low, b.high):
                 continue
-            widths = [c.high - c.low for c in (a, b) if c.high is not None and c.low is not None]
-            if max(widths) > 0:
+            error = math.hypot(*((c.high or 0.0) - (c.low or 0.0) for c in (a, b))) / 2
+            if error > 0:
                 total += 1
-                within += abs(a.advantage - b.advantage) <= np.hypot(*widths) / 2
+                within += abs(a.advantage - b.advantage) <= error
     return [
         "",
         f"Cell by cell, the A of the two sets of trainings differ by no more than their intervals "
