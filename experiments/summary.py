@@ -113,12 +113,14 @@ class Replication:
 @dataclass(frozen=True)
 class Spread:
     """Root mean square over the cells of what moves A, in the measure's unit; None where one
-    cannot tell."""
+    cannot tell. size: of the mean A itself, less what its own error adds: the order effect that
+    trainings have in common."""
 
     seed: float | None  # from training to training
     draw: float | None  # from calibration draw to calibration draw
     both: float | None  # what a draw does to one training and not to another
     examples: float | None  # of the mean over the runs, on other test examples
+    size: float | None = None
 
 
 # How much the better order of a cell leaves of the model (experiments.analysis.rules.states)

@@ -775,6 +775,10 @@ def test_the_report_says_what_survives_replication():
     (total,) = (t for t in summary.totals if t.model == "m" and t.scale == "log")
     asked = total.replication
     assert f"A moves by {total.spread.seed:.3g} nats from training to training" in told
+    assert f"What trainings have in common of A is {total.spread.size:.3g} nats" in told
+    (one_pair,) = (c for c in summary.comparisons if c.measure == "neg_nll")
+    means = np.array([cell.advantage for cell in one_pair.cells])
+    assert 0 < total.spread.size < np.sqrt((means**2).mean())
     assert f"another gives {asked.won / asked.asked:.0%} to the same" in told
     one = io.StringIO()
     render(summarize(moved(0, 3.0, seeds=1), replicates=20), Console(file=one, width=80))

@@ -25,8 +25,10 @@ from experiments.analysis.rules import (
     states,
 )
 from experiments.records import Record
+from experiments.report import markdown
 from experiments.summary import (
     BROKEN,
+    CLAIMS,
     DAMAGED,
     FAILS,
     HOLDS,
@@ -249,3 +251,48 @@ def test_a_summary_is_read_back_from_its_json_as_it_was():
         Summary.from_json("{}")
     with pytest.raises(ValueError, match="no Estimate: it lacks 'value'"):
         from_plain(Estimate, {})
+
+
+def test_the_readmes_tables_count_what_the_summary_holds():
+    """Two grids, one that zeroes much and one without 0: who wins on either side of the ratio."""
+    without = dict.fromkeys(WIDTHS, 0.0)
+
+    def first_loses(seed: int, sparsity: float, bits: int) -> float:
+        return -0.01 - seed / 1000
+
+    grids = {"half": (by_zeros, ZERO), "midrise": (first_loses, without)}
+    records = [
+        record
+        for name, (advantage, zeros) in grids.items()
+        for record in world(advantage, zeros, {"name": "rtn", "convention": name})
+        if name == "half" or any(s["name"] == "rtn" for s in record["stages"])
+    ]
+    summary = summarize(records, replicates=50)
+    assert [c.grid for c in summary.comparisons_on("log")] == ["usual", "convention=midrise"]
+    lines = markdown.zeros([summary])
+    assert "| m | usual | 4% / 10% / 30% | 3 | 3 | 0 | 6 | 0 | 6 |" in lines
+    assert "| m | convention=midrise | 0% / 0% / 0% | 0 | 0 | 0 | 9 | 0 | 9 |" in lines
+    (told,) = (line for line in lines if line.startswith("- **m**"))
+    assert "the prediction came true: the zero fraction names the winner in 100%" in told
+    assert "the zero fraction over pruning first: +17% [+17%, +17%]" in told
+    (row,) = (line for line in markdown.choices([summary]) if "midrise" in line)
+    assert row.startswith("| convention=midrise of the quantizer (half) | ")
+    assert "| 6/3/0 |" in row
+
+
+def test_two_sets_of_trainings_are_set_side_by_side():
+    first = summarize(world(by_zeros, ZERO), replicates=50)
+
+    def moved(seed: int, sparsity: float, bits: int) -> float:
+        return by_zeros(seed, sparsity, bits) + (0.1 if sparsity == 0.5 else 0)
+
+    second = summarize(world(moved, ZERO), replicates=50)
+    lines = markdown.survives([first, second])
+    assert len([line for line in lines if line.startswith("| m, 0 to 4 |")]) == 4
+    assert any("in 67% of 9 cells (95 % are to be expected)" in line for line in lines)
+    again = markdown.survives([first, first])
+    assert any("in 100% of 9 cells" in line for line in again)
+    for claim in CLAIMS:
+        (v,) = (v for v in first.verdicts if (v.claim, v.scale) == (claim, "log"))
+        assert any(line.startswith(f"- **{claim}**: {v.verdict} on m") for line in again)
+    assert any("1e-3" in line or "thousandths" in line for line in markdown.rules([first]))

@@ -44,6 +44,7 @@ class Compared(NamedTuple):
     scores: tuple[Score, ...]  # of every run by itself
     signs: np.ndarray  # [runs, cells] of A where a run's own interval excludes 0
     components: Components  # [cells]
+    error: np.ndarray  # [cells], standard error of the mean A over runs and examples
     advantage: np.ndarray  # [runs, cells], nan where a run lacks the cell
     states: np.ndarray  # [runs, cells]: rules.states
     said: dict[str, np.ndarray]  # [runs, cells], by rule: rules.predictions
@@ -180,6 +181,7 @@ def compare(
         scores,
         signs,
         over.components,
+        over.error,
         every[:, 0],
         states(better, dense, measure, classes),
         {rule: np.stack([one[rule] for one in said]) for rule in RULES},

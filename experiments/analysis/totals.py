@@ -209,4 +209,9 @@ def _spread(mine: list[Compared]) -> Spread:
         known = variances[np.isfinite(variances)]
         return float(np.sqrt(known.mean())) if known.size else None
 
-    return Spread(*map(over_cells, Spread.__dataclass_fields__))
+    names = [name for name in Spread.__dataclass_fields__ if name != "size"]
+    means = np.array([cell.advantage for c in mine for cell in c.comparison.cells])
+    squares = means**2 - np.concatenate([c.error for c in mine]) ** 2
+    known = squares[np.isfinite(squares)]
+    size = float(np.sqrt(max(known.mean(), 0))) if known.size else None
+    return Spread(**{name: over_cells(name) for name in names}, size=size)

@@ -139,6 +139,22 @@ _LLAMA_DOCS_MINI = replace(
     description="Llama, two layers of width 64, on the bytes of installed packages' docstrings",
 )
 
+_LLAMA_DOCS_2M = replace(
+    _LLAMA_DOCS,
+    name="llama-docs-2m",
+    config=LlamaConfig(
+        vocab_size=256,
+        hidden_size=256,
+        intermediate_size=512,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+    ),
+    training=Training(steps=600, batch=16, learning_rate=4e-3, warmup=60),
+    expected="not measured",
+    description="Llama, three layers of width 256, on the bytes of installed packages' docstrings",
+)
+
 _FASHION_RESNET = Preset(
     name="resnet-fashion",
     config=_RESNET_DIGITS.config,  # the same shapes: the net is convolutional
@@ -178,6 +194,7 @@ _ALL = (
     _VIT_DIGITS,
     _LLAMA_DOCS,
     _LLAMA_DOCS_MINI,
+    _LLAMA_DOCS_2M,
     replace(
         _LLAMA_DOCS,
         name="llama-text",

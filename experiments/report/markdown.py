@@ -55,6 +55,15 @@ def _totals(summary: Summary) -> list[Total]:
     return [t for t in summary.totals if t.scale == SCALE and t.model]
 
 
+def _models(summaries: Sequence[Summary]) -> dict[str, list[tuple[Summary, Total]]]:
+    """Every model with the summaries that have it, and its total there."""
+    found: dict[str, list[tuple[Summary, Total]]] = {}
+    for summary in summaries:
+        for total in _totals(summary):
+            found.setdefault(str(total.model), []).append((summary, total))
+    return found
+
+
 def _said(summary: Summary, model: str, claim: str) -> Verdict | None:
     asked = (model, claim, SCALE)
     return next((v for v in summary.verdicts if (v.model, v.claim, v.scale) == asked), None)
@@ -72,16 +81,15 @@ def survives(summaries: Sequence[Summary]) -> list[str]:
     head = ["model, trainings", *CLAIMS, "cells usable", "prune first", "quantize first"]
     head += ["another run agrees", "and contradicts"]
     rows, spread = [], []
-    for first in _totals(summaries[0]):
-        for summary in summaries:
-            total = next((t for t in _totals(summary) if t.model == first.model), None)
-            if total is None:
-                continue
-            name = f"{total.model}, {_seeds(summary)}"
+    for model, mine in _models(summaries).items():
+        for summary, total in mine:
+            name = f"{model}, {_seeds(summary)}"
             rows.append([name, *_claims(summary, total), *_counts(total)])
-            parts = total.spread.seed, total.spread.draw, total.spread.both, total.spread.examples
+            of = total.spread
+            parts = of.size, of.seed, of.draw, of.both, of.examples
             spread.append([name, *("–" if x is None else f"{x:.2g}" for x in parts)])
-    told = ["training", "calibration draw", "both together", "the mean, by test examples"]
+    told = ["what trainings have in common", "training", "calibration draw", "both together"]
+    told += ["the mean, by test examples"]
     trained, drawn = (len(summaries[0].seeds), len(summaries[0].draws))
     return [
         *_headline(summaries),
@@ -90,14 +98,28 @@ def survives(summaries: Sequence[Summary]) -> list[str]:
         *_apart(summaries),
         *_agreement(summaries),
         "",
-        f"Each row: {trained} trainings × {drawn} calibration draws, M = −NLL; "
+        f"Each row: {trained} trainings × {drawn} calibration draws{_fewer(summaries)}, M = −NLL; "
         f"{sum(s.ok for s in summaries)} compressed models in all. Usable: the better order loses "
         "at most 0.1 nats. Prune first, quantize first: cells won at a rate of false winners of "
         f"{FALSE:.0%}. The control, {CONTROL} bits: the largest mean |A| of a cell is "
         f"{max(map(_control, summaries)):.2g} nats.",
         "",
-        *table(["what A moves by, nats (root mean square over cells)", *told], spread),
+        *table(
+            ["A, nats (root mean square over cells): its mean, and what moves it", *told], spread
+        ),
     ]
+
+
+def _fewer(summaries: Sequence[Summary]) -> str:
+    """What is not as in the first."""
+    drawn = len(summaries[0].draws)
+    told = [
+        f"{model}: {len(summary.draws)}"
+        for model, mine in _models(summaries).items()
+        for summary, _ in mine
+        if len(summary.draws) != drawn
+    ]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _claims(summary: Summary, total: Total) -> list[str]:
@@ -131,10 +153,10 @@ def _headline(summaries: Sequence[Summary]) -> list[str]:
     lines = []
     for claim in CLAIMS:
         told: dict[str, list[str]] = {}
-        for total in _totals(summaries[0]):
-            said = (_said(s, str(total.model), claim) for s in summaries)
+        for model, mine in _models(summaries).items():
+            said = (_said(s, model, claim) for s, _ in mine)
             words = dict.fromkeys(NO_VERDICT if v is None else v.verdict for v in said)
-            told.setdefault(", then ".join(words), []).append(str(total.model))
+            told.setdefault(", then ".join(words), []).append(model)
         lines.append(f"- **{claim}**: " + "; ".join(f"{k} on {', '.join(told[k])}" for k in told))
     return lines
 
@@ -142,12 +164,12 @@ def _headline(summaries: Sequence[Summary]) -> list[str]:
 def _apart(summaries: Sequence[Summary]) -> list[str]:
     """A line where two intervals of one number do not meet: one of them at least is too short."""
     found = []
-    for total in _totals(summaries[0]):
+    for model, mine in _models(summaries).items():
         for claim in CLAIMS:
-            said = [v for s in summaries if (v := _said(s, str(total.model), claim))]
+            said = [v for s, _ in mine if (v := _said(s, model, claim))]
             lows, highs = ([x for v in said if (x := getattr(v, end)) is not None] for end in ENDS)
             if lows and max(lows) > min(highs):
-                found.append(f"{claim} of {total.model}")
+                found.append(f"{claim} of {model}")
     if not found:
         return []
     return ["", f"Intervals that do not overlap (chance, or one is too short): {', '.join(found)}."]
@@ -186,20 +208,21 @@ def _name(comparison: Comparison) -> tuple[str, str, str]:
 
 def rules(summaries: Sequence[Summary]) -> list[str]:
     """Of every rule that names the order beforehand: how often it is right, and what it costs."""
-    names = list(dict.fromkeys(r.name for t in _totals(summaries[0]) for r in t.rules))
+    models = _models(summaries)
+    names = list(
+        dict.fromkeys(r.name for mine in models.values() for _, t in mine for r in t.rules)
+    )
     rows = []
-    for first in _totals(summaries[0]):
-        for summary in summaries:
-            total = next((t for t in _totals(summary) if t.model == first.model), None)
-            if total is not None:
-                found = {rule.name: rule for rule in total.rules}
-                cells = [
-                    f"{estimate(found[n].right, '.0%')}, {1000 * (found[n].regret.value or 0):.1f}"
-                    if n in found
-                    else "–"
-                    for n in names
-                ]
-                rows.append([f"{total.model}, {_seeds(summary)}", *cells])
+    for model, mine in models.items():
+        for summary, total in mine:
+            found = {rule.name: rule for rule in total.rules}
+            cells = [
+                f"{estimate(found[n].right, '.0%')}, {1000 * (found[n].regret.value or 0):.1f}"
+                if n in found
+                else "–"
+                for n in names
+            ]
+            rows.append([f"{model}, {_seeds(summary)}", *cells])
     return [
         *table(["model, trainings", *names], rows),
         "",
@@ -253,7 +276,7 @@ def zeros(summaries: Sequence[Summary]) -> list[str]:
             comparisons = summary.select(str(total.model), SCALE)
             rows += _by_grid(str(total.model), comparisons)
             verdicts.append(_prediction(total))
-    head = ["model", "grid", "zeroed alone, 4 / 3 bits", "cells with Z ≥ ratio"]
+    head = ["model", "grid", "Z, most bits first", "cells with Z ≥ ratio"]
     head += ["quantize first wins", "prune first wins", "cells with Z < ratio"]
     head += ["quantize first wins", "prune first wins"]
     return [*table(head, rows, left=2), "", *verdicts]

@@ -257,13 +257,15 @@ def _replicated(summary: Summary, total: Total) -> str:
         return f"{signed(value * measure.factor).lstrip('+')} {short_unit(measure)}"
 
     asked, moved = total.replication, []
+    common = total.spread.size
+    told = "" if common is None else f"What trainings have in common of A is {size(common)}. "
     for what, value in (
         ("from training to training", total.spread.seed),
         ("from calibration draw to draw", total.spread.draw),
         ("of its mean by the test examples", total.spread.examples),
     ):
         moved += [f"{size(value)} {what}"] if value is not None else []
-    told = f"A moves by {', '.join(moved)}"
+    told += f"A moves by {', '.join(moved)}"
     if not asked.asked:
         return f"{told}."
     won, lost = (f"{n / asked.asked:.0%}" for n in (asked.won, asked.lost))

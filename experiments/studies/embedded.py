@@ -11,14 +11,16 @@ Result:   results/embedded/records.jsonl, summary.json with the verdicts, report
 from experiments.study import Study, axis, pairs
 from perturb import GPTQ, RTN, Magnitude, SparseGPT
 
+PLANS = pairs(
+    [axis(pruner, sparsity=(0.05, 0.2, 0.5)) for pruner in (Magnitude, SparseGPT)],
+    [axis(quantizer, bits=(12, 5, 4, 3)) for quantizer in (RTN, GPTQ)],
+)
+
 STUDY = Study(
     name="embedded",
     description="two Llamas, ResNet and ViT, 5 trainings x 3 calibration draws of each",
     models=("llama-docs", "llama-docs-mini", "resnet-digits", "vit-digits"),
     seeds=(0, 1, 2, 3, 4),
     calibrations=(0, 1, 2),
-    plans=pairs(
-        [axis(pruner, sparsity=(0.05, 0.2, 0.5)) for pruner in (Magnitude, SparseGPT)],
-        [axis(quantizer, bits=(12, 5, 4, 3)) for quantizer in (RTN, GPTQ)],
-    ),
+    plans=PLANS,
 )
