@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perturb.grid import GridSpec
     from perturb.masks import NofM
     from perturb.methods.adapt.lora import LoRA
+    from perturb.methods.lowrank.svd import LowRank
     from perturb.methods.prune.global_magnitude import GlobalMagnitude
     from perturb.methods.prune.magnitude import Magnitude
     from perturb.methods.prune.sparsegpt import SparseGPT
@@ -50,6 +51,7 @@ __all__ = [
     "GridSpec",
     "Joint",
     "LoRA",
+    "LowRank",
     "Magnitude",
     "NofM",
     "Policy",
@@ -85,6 +87,7 @@ _HOMES = {
     "compress": "compression",
     "Drop": "methods.structure.drop",
     "LoRA": "methods.adapt.lora",
+    "LowRank": "methods.lowrank.svd",
     "RemoveBlocks": "methods.structure.remove",
     "Rotate": "methods.rotate.residual",
     "layerwise": "stage",

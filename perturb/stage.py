@@ -32,6 +32,7 @@ from perturb.notes import starved_note
 from perturb.policy import Policy
 from perturb.state import (
     ADAPTER,
+    FACTORS,
     Parameters,
     State,
     flatten,
@@ -264,12 +265,14 @@ class Layerwise:
         return any(m.needs_stats for m in self.methods)
 
     def assign(self, names: Iterable[str]) -> list[list[str]]:
-        """Of every method the matrices it works on. An adapter only where a pattern says so."""
+        """Of every method the matrices it works on. An adapter only where a pattern says so; the
+        factors of a layer go by its name, too."""
         found: list[list[str]] = [[] for _ in self.methods]
         for name in names:
             for mine, pattern in zip(found, self.patterns, strict=True):
                 plain = ADAPTER not in name or ADAPTER in pattern
-                if plain and fits(name, pattern):
+                whole = name[:-2] if name.endswith(FACTORS) else name
+                if plain and (fits(name, pattern) or fits(whole, pattern)):
                     mine.append(name)
                     break
         return found

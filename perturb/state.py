@@ -27,6 +27,7 @@ from perturb.types import Array, Matrix, Moments, Problem
 
 HIGHEST = jax.lax.Precision.HIGHEST
 ADAPTER = "+"  # in the name of a matrix: beside a layer's weight, left alone unless asked for
+FACTORS = (".u", ".v")  # end the names of the matrices that a layer's weight is the product of
 Product = tuple[str, ...]  # names of matrices, the one that is applied last first
 Zeros = Literal["free", "keep"]
 

@@ -23,7 +23,7 @@ class Grid(NamedTuple):
     """
 
     scale: Array  # [out, groups], > 0
-    zero: Array  # [out, groups], integer-valued
+    zero: Array  # [out, groups], integer-valued; of a grid without 0, half an odd number
     bits: Array  # [], integer 2..16
 
 

@@ -1,0 +1,155 @@
+"""Low rank: every layer's weight as a product of two thin matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from perturb.architecture import Architecture
+from perturb.network import fits
+from perturb.registry import SHOWN
+from perturb.stage import Outcome, Sight
+from perturb.state import FACTORS, State, uses
+from perturb.types import Matrix, Moments
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+DAMP = 0.01  # of the mean of diag H: inputs that calibration did not show still count a little
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Objective: ``W [out, in] -> U V`` of rank r, the nearest to W in ``||W - U V||_F``, or, with
+    ``whiten``, in ``E||(W - U V) x||^2`` over the inputs that calibration shows.
+
+    ratio: the fraction of a layer's weights that goes at least, ``r = floor((1 - ratio) out in /
+    (out + in))``, 1 or more. Plain: ``U = A s^(1/2)``, ``V = s^(1/2) B^T`` of the singular value
+    decomposition ``W = A s B^T`` cut at r. Whitened: of ``W H^(1/2)``, ``V`` times ``H^(-1/2)``,
+    H = E[x x^T] plus DAMP of its mean diagonal. The factors are matrices of their own, ``NAME.u``
+    and ``NAME.v``, on which later stages work; rows and columns that were dropped stay so in them.
+    A product has no zeros and lies on no grid: pruned weights come back and a grid is left, which
+    is refused unless ``release=True``.
+    Solved in float64 on the host. What is cut is ``sum of s_i^2, i > r`` (Eckart and Young 1936),
+    in the chosen norm.
+    Source: Wang et al., ICLR 2025 (SVD-LLM, arXiv 2403.07378), with a symmetric root of H in place
+    of its Cholesky factor (the same product U V).
+    """
+
+    ratio: float = 0.2
+    whiten: bool = False
+    where: str = "*"
+    release: bool = False
+
+    name: ClassVar[str] = "lowrank"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ratio, (bool, str)) or not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio must lie in [0, 1), got {self.ratio!r}")
+
+    @property
+    def needs_stats(self) -> bool:
+        return self.whiten
+
+    def rank(self, shape: tuple[int, int]) -> int:
+        """Of a layer [out, in]."""
+        out, n_in = shape
+        return max(1, int((1 - self.ratio) * out * n_in / (out + n_in) + 1e-9))
+
+    def layers(self, architecture: Architecture) -> list[str]:
+        return [n for n in architecture.layers if fits(n, self.where)]
+
+    def check(self, architecture: Architecture) -> None:
+        if not self.layers(architecture):
+            raise ValueError(
+                f"the pattern {self.where!r} of lowrank has no layer; layers are: "
+                f"{', '.join(architecture.layers)}"
+            )
+
+    def on_state(self, state: State, context: Sight) -> Outcome:
+        names = self.layers(context.architecture)
+        _check_single(state, names, context.architecture)
+        held = jax.device_get({n: state.matrices[n] for n in names})
+        if not self.release:
+            _check_kept(held)
+        moments = context.moments if self.whiten else {}
+        for name, matrix in held.items():
+            made = _factors(matrix, self.rank(matrix.weight.shape), moments.get(name))
+            pair = {f"{name}{end}": m for end, m in zip(FACTORS, made, strict=True)}
+            state = state.with_matrices(pair).with_terms(name, (tuple(pair),))
+        return Outcome(state)
+
+
+def _check_single(state: State, names: Sequence[str], architecture: Architecture) -> None:
+    """Refuse layers that are a sum, a product, or that share their matrix with others."""
+    places = uses(state, architecture.layers)
+    for name in names:
+        products = state.products(name)
+        if len(products) != 1 or len(products[0]) != 1 or products[0][0] != name:
+            told = " + ".join(" ".join(p) for p in products) or "nothing"
+            raise ValueError(f"lowrank: {name} is made of {told}, no single matrix to factor")
+        if len(places[name]) > 1:
+            raise ValueError(f"lowrank: {name} shares its matrix with other layers")
+
+
+def _dropped(matrix: Matrix) -> tuple[Bools, Bools]:
+    """Rows [out] and columns [in] of which anything is left."""
+    mask = np.asarray(matrix.mask)
+    return np.any(mask, axis=1, keepdims=True), np.any(mask, axis=0, keepdims=True)
+
+
+def _check_kept(held: dict[str, Matrix]) -> None:
+    laid = [n for n, m in held.items() if m.grid is not None]
+    cut = []
+    for n, m in held.items():
+        rows, columns = _dropped(m)
+        cut += [n] if np.any(np.asarray(m.mask) != (rows & columns)) else []
+    for what, names in (("grid", laid), ("mask", cut)):
+        if names:
+            told = ", ".join(names[:SHOWN])
+            raise ValueError(
+                f"lowrank would destroy the {what} of {len(names)} matrices ({told}): put it "
+                "first, or allow that with release=True"
+            )
+
+
+class _Root(NamedTuple):
+    """``H^(1/2)`` and its inverse [in, in]."""
+
+    root: Floats
+    inverse: Floats
+
+
+def _root(moments: Moments) -> _Root:
+    h: Floats = np.asarray(jax.device_get(moments.gram), np.float64)
+    h = h / max(float(moments.count), 1.0)
+    mean = float(np.trace(h)) / len(h) or 1.0
+    damped = h + DAMP * mean * np.eye(len(h))
+    values, vectors = np.linalg.eigh(damped)
+    values = np.sqrt(np.maximum(values, values[-1] * 1e-12))
+    return _Root((vectors * values) @ vectors.T, (vectors / values) @ vectors.T)
+
+
+def _factors(matrix: Matrix, rank: int, moments: Moments | None) -> tuple[Matrix, Matrix]:
+    """U [out, rank] and V [rank, in]."""
+    dtype = matrix.weight.dtype
+    weight = np.asarray(matrix.weight, np.float64)
+    whitened = None if moments is None else _root(moments)
+    scaled = weight if whitened is None else weight @ whitened.root
+    a, s, b = np.linalg.svd(scaled, full_matrices=False)
+    spread = np.sqrt(s[:rank])
+    u, v = a[:, :rank] * spread, spread[:, None] * b[:rank]
+    if whitened is not None:
+        v = v @ whitened.inverse
+    rows, columns = _dropped(matrix)
+    u_mask = np.broadcast_to(rows, u.shape)
+    v_mask = np.broadcast_to(columns, v.shape)
+    return (
+        Matrix(jnp.asarray(np.where(u_mask, u, 0), dtype), jnp.asarray(u_mask)),
+        Matrix(jnp.asarray(np.where(v_mask, v, 0), dtype), jnp.asarray(v_mask)),
+    )
