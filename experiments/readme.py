@@ -92,9 +92,10 @@ def _summaries(*names: str) -> list[Summary]:
 
 
 def survives() -> str:
-    """What the study with replicates leaves of PIH, twice, on other trainings."""
-    summaries = _summaries("embedded", "embedded-again")
-    return "\n".join([*markdown.survives(summaries), "", *markdown.rules(summaries)])
+    """What the study with replicates leaves of PIH: twice, on other trainings, and together."""
+    *halves, whole, larger = _summaries("embedded", "embedded-again", "embedded-all", "larger")
+    told = markdown.survives(halves, whole, [larger])
+    return "\n".join([*told, "", *markdown.rules([whole, larger])])
 
 
 def choices() -> str:

@@ -76,8 +76,14 @@ def _seeds(summary: Summary) -> str:
 # ------------------------------------------------------------------------- what survives
 
 
-def survives(summaries: Sequence[Summary]) -> list[str]:
-    """The verdicts on PIH of trainings that have nothing in common, side by side."""
+def survives(
+    halves: Sequence[Summary], whole: Summary | None = None, others: Sequence[Summary] = ()
+) -> list[str]:
+    """The verdicts on PIH of sets of trainings that have nothing in common, side by side.
+
+    whole: all of these together; others: studies of other models.
+    """
+    summaries = [*halves, *([] if whole is None else [whole]), *others]
     head = ["model, trainings", *CLAIMS, "cells usable", "prune first", "quantize first"]
     head += ["another run agrees", "and contradicts"]
     rows, spread = [], []
@@ -90,16 +96,16 @@ def survives(summaries: Sequence[Summary]) -> list[str]:
             spread.append([name, *("–" if x is None else f"{x:.2g}" for x in parts)])
     told = ["what trainings have in common", "training", "calibration draw", "both together"]
     told += ["the mean, by test examples"]
-    trained, drawn = (len(summaries[0].seeds), len(summaries[0].draws))
     return [
         *_headline(summaries),
         "",
         *table(head, rows, left=1 + len(CLAIMS)),
-        *_apart(summaries),
-        *_agreement(summaries),
+        *_apart(halves),
+        *_agreement(halves),
         "",
-        f"Each row: {trained} trainings × {drawn} calibration draws{_fewer(summaries)}, M = −NLL; "
-        f"{sum(s.ok for s in summaries)} compressed models in all. Usable: the better order loses "
+        f"Each row: its trainings × {len(summaries[0].draws)} calibration draws"
+        f"{_fewer(summaries)}, M = −NLL; {sum(s.ok for s in (*halves, *others))} compressed models "
+        "in all. The verdicts above: of the most trainings. Usable: the better order loses "
         "at most 0.1 nats. Prune first, quantize first: cells won at a rate of false winners of "
         f"{FALSE:.0%}. The control, {CONTROL} bits: the largest mean |A| of a cell is "
         f"{max(map(_control, summaries)):.2g} nats.",
@@ -149,16 +155,22 @@ def _control(summary: Summary) -> float:
 
 
 def _headline(summaries: Sequence[Summary]) -> list[str]:
-    """A line a claim: what all trainings say of it, by model."""
+    """A line a claim: what the most trainings of each model say of it, and what fewer said."""
     lines = []
     for claim in CLAIMS:
         told: dict[str, list[str]] = {}
         for model, mine in _models(summaries).items():
-            said = (_said(s, model, claim) for s, _ in mine)
-            words = dict.fromkeys(NO_VERDICT if v is None else v.verdict for v in said)
-            told.setdefault(", then ".join(words), []).append(model)
+            by_size = sorted((s for s, _ in mine), key=lambda s: len(s.seeds))
+            words = [NO_VERDICT if v is None else v.verdict for v in _each(by_size, model, claim)]
+            fewer = dict.fromkeys(w for w in words[:-1] if w != words[-1])
+            hint = f" (of fewer trainings {', '.join(fewer)})" if fewer else ""
+            told.setdefault(words[-1], []).append(f"{model}{hint}")
         lines.append(f"- **{claim}**: " + "; ".join(f"{k} on {', '.join(told[k])}" for k in told))
     return lines
+
+
+def _each(summaries: Sequence[Summary], model: str, claim: str) -> list[Verdict | None]:
+    return [_said(summary, model, claim) for summary in summaries]
 
 
 def _apart(summaries: Sequence[Summary]) -> list[str]:
