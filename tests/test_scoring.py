@@ -25,7 +25,7 @@ from perturb.methods.structure.drop import Drop
 from perturb.policy import Policy
 from perturb.scoring import orders, outputs
 from perturb.scoring.table import render, uncovered
-from perturb.scoring.words import sentences
+from perturb.scoring.words import percent, sentences
 from perturb.stage import expand
 from perturb.state import layer_weight
 from perturb.types import Matrix, Solved
@@ -163,6 +163,20 @@ def test_a_chain_is_a_stage_like_another() -> None:
         assert found.storage[v] == made.storage
         dw = made.matrices["stem"].weight - Net().stem.kernel[...].T
         assert found.layers[0][v].fro == pytest.approx(float(jnp.linalg.norm(dw)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("ratio", "first"), [(0.1, "quantize first"), (0.6, "prune first")])
+def test_what_the_quantizer_zeroes_alone_is_set_against_the_ratio(ratio: float, first: str) -> None:
+    found = score(Net(), Magnitude(ratio), RTN(2), CALIBRATION)
+    zeroed, pruned = found.total["Q"].zero, found.total["P"].pruned
+    assert 0.1 <= zeroed < 0.6
+    told = "at least" if zeroed >= pruned else "less than"
+    expected = (
+        f"Quantizing alone sends {percent(zeroed)} % of the weights to 0, {told} the "
+        f"{percent(pruned)} % that are pruned: the zero fraction expects {first}."
+    )
+    assert expected in sentences(found)[1]
+    assert "zero fraction" not in sentences(score(Net(), B, C, CALIBRATION))[1]
 
 
 def test_of_two_stages_without_roles_ownership_has_no_meaning() -> None:

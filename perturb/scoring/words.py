@@ -128,7 +128,24 @@ def _model(scores: Scores) -> str:
     better = "nearest is" if len(orders) > 2 else "nearer is"
     return (
         f"{text}: {better} {_first(best, scores)}, which {agrees} the layers. "
-        f"{_hypothesis(alone, scores)}"
+        f"{_hypothesis(alone, scores)}{_zeros(scores)}"
+    )
+
+
+def _zeros(scores: Scores) -> str:
+    """Of a pruner and a quantizer, what the zero fraction expects: quantize first where rounding
+    alone zeroes at least what pruning takes, as pruning then only removes zeros."""
+    if set(scores.stages) != {"P", "Q"}:
+        return ""
+    zeroed, pruned = scores.total["Q"].zero, scores.total["P"].pruned
+    if not pruned:
+        return ""
+    at_least = zeroed >= pruned * (1 - 1e-6)
+    told = "at least" if at_least else "less than"
+    return (
+        f" Quantizing alone sends {percent(zeroed)} % of the weights to 0, {told} the "
+        f"{percent(pruned)} % that are pruned: the zero fraction expects "
+        f"{_first('QP' if at_least else 'PQ', scores)}."
     )
 
 
