@@ -320,6 +320,7 @@ class Total:
     rules: tuple[Rule, ...] = ()
     added_by_gap: Estimate = NOTHING  # to the zero fraction: rules.added_by_gap
     margin: Estimate = NOTHING  # the zero fraction's share of won cells less prune first's
+    usable: Spread = Spread(None, None, None, None)  # the same as ``spread``, of usable cells alone
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.analysis.contrasts import Compared
-from experiments.analysis.replicates import discoveries
+from experiments.analysis.replicates import Components, discoveries
 from experiments.analysis.replication import estimate_over, replication
 from experiments.analysis.rows import mean_of_defined
 from experiments.analysis.rules import GAP, PRUNE, RULES, ZEROS, added_by_gap, regret, share_right
@@ -75,6 +75,7 @@ def totals_of(
                 sign=claims[SIGN],
                 replication=asked,
                 spread=_spread(mine),
+                usable=_spread(mine, {USABLE}),
                 states=_states(mine),
                 rules=_rules(mine, ids, level),
                 added_by_gap=_over_runs(_added, mine, ids, level),
@@ -203,15 +204,19 @@ def _sign(mine: list[Compared], ids: list[tuple[int, int]], level: float) -> Est
     return _over_runs(lambda run: share_right(run.said[GAP], run.sign), mine, ids, level, least=0.0)
 
 
-def _spread(mine: list[Compared]) -> Spread:
-    def over_cells(name: str) -> float | None:
-        variances = np.concatenate([getattr(c.components, name) for c in mine])
-        known = variances[np.isfinite(variances)]
-        return float(np.sqrt(known.mean())) if known.size else None
+def _spread(mine: list[Compared], wanted: Collection[str] = STATES) -> Spread:
+    """Over the cells of these states."""
+    cells = [cell for c in mine for cell in c.comparison.cells]
+    here = np.array([cell.state in wanted for cell in cells], bool)
 
-    names = [name for name in Spread.__dataclass_fields__ if name != "size"]
-    means = np.array([cell.advantage for c in mine for cell in c.comparison.cells])
+    def over_cells(values: Iterable[np.ndarray]) -> float | None:
+        known = np.concatenate([*values])[here]
+        known = known[np.isfinite(known)]
+        return float(np.sqrt(max(known.mean(), 0))) if known.size else None
+
+    parts = {
+        name: over_cells(getattr(c.components, name) for c in mine) for name in Components._fields
+    }
+    means = np.array([cell.advantage for cell in cells])
     squares = means**2 - np.concatenate([c.error for c in mine]) ** 2
-    known = squares[np.isfinite(squares)]
-    size = float(np.sqrt(max(known.mean(), 0))) if known.size else None
-    return Spread(**{name: over_cells(name) for name in names}, size=size)
+    return Spread(**parts, size=over_cells([squares]))

@@ -91,11 +91,11 @@ def survives(
         for summary, total in mine:
             name = f"{model}, {_seeds(summary)}"
             rows.append([name, *_claims(summary, total), *_counts(total)])
-            of = total.spread
-            parts = of.size, of.seed, of.draw, of.both, of.examples
+            of, usable = total.spread, total.usable
+            parts = of.size, of.seed, of.draw, of.both, of.examples, usable.size, usable.seed
             spread.append([name, *("–" if x is None else f"{x:.2g}" for x in parts)])
-    told = ["what trainings have in common", "training", "calibration draw", "both together"]
-    told += ["the mean, by test examples"]
+    told = ["in common", "training", "draw", "both together", "the mean, by test examples"]
+    told += ["usable cells: in common", "training"]
     return [
         *_headline(summaries),
         "",
@@ -113,7 +113,31 @@ def survives(
         *table(
             ["A, nats (root mean square over cells): its mean, and what moves it", *told], spread
         ),
+        *_whose(summaries),
     ]
+
+
+def _whose(summaries: Sequence[Summary]) -> list[str]:
+    """A line on why one training says little of another, where it does."""
+    found: dict[bool, list[str]] = {}
+    for model, mine in _models(summaries).items():
+        _, total = max(mine, key=lambda pair: len(pair[0].seeds))
+        size, seed = total.usable.size, total.usable.seed
+        if size is not None and seed is not None:
+            found.setdefault(size > seed, []).append(model)
+    told = []
+    if True in found:
+        told.append(
+            "On usable cells what trainings have in common of A is more than what one of them adds "
+            f"on {', '.join(found[True])}."
+        )
+    if False in found:
+        told.append(
+            "It is less on "
+            f"{', '.join(found[False])}: there the better order is a trained model's own more than "
+            "the methods', and no rule can know it beforehand."
+        )
+    return ["", " ".join(told)] if told else []
 
 
 def _fewer(summaries: Sequence[Summary]) -> str:
