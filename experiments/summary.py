@@ -209,6 +209,10 @@ class Cell:
     advantage_by_run: tuple[float, ...]
     state: str = UNJUDGED  # USABLE, DAMAGED or BROKEN: what the better order leaves of the model
     zero_fraction: float | None = None  # of the weights, by the quantizer alone
+    # A(Q->P) of the layers alone, M = -(the sum of their relative output errors): as measured, and
+    # by ownership (experiments.runner.ownership); what they differ by is interference
+    by_errors: float | None = None
+    by_ownership: float | None = None
 
 
 @dataclass(frozen=True)

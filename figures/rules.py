@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.analysis.rules import ERRORS, GAP, PRUNE, QUANTIZE, ZEROS
+from experiments.analysis.rules import ERRORS, GAP, OWNED, PRUNE, QUANTIZE, ZEROS
 from experiments.summary import Measure, Summary, Total, measure_of
 from figures import style
 
@@ -19,6 +19,7 @@ COLOURS = {
     GAP: "#1A1A1A",
     ZEROS: "#009E73",
     ERRORS: "#CC79A7",
+    OWNED: "#7F3C8D",
     PRUNE: style.PRUNE_FIRST,
     QUANTIZE: style.QUANTIZE_FIRST,
 }

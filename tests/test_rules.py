@@ -15,6 +15,7 @@ from experiments.analysis import render, summarize
 from experiments.analysis.rules import (
     ERRORS,
     GAP,
+    OWNED,
     PRUNE,
     QUANTIZE,
     ZEROS,
@@ -56,10 +57,12 @@ def test_what_every_rule_says():
         np.array([0.3, 0.1, 0.1 + 0.2, nan]),
         np.array([0.2, 0.2, 0.3, 0.3]),
         np.array([0.5, -0.5, 0.0, nan]),
+        np.array([-0.5, 0.5, nan, 0.0]),
     )
     assert said[GAP].tolist() == [1, -1, 0, 0]
     assert said[ZEROS].tolist() == [1, -1, 1, 0]  # a fraction that is the ratio is enough
     assert said[ERRORS].tolist() == [1, -1, 0, 0]
+    assert said[OWNED].tolist() == [-1, 1, 0, 0]
     assert said[PRUNE].tolist() == [-1] * 4
     assert said[QUANTIZE].tolist() == [1] * 4
 

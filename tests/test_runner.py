@@ -45,6 +45,8 @@ from experiments.train import load_or_train
 from experiments.watch import CELLS, Lines
 from perturb import GPTQ, RTN, GridSpec, Magnitude, SparseGPT, Wanda, chain, compress, network
 from perturb.cli import BadInput
+from perturb.compression import Opened
+from perturb.measure.errors import output_error, owned_error
 from perturb.state import Parameters, parameters_of
 from tests import child
 
@@ -420,6 +422,30 @@ def test_a_cell_is_exactly_what_compress_gives(
     name = runner.job.chain_name(stages)
     compressed = compress(task.model, chain(*stages), task.calibration, key=0, exclude=EXCLUDE)
     is_that_of(by_chain(load(whole))[name], compressed, mine)
+
+
+def test_what_owners_do_alone_is_recorded_of_pairs_in_both_orders(mine: Own, whole: Path) -> None:
+    """By :func:`perturb.measure.errors.owned_error`; Theorem 1 on both orders, and nothing else."""
+    records, task = by_chain(load(whole)), task_of(mine)
+
+    def made(*stages: Any) -> Any:
+        return compress(task.model, chain(*stages), task.calibration, key=0, exclude=EXCLUDE)
+
+    dense = Opened(task.model, task.calibration, Policy(), exclude=EXCLUDE).context.start()
+    moments, weights = dense.reference.moments, dense.reference.weights
+    alone = made(GPTQ(4)).matrices
+    for stages in ((Magnitude(0.5), GPTQ(4)), (GPTQ(4), Magnitude(0.5))):
+        record = records[runner.job.chain_name(stages)]
+        both = made(*stages).matrices
+        assert record["layers"].keys() == weights.keys()
+        for name, w in weights.items():
+            expected = owned_error(w, both[name].mask, alone[name].weight, moments[name])
+            energy = output_error(w, moments[name])
+            found = record["layers"][name]["owned_rel"]
+            assert found == pytest.approx(float(expected / energy), rel=1e-4)
+    pairs_ = {r["label"].rpartition("/")[2] for r in records.values() if len(r["stages"]) == 2}
+    for name, record in records.items():
+        assert all(("owned_rel" in x) == (name in pairs_) for x in record["layers"].values())
 
 
 def test_own_measures_are_those_of_the_compressed_model(mine: Own, whole: Path) -> None:

@@ -114,6 +114,10 @@ def compare(
     first_p, first_q = mean("prune_first")[0], mean("quantize_first")[0]
     state = states(np.maximum(first_p, first_q), mean_of_defined([*dense]), measure, classes)
     zero_fraction = mean_of_defined([*zeros])
+    by_errors, by_ownership = (
+        mean_of_defined([getattr(rows, name)[kept] for rows in per_run])
+        for name in ("errors", "owned")
+    )
     cells = []
     for i, (sparsity, width) in enumerate(grid):
         with_both = np.flatnonzero(measured[:, i])
@@ -143,6 +147,8 @@ def compare(
                 advantage_by_run=tuple(float(per_run[r].advantage[0, kept[i]]) for r in with_both),
                 state=str(state[i]),
                 zero_fraction=number(zero_fraction[i]),
+                by_errors=number(by_errors[i]),
+                by_ownership=number(by_ownership[i]),
             )
         )
     comparison = Comparison(
@@ -171,6 +177,7 @@ def compare(
             rows.zeros[kept],
             axes[kept, 0],
             rows.errors[kept],
+            rows.owned[kept],
         )
         for rows in per_run
     ]

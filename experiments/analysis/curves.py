@@ -35,6 +35,7 @@ class CellRows(NamedTuple):
     dense: float  # M of the dense model, nan without one
     zeros: np.ndarray  # [cells], what the quantizer alone sends to 0; nan where unknown
     errors: np.ndarray  # [cells], sum over layers of the relative output error, PQ less QP
+    owned: np.ndarray  # [cells], the same by ownership alone; nan where unknown
 
 
 def cell_rows(
@@ -93,7 +94,7 @@ def cell_rows(
     low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
     status, c_q = ["unknown"] * len(grid), np.array([ratio(w) for _, w in grid])
     zeros = np.array([_zero_fraction(run, quantizer, w) for _, w in grid])
-    errors = np.full(len(grid), np.nan)
+    errors, owned = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
     for i, (sparsity, width) in enumerate(grid):
         pq = rows("PQ", pruner, sparsity, quantizer, width)
         qp = rows("QP", pruner, sparsity, quantizer, width)
@@ -101,8 +102,10 @@ def cell_rows(
             first_p[:, i], first_q[:, i] = pq, qp
             advantage[:, i] = intensity.order_advantage(qp, pq)
             scale[:, i] = np.maximum(np.abs(qp), np.abs(pq))
-            totals = (_error(run, Key(order, pruner, sparsity, quantizer, width)) for order in BOTH)
-            errors[i] = next(totals) - next(totals)
+            keys = [Key(order, pruner, sparsity, quantizer, width) for order in BOTH]
+            for values, name in ((errors, "out_rel"), (owned, "owned_rel")):
+                first, second = (_error(run, key, name) for key in keys)
+                values[i] = first - second
         p, q = pruned[sparsity], alone[width]
         if p is not None and q is not None:
             g[:, i] = intensity.performance_gap(p, q)
@@ -113,7 +116,7 @@ def cell_rows(
             status[i] = intensity.STATUSES[int(known.status[0, 0])]
     undamaged = np.nan if dense is None else float(dense[0])
     alike = (first_p, first_q, advantage, gap, low, high, g, scale, c_q, status)
-    return CellRows(*alike, undamaged, zeros, errors)
+    return CellRows(*alike, undamaged, zeros, errors, owned)
 
 
 def _zero_fraction(run: Run, quantizer: str, width: int) -> float:
@@ -122,8 +125,8 @@ def _zero_fraction(run: Run, quantizer: str, width: int) -> float:
     return np.nan if known is None else float(known)
 
 
-def _error(run: Run, key: Key) -> float:
-    """Sum over layers of the output error relative to the dense output; nan where unknown."""
+def _error(run: Run, key: Key, name: str) -> float:
+    """Sum over layers of an error relative to the dense output; nan where unknown."""
     layers = run.variants[key].record.get("layers") or {}
-    found = [measured.get("out_rel") for measured in layers.values()]
+    found = [measured.get(name) for measured in layers.values()]
     return float(np.sum([np.nan if x is None else x for x in found])) if found else np.nan

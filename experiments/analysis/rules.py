@@ -7,6 +7,8 @@ Each says of a cell +1 (quantize first), -1 (prune first) or 0 (nothing):
                      the weights to 0: below it pruning only removes zeros
     layer errors     the order whose layers' relative output errors have the smaller sum (it needs
                      both orders compressed, and no evaluation)
+    ownership        the same of the errors that each weight's owner makes alone (Theorem 1): layer
+                     errors without interference
     prune first, quantize first
 
 Shapes are ``[cells]`` of one run.
@@ -20,9 +22,9 @@ import numpy as np
 
 from experiments.summary import BROKEN, DAMAGED, UNJUDGED, USABLE, Measure
 
-GAP, ZEROS, ERRORS = "gap (PIH)", "zero fraction", "layer errors"
+GAP, ZEROS, ERRORS, OWNED = "gap (PIH)", "zero fraction", "layer errors", "ownership"
 PRUNE, QUANTIZE = "prune first", "quantize first"
-RULES = (GAP, ZEROS, ERRORS, PRUNE, QUANTIZE)
+RULES = (GAP, ZEROS, ERRORS, OWNED, PRUNE, QUANTIZE)
 LOSS = 0.1  # nats that a usable model loses at most (a perplexity 1.105 times the dense one's)
 POINTS = 0.05  # of accuracy that it loses at most
 
@@ -30,18 +32,21 @@ Ints = np.ndarray
 Floats = np.ndarray
 
 
-def predictions(gap_sign: Ints, zeros: Floats, sparsity: Floats, errors: Floats) -> dict[str, Ints]:
+def predictions(
+    gap_sign: Ints, zeros: Floats, sparsity: Floats, errors: Floats, owned: Floats
+) -> dict[str, Ints]:
     """What every rule says.
 
     gap_sign as of :func:`perturb.measure.intensity.gap_signs`; zeros: what the quantizer alone
     sends to 0; errors: the sum over layers of prune first's relative output error less quantize
-    first's; both nan where unknown.
+    first's; owned: the same by ownership; all nan where unknown.
     """
     first = np.where(zeros >= sparsity - 1e-9, 1, -1)  # a ratio is no exact binary fraction
     return {
         GAP: np.where(np.abs(gap_sign) == 1, gap_sign, 0),
         ZEROS: np.where(np.isfinite(zeros), first, 0),
         ERRORS: np.sign(np.nan_to_num(errors)).astype(int),
+        OWNED: np.sign(np.nan_to_num(owned)).astype(int),
         PRUNE: np.full(gap_sign.shape, -1),
         QUANTIZE: np.full(gap_sign.shape, 1),
     }

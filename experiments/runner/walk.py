@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.axes import Chain, Node, chains, extended
+from experiments.labels import stage_name
 from experiments.runner.clock import drop_programs_if_many
 from experiments.runner.job import Cell, Job
+from experiments.runner.ownership import Weights, owned, quantized, quantizer_of
 from perturb.measure.layers import layer_measures
 from perturb.stage import Reports, Versions, expand
 from perturb.state import Parameters
@@ -34,29 +37,46 @@ def run_job(job: Job, after_alone: Callable[[], None] = lambda: None) -> None:
     with job.shared.clock.phase("calibrate"):
         start = job.opened.context.start()
         job.record([_dense(job, start)])
+    needed = {stage_name(q) for c in job.missing([*chains(tree)]) if (q := quantizer_of(c))}
     alone = [
         (node, _expanded(job, node, start, [()]))
         for node in tree
-        if job.missing(list(chains([node])))
+        if job.missing(list(chains([node]))) or needed.intersection(node.axis.names)
     ]
     after_alone()
+    rounded = quantized(alone, job.opened.context.shapes)
     while alone:  # a branch's versions go when it has been walked
         node, versions = alone.pop(0)
         if versions is not None:
-            _below(job, node, versions, extended([()], node.axis))
+            _below(job, node, versions, extended([()], node.axis), rounded)
 
 
-def _below(job: Job, node: Node, versions: Versions, before: list[Chain]) -> None:
+def _below(
+    job: Job,
+    node: Node,
+    versions: Versions,
+    before: list[Chain],
+    rounded: Mapping[str, Weights],
+) -> None:
     for child in node.children:
         if not job.missing(list(chains([child], before))):
             continue
-        done = _expanded(job, child, versions, before)
+        done = _expanded(job, child, versions, before, rounded)
         if done is not None and child.children:
-            _below(job, child, done, extended(before, child.axis))
+            _below(job, child, done, extended(before, child.axis), rounded)
 
 
-def _expanded(job: Job, node: Node, before: Versions, chain: list[Chain]) -> Versions | None:
-    """The versions of a node, recorded; None if they could not be made, which is recorded, too."""
+def _expanded(
+    job: Job,
+    node: Node,
+    before: Versions,
+    chain: list[Chain],
+    rounded: Mapping[str, Weights] = MappingProxyType({}),
+) -> Versions | None:
+    """The versions of a node, recorded; None if they could not be made, which is recorded, too.
+
+    rounded: what the quantizers alone leave, for what a pair's layers own.
+    """
     drop_programs_if_many()
     context, clock = job.opened.context, job.shared.clock
     mine = extended(chain, node.axis)
@@ -67,7 +87,7 @@ def _expanded(job: Job, node: Node, before: Versions, chain: list[Chain]) -> Ver
             done = expand(before, node.axis.stages, context, len(chain[0]))
             jax.block_until_ready(done.versions.state)
         if job.missing(mine):
-            job.record(_cells(job, done.versions, done.reports, mine))
+            job.record(_cells(job, done.versions, done.reports, mine, rounded))
         return done.versions
     except Exception as error:
         job.fail(list(chains([node], chain)), error)
@@ -94,7 +114,13 @@ def _dense(job: Job, start: Versions) -> Cell:
     return Cell((), lambda: Parameters({}, {}), storage, layers)
 
 
-def _cells(job: Job, versions: Versions, reports: Reports, mine: Sequence[Chain]) -> list[Cell]:
+def _cells(
+    job: Job,
+    versions: Versions,
+    reports: Reports,
+    mine: Sequence[Chain],
+    rounded: Mapping[str, Weights],
+) -> list[Cell]:
     opened = job.opened
     shapes = opened.network.shapes
     with job.shared.clock.phase("measure"):
@@ -104,12 +130,17 @@ def _cells(job: Job, versions: Versions, reports: Reports, mine: Sequence[Chain]
         )
         stored = storages_of(versions.state, shapes, opened.coverage.parameters)
         told = jax.device_get(dict(reports))
+        owns = owned(versions, mine, rounded)
     return [
         Cell(
             chain,
             partial(versions.parameters, i),
             stored[i],
-            {n: {k: v[i] for k, v in m.items()} for n, m in measured.items()},
+            {
+                n: {k: v[i] for k, v in m.items()}
+                | ({"owned_rel": owns[i][n]} if n in owns[i] else {})
+                for n, m in measured.items()
+            },
             _solver(told, i),
         )
         for i, chain in enumerate(mine)

@@ -1,0 +1,86 @@
+"""What ownership alone says of a pruner and a quantizer on one model (Theorem 1 of Kim et al.).
+
+A pruned weight is the pruner's, any other the quantizer's. By ownership each has exactly the error
+that its owner gives it when it acts alone, and errors add:
+
+    owned_rel = sum over weights of h (owner P: w^2, owner Q: (Q(w) - w)^2) / E||W x||^2,
+
+h = E x_j^2. The difference of two orders is A by ownership; what the measured ``out_rel`` differs
+from it is interference. On the host in float64, a layer at a time: a few sums a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.axes import Chain, Node
+from experiments.labels import amounts, stage_name
+from perturb.measure.layers import part_of
+from perturb.stage import Versions
+from perturb.types import Moments
+
+Weights = Mapping[str, np.ndarray]  # [out, in] by layer
+
+
+def is_quantizer(stage: Any) -> bool:
+    return amounts(stage) == {"bits"}
+
+
+def quantizer_of(chain: Chain) -> Any:
+    """The quantizer of a chain of it and a pruner, in either order; None of any other chain."""
+    roles = [amounts(stage) for stage in chain]
+    if sorted(map(sorted, roles)) != [["bits"], ["sparsity"]]:
+        return None
+    return next(stage for stage in chain if is_quantizer(stage))
+
+
+def quantized(nodes: Iterable[tuple[Node, Versions | None]], shapes: Any) -> dict[str, Weights]:
+    """The weights that every quantizer alone leaves, by its name."""
+    found: dict[str, Weights] = {}
+    for node, versions in nodes:
+        for i, stage in enumerate(node.axis.stages):
+            if versions is not None and is_quantizer(stage):
+                one = part_of(versions.state.bare, np.full(1, i, np.int32), shapes)[0]
+                found[stage_name(stage)] = {n: w[0] for n, w in jax.device_get(one).items()}
+    return found
+
+
+def owned(
+    versions: Versions, chains: Sequence[Chain], alone: Mapping[str, Weights]
+) -> list[dict[str, float]]:
+    """``owned_rel`` by layer, of every version; nothing of those that are no such pair, or whose
+    quantizer alone is not known."""
+    wanted = [quantizer_of(chain) for chain in chains]
+    known = [None if q is None else alone.get(stage_name(q)) for q in wanted]
+    if not any(known):
+        return [{} for _ in chains]
+    masks = jax.device_get({n: m.mask for n, m in versions.state.matrices.items()})
+    reference = versions.reference
+    dense = jax.device_get(dict(reference.weights))
+    found: list[dict[str, float]] = [{} for _ in chains]
+    for name, w in dense.items():
+        if name not in masks:
+            continue
+        weight = np.asarray(w, np.float64)
+        moments = reference.moments[name]
+        h, energy = _energy(moments), _output_energy(weight, moments)
+        for i, weights in enumerate(known):
+            if weights is not None and energy > 0:
+                change = np.where(masks[name][i], weights[name] - weight, weight)
+                found[i][name] = float(np.sum(h * change**2) / energy)
+    return found
+
+
+def _energy(moments: Moments) -> np.ndarray:
+    """``E x_j^2`` [in]."""
+    return np.asarray(jax.device_get(moments.energy), np.float64)
+
+
+def _output_energy(weight: np.ndarray, moments: Moments) -> float:
+    """``E||W x||^2``."""
+    gram = np.asarray(jax.device_get(moments.gram), np.float64)
+    return float(np.sum((weight @ gram) * weight) / max(float(moments.count), 1.0))
