@@ -16,6 +16,8 @@ from experiments.analysis.rules import GAP, PRUNE, ZEROS
 from experiments.report.table import changed_verdicts, setting_name
 from experiments.summary import (
     CLAIMS,
+    FAILS,
+    HOLDS,
     NO_VERDICT,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
@@ -286,14 +288,27 @@ def choices(summaries: Sequence[Summary]) -> list[str]:
         for model in models:
             row += _choice(mine[model]) if model in mine else ["–"] * 4
         rows.append(row)
-    return table(head, rows)
+    return [
+        *table(head, rows),
+        "",
+        "Verdicts turn where one holds and the other fails; by certainty: where one of them is "
+        "undecided.",
+    ]
 
 
 def _choice(c: Choice) -> list[str]:
     size = Estimate(*(None if x is None else 1000 * x for x in (c.moved.value, *_ends(c.moved))))
     ratio = f"{c.moved.value / c.order.value:.2f}" if c.moved.value and c.order.value else "0"
     fates = f"{c.kept}/{c.lost}/{c.won - c.kept - c.lost}"
-    return [estimate(size, ".2g"), ratio, fates, "; ".join(changed_verdicts(c)) or "same"]
+    turned = [claim for claim, told in c.verdicts.items() if set(told) == {HOLDS, FAILS}]
+    other = len(changed_verdicts(c)) - len(turned)
+    told = (f"turns {', '.join(turned)}" if turned else "") or "turns none"
+    return [
+        estimate(size, ".2g"),
+        ratio,
+        fates,
+        told + (f"; {other} by certainty" if other else ""),
+    ]
 
 
 def _ends(e: Estimate) -> tuple[float | None, float | None]:
