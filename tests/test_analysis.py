@@ -530,6 +530,29 @@ def test_draws_are_replicates_as_seeds_are():
         assert summarize(gone, replicates=20).problems == (f"{told} (sparsity/bits 0.5/4)",)
 
 
+def test_orders_on_a_rotated_model_are_compared_apart():
+    """A rotation leaves the function: its record is the dense model of what comes after it."""
+
+    def rotated(record):
+        if order_of(record) == "QP":
+            record = again(record, nll=np.full(CLUSTERS, 1.5))
+        return identified(record | {"stages": [{"name": "rotate", "seed": 0}, *record["stages"]]})
+
+    after = [rotated(record) for record in HAND_MADE]
+    assert [order_of(r) for r in after] == [order_of(r) for r in HAND_MADE]
+    summary = summarize([*HAND_MADE, *after], replicates=20)
+    assert summary.models == ("llama-docs [prepared=no]", "llama-docs [prepared=rotate]")
+    assert summary.notes == ()
+    (plain,) = summary.select("llama-docs [prepared=no]", "log")
+    (alone,) = summarize(HAND_MADE, replicates=20).select("llama-docs", "log")
+    assert plain.cells == alone.cells
+    (turned,) = summary.select("llama-docs [prepared=rotate]", "log")
+    assert {c.quantize_first for c in turned.cells} == {-1.5}
+    assert [c.gap for c in turned.cells] == [c.gap for c in plain.cells]
+    (choice,) = (c for c in summary.choices if c.scale == "log")
+    assert (choice.setting, choice.usual, choice.value) == ("policy: prepared", "no", "rotate")
+
+
 def test_policies_are_compared_apart_and_named_by_what_differs():
     """Each as if the other were not there; nothing is pooled, and every one has its totals."""
 

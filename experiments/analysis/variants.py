@@ -1,12 +1,15 @@
 """Which record is which: pruner and quantizer in their order, within one trained model.
 
-A stage with a sparsity and no bits is a pruner, one with bits and no sparsity a quantizer. Cells
-of other stages (structured, joint, per-layer rules, adapters) and of longer chains are in no
-comparison of two orders.
+A stage with a sparsity and no bits is a pruner, one with bits and no sparsity a quantizer. What a
+chain begins with that leaves the model's function as it is (a rotation) prepares the model: orders
+are compared on the model that it leaves, apart from those on the model as it was. Cells of other
+stages (structured, joint, per-layer rules, adapters) and of longer chains are in no comparison of
+two orders.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,6 +19,7 @@ from experiments.analysis.rows import Rows
 from experiments.records import Record, draw_of
 
 ORDERS = ("dense", "P", "Q", "PQ", "QP")
+PREPARING = ("rotate",)  # names of the stages that leave the function as it is
 _GRID_KEYS = {"name", "sparsity", "bits", "ratio"}  # axes of the grid, not part of a method
 
 Config = Mapping[str, Any]
@@ -82,18 +86,27 @@ def role(stage: Config) -> str | None:
 
 def order_of(record: Record) -> str | None:
     """One of ORDERS, in the order of application; None for a cell of any other plan."""
-    letters = [role(stage) or "?" for stage in record["stages"]]
+    letters = [role(stage) or "?" for stage in record["stages"][len(prepared(record)) :]]
     order = "".join(letters) or "dense"
     return order if order in ORDERS else None
 
 
+def prepared(record: Record) -> tuple[str, ...]:
+    """Names of the stages that prepare the model."""
+    names = [stage["name"] for stage in record["stages"]]
+    return tuple(itertools.takewhile(lambda name: name in PREPARING, names))
+
+
 def subjects(records: Iterable[Record]) -> dict[str, Subject]:
-    """Cell id -> its subject; the policy is told where the records have several."""
+    """Cell id -> its subject; policy and preparation are told where the records have several."""
     held = list(records)
     named = _difference(record["policy"] for record in held)
+    several = len({prepared(record) for record in held}) > 1
     found = {}
     for record in held:
         settings = named[_text(record["policy"])]
+        if several:
+            settings += (("prepared", "+".join(prepared(record)) or "no"),)
         policy = ", ".join(f"{key}={value}" for key, value in settings)
         found[record["cell"]] = Subject(record["model"], policy, settings)
     return found
