@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from perturb.masks import NofM
     from perturb.methods.adapt.lora import LoRA
     from perturb.methods.lowrank.svd import LowRank
+    from perturb.methods.mixed.bits import MixedPrecision
     from perturb.methods.prune.global_magnitude import GlobalMagnitude
     from perturb.methods.prune.magnitude import Magnitude
     from perturb.methods.prune.sparsegpt import SparseGPT
@@ -53,6 +54,7 @@ __all__ = [
     "LoRA",
     "LowRank",
     "Magnitude",
+    "MixedPrecision",
     "NofM",
     "Policy",
     "RemoveBlocks",
@@ -88,6 +90,7 @@ _HOMES = {
     "Drop": "methods.structure.drop",
     "LoRA": "methods.adapt.lora",
     "LowRank": "methods.lowrank.svd",
+    "MixedPrecision": "methods.mixed.bits",
     "RemoveBlocks": "methods.structure.remove",
     "Rotate": "methods.rotate.residual",
     "layerwise": "stage",

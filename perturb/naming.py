@@ -26,7 +26,9 @@ GROUP = "perturb.methods"  # entry points: name -> class
 def stages() -> Mapping[str, type]:
     """All stages of models, by name."""
     classes = (
-        c for m in modules("structure", "rotate", "adapt", "lowrank") for c in vars(m).values()
+        c
+        for m in modules("structure", "rotate", "adapt", "lowrank", "mixed")
+        for c in vars(m).values()
     )
     own = (c for c in classes if isinstance(c, type) and hasattr(c, "on_state"))
     return {c.name: c for c in own if dataclasses.is_dataclass(c)}  # type: ignore[attr-defined]

@@ -34,6 +34,7 @@ FRAMEWORKS = {"flax", "optax"}
 ONLY = {  # where perturb may import what is neither its own nor jax, numpy or Python's
     "flax": ("perturb/network/*.py",),
     "rich": ("perturb/__main__.py", "perturb/scoring/table.py"),
+    "scipy": ("perturb/methods/mixed/allocate.py",),  # an exact solver; jax itself needs scipy
 }
 
 
