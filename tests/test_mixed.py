@@ -147,7 +147,8 @@ def test_hutchinsons_trace_is_that_of_the_gauss_newton_matrix(net: Net) -> None:
         variance = 2 * ((own**2).sum() - (np.diag(own) ** 2).sum())
         variance += (g[mine][:, ~inside] ** 2).sum()  # what other layers' probes leave
         assert abs(found[name] - np.trace(own)) < 5 * np.sqrt(variance / PROBES)
-        assert np.sqrt(variance / PROBES) < 0.5 * np.trace(own)  # and that says something
+        precise = np.sqrt(variance / PROBES) < 0.02 * np.trace(own)
+        assert precise == (name != "middle")  # whose curvature is a thousandth of the others'
 
 
 def test_it_follows_a_pruner_and_takes_gptq(net: Net) -> None:
