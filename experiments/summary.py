@@ -382,8 +382,12 @@ class Summary:
     @property
     def mean_of(self) -> str:
         """Over what a cell is the mean, in words; "" if over one run."""
-        counts = {"training seeds": len(self.seeds), "calibration draws": len(self.draws)}
-        return " x ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
+        return _over(len(self.seeds), len(self.draws))
+
+    def mean_on(self, model: str, scale: str) -> str:
+        """The same of one model, which may have fewer."""
+        runs = {run for c in self.select(model, scale) for cell in c.cells for run in cell.runs}
+        return _over(len({seed for seed, _ in runs}), len({draw for _, draw in runs}))
 
     def comparisons_on(self, scale: str) -> tuple[Comparison, ...]:
         """The comparisons of all models on one scale."""
@@ -410,6 +414,11 @@ class Summary:
             raise ValueError("no summary of a study: it has no 'comparisons'")
         read = from_plain(cls, said)
         return replace(read, comparisons=tuple(map(_uncensored, read.comparisons)))
+
+
+def _over(seeds: int, draws: int) -> str:
+    counts = {"training seeds": seeds, "calibration draws": draws}
+    return " x ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
 
 
 def _uncensored(comparison: Comparison) -> Comparison:

@@ -42,7 +42,8 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
     alike = [cell for c in summary.comparisons_on(scale) for cell in c.cells]
     limit, threshold = _range(alike if _one_measure(summary, scale) else every, measure)
     title = f"{style.name(summary, model)}: {takeaway(comparisons)}"
-    subtitle = _subtitle(summary, measure, threshold)
+    over = summary.mean_on(model, scale)
+    subtitle = _subtitle(over, measure, threshold)
     with style.look():
         figure, placed = style.panels(comparisons, 4.4, 2.6, title, subtitle, share=True)
         for comparison, ax in placed:
@@ -57,8 +58,8 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
                 ax.set_xlabel("C*$_P$ − C$_Q$   (right: pruning is the stronger)")
         _x_range([ax for _, ax in placed], every)
         _key(figure, colours, any(c.status in ("above", "below", "mixed") for c in every))
-        over = f"intervals over {summary.mean_of}" if summary.mean_of else "bootstrap intervals"
-        bands = f"bands: {summary.level:.0%} {over}"
+        kind = f"intervals over {over}" if over else "bootstrap intervals"
+        bands = f"bands: {summary.level:.0%} {kind}"
         told = any(cell.low is not None for cell in every)
         faded = any(cell.state in FADED for cell in every)
         style.foot(
@@ -97,8 +98,8 @@ def takeaway(comparisons: Iterable[Comparison]) -> str:
     )
 
 
-def _subtitle(summary: Summary, measure: Measure, threshold: float | None) -> str:
-    runs = f"; mean of {summary.mean_of}" if summary.mean_of else ""
+def _subtitle(over: str, measure: Measure, threshold: float | None) -> str:
+    runs = f"; mean of {over}" if over else ""
     axis = f"; vertical axis linear within ±{threshold:g}, logarithmic beyond" if threshold else ""
     return (
         f"A(Q→P) = M(quantize first) − M(prune first), M = {measure.label}; "

@@ -47,7 +47,7 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
     norm = Normalize(-limit, limit)
     width, height = 0.62 * len(bits) + 1.0, 0.40 * len(sparsities) + 0.6
     title = f"{style.name(summary, model)}: {takeaway(comparisons)}"
-    subtitle = _subtitle(summary, measure)
+    subtitle = _subtitle(summary.mean_on(model, scale), measure)
     with style.look():
         figure, placed = style.panels(
             comparisons, max(width, 3.2), max(height, 1.6), title, subtitle
@@ -100,8 +100,8 @@ def takeaway(comparisons: Iterable[Comparison]) -> str:
     return f"{leader} first wins {most} of {total} cells, the other order {least}{tail}"
 
 
-def _subtitle(summary: Summary, measure: Measure) -> str:
-    runs = f"; mean of {summary.mean_of}" if summary.mean_of else ""
+def _subtitle(over: str, measure: Measure) -> str:
+    runs = f"; mean of {over}" if over else ""
     return f"A(Q→P) = M(quantize first) − M(prune first), M = {measure.label}{runs}"
 
 

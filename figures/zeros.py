@@ -45,7 +45,8 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
         engine.set(rect=rect)  # type: ignore[union-attr,call-arg]
         title = f"{style.name(summary, model)}: {takeaway(comparisons)}"
         figure.text(0.012, 1 - 0.12 / tall, title, size=11.5, weight="bold", va="top")
-        runs = f"; mean of {summary.mean_of}" if summary.mean_of else ""
+        over = summary.mean_on(model, scale)
+        runs = f"; mean of {over}" if over else ""
         subtitle = f"M = {measure.label}; Z: the fraction that the quantizer alone zeroes{runs}"
         figure.text(0.012, 1 - 0.56 / tall, subtitle, size=8.5, color=style.MUTED, va="top")
         axes = figure.subplots(1, len(pruners), squeeze=False, sharey=True, sharex=True)[0]
