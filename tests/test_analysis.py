@@ -530,6 +530,35 @@ def test_draws_are_replicates_as_seeds_are():
         assert summarize(gone, replicates=20).problems == (f"{told} (sparsity/bits 0.5/4)",)
 
 
+def test_conditions_are_compared_apart_though_their_calibration_differs():
+    """Fewer examples, and a layer that stays dense: no mean pools them, and each is a choice."""
+
+    def under(policy, examples, skipped):
+        return [
+            identified(
+                r
+                | {"policy": {"norms": "keep"} | policy, "skipped": skipped}
+                | {"calibration": {"draw": 0, "examples": examples, "hash": str(examples)}}
+            )
+            for r in HAND_MADE
+        ]
+
+    usual, few = under({}, 64, {}), under({"examples": 16}, 16, {})
+    dense = under({"exclude": ["fc"]}, 64, {"fc": "excluded by 'fc'"})
+    summary = summarize([*usual, *few, *dense], replicates=20)
+    names = ("examples=all, exclude=none", "examples=16, exclude=none")
+    assert summary.models[:2] == tuple(f"llama-docs [{name}]" for name in names)
+    assert summary.models[2] == 'llama-docs [examples=all, exclude=["fc"]]'
+    told = {(c.setting, c.usual, c.value) for c in summary.choices}
+    assert told == {
+        ("policy: examples", "all", "16"),
+        ("policy: exclude", "none", '["fc"]'),
+    }
+    mixed = [*usual, *under({}, 16, {})[:1]]
+    with pytest.raises(ValueError, match="differ in calibration"):
+        summarize([mixed[-1], *mixed[1:]], replicates=9)
+
+
 def test_orders_on_a_rotated_model_are_compared_apart():
     """A rotation leaves the function: its record is the dense model of what comes after it."""
 
@@ -602,7 +631,7 @@ def test_cells_of_other_plans_are_counted_and_in_no_comparison():
         [gptq, gptq],
         [{"name": "joint", "sparsity": 0.5, "bits": 4}],
         [{"name": "drop-heads", "share": 0.25}],
-        [{"name": "rotate"}, gptq],
+        [gptq, {"name": "rotate"}],
         [{"name": "per-layer", "rules": [["*", gptq]]}],
     ]
     more = [

@@ -15,18 +15,20 @@ from perturb.measure import bootstrap
 def refuse_mixtures(records: list[Record]) -> None:
     """Raise ValueError for records of one model that were made in ways that do not mix.
 
-    One model is calibrated on as many examples and has the same layers left out; one seed of it
-    has one set of data and weights, and one calibration draw of that is the same examples.
+    Under one policy a model is calibrated on as many examples and has the same layers left out; one
+    seed of it has one set of data and weights, and one calibration draw of that is, under one
+    policy, the same examples.
     """
     first: dict[tuple[Any, ...], tuple[Record, Mapping[str, Any]]] = {}
     for record in records:
         model, seed, draw = record["model"], record["seed"], draw_of(record)
+        policy = json.dumps(record["policy"], sort_keys=True)  # which are compared apart
         sizes = {k: v for k, v in record["calibration"].items() if k not in ("draw", "hash")}
         examples = {"hash": record["calibration"].get("hash")}
         for what, values, same in (
-            ("calibration", sizes, ("sizes", model)),
-            ("calibration", examples, ("examples", model, seed, draw)),
-            ("the layers left out", record.get("skipped") or {}, ("skipped", model)),
+            ("calibration", sizes, ("sizes", model, policy)),
+            ("calibration", examples, ("examples", model, seed, draw, policy)),
+            ("the layers left out", record.get("skipped") or {}, ("skipped", model, policy)),
             ("data", record.get("data") or {}, ("data", model, seed)),
         ):
             held, other = first.setdefault(same, (record, values))

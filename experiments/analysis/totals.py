@@ -218,5 +218,6 @@ def _spread(mine: list[Compared], wanted: Collection[str] = STATES) -> Spread:
         name: over_cells(getattr(c.components, name) for c in mine) for name in Components._fields
     }
     means = np.array([cell.advantage for cell in cells])
-    squares = means**2 - np.concatenate([c.error for c in mine]) ** 2
+    with np.errstate(over="ignore", invalid="ignore"):  # perplexities of broken models
+        squares = means**2 - np.concatenate([c.error for c in mine]) ** 2
     return Spread(**parts, size=over_cells([squares]))

@@ -20,6 +20,7 @@ from experiments.records import Record, draw_of
 
 ORDERS = ("dense", "P", "Q", "PQ", "QP")
 PREPARING = ("rotate",)  # names of the stages that leave the function as it is
+UNSAID = {"examples": "all", "exclude": "none"}  # of conditions that are as usual, and not recorded
 _GRID_KEYS = {"name", "sparsity", "bits", "ratio"}  # axes of the grid, not part of a method
 
 Config = Mapping[str, Any]
@@ -117,7 +118,10 @@ def _difference(policies: Iterable[Config]) -> dict[str, tuple[tuple[str, str], 
     keys = sorted({key for policy in every.values() for key in policy})
     varying = [key for key in keys if len({_setting(p, key) for p in every.values()}) > 1]
     return {
-        text: tuple((key, _told(policy, key)) for key in varying) for text, policy in every.items()
+        text: tuple(
+            (k, _told(policy, k) if k in policy else UNSAID.get(k, "unset")) for k in varying
+        )
+        for text, policy in every.items()
     }
 
 
