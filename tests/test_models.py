@@ -295,3 +295,29 @@ def test_every_matrix_of_a_preset_is_a_layer_that_compressors_find(name):
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if len(leaf.shape) > 1:
             assert path[-1] in ("kernel", "embedding", "pos_embed", "cls_token", "dist_token")
+
+
+def test_an_untied_preset_is_the_same_model_and_can_be_rotated(monkeypatch):
+    from experiments.data.types import Split
+    from experiments.models import untied
+    from experiments.runner import running
+    from experiments.task import TEXT, Task
+    from perturb import Rotate, compress
+
+    model = TINY.build(nnx.Rngs(0))
+    model.eval()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, TINY.vocab_size, (4, 6)))
+    split = Split(np.asarray(tokens), np.asarray(tokens), np.arange(4))
+    asked = []
+
+    def load_task(preset, seed):
+        asked.append((preset, seed))
+        return Task(model, [tokens], split, dict(TEXT), "text"), "a line"
+
+    monkeypatch.setattr(running, "load_task", load_task)
+    task = untied.llama_docs_mini(3)
+    assert untied.llama_docs(4).test is task.test
+    assert asked == [("llama-docs-mini", 3), ("llama-docs", 4)]
+    np.testing.assert_allclose(task.model(tokens), model(tokens), atol=1e-6)
+    turned = compress(task.model, Rotate(kind="hadamard"), [tokens], exclude=["lm_head"])
+    np.testing.assert_allclose(turned.model(tokens), model(tokens), atol=1e-4)
