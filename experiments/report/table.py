@@ -146,16 +146,18 @@ def _rules(summary: Summary, scale: str, console: Console) -> None:
     totals = [t for t in summary.totals if t.scale == scale and t.model and t.rules]
     if not summary.mean_of or not totals:
         return
-    table = _titled("Which rule names the order that wins, and what following it loses", roomy=True)
-    for name in ("model", "rule"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    for name in (r"right of won cells \[interval]", r"loss per usable cell \[interval]"):
+    roomy = console.width >= ROOMY
+    table = _titled("Which rule names the order that wins, and what following it loses", roomy)
+    table.add_column("rule", no_wrap=True, overflow="ellipsis")
+    ends = r" \[interval]" if roomy else ""
+    for name in (r"right of won cells \[interval]", f"loss per usable cell{ends}"):
         table.add_column(name, justify="right", no_wrap=True)
     for total in totals:
         unit = measure_of(summary.select(str(total.model), scale)[0].measure)
+        table.add_row(f"[bold]{escape(str(total.model))}[/]")
         for rule in total.rules:
-            lost = _sized(rule.regret, unit)
-            table.add_row(escape(str(total.model)), rule.name, share(rule.right), lost)
+            lost = _sized(rule.regret, unit, roomy)
+            table.add_row(f"  {rule.name}", share(rule.right), lost)
     console.print(table)
     for total in totals:
         console.print(f"[dim]{escape(str(total.model))}: {_of_states(total)}[/]")
@@ -173,33 +175,36 @@ def _choices(summary: Summary, scale: str, console: Console) -> None:
     chosen = [c for c in summary.choices if c.scale == scale]
     if not chosen:
         return
-    table = _titled("What a choice moves, beside the order", roomy=True)
-    for name in ("model", "choice", "instead of"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    for name in (r"it moves A by \[interval]", "/ |A|", "towards Q 1st", "won kept/lost/open"):
+    roomy, wide = console.width >= ROOMY, console.width >= WIDE
+    table = _titled("What a choice moves, beside the order", roomy)
+    table.add_column("choice", no_wrap=True, overflow="ellipsis")
+    if roomy:
+        table.add_column("instead of", no_wrap=True, overflow="ellipsis", max_width=16)
+    ends = r" \[interval]" if roomy else ""
+    toward = ["towards Q 1st"] if roomy else []
+    for name in (f"moves A by{ends}", "/ |A|", *toward, "kept/lost/open"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdicts that it changes")
-    for c in chosen:
-        unit = measure_of(
-            next(x.measure for x in summary.comparisons_on(scale) if x.model == c.model)
-        )
-        ratio = f"{c.moved.value / c.order.value:.2f}" if c.moved.value and c.order.value else "–"
-        table.add_row(
-            escape(c.model),
-            escape(setting_name(c)),
-            escape(c.usual),
-            _sized(c.moved, unit),
-            ratio,
-            escape(signed((c.shift.value or 0) * unit.factor)),
-            f"{c.kept}/{c.lost}/{c.won - c.kept - c.lost}",
-            ", ".join(changed_verdicts(c)) or "–",
-        )
+    if wide:
+        table.add_column("verdicts that it changes")
+    for model in dict.fromkeys(c.model for c in chosen):
+        table.add_row(f"[bold]{escape(model)}[/]")
+        measures = (x.measure for x in summary.comparisons_on(scale) if x.model == model)
+        unit = measure_of(next(measures))
+        for c in (c for c in chosen if c.model == model):
+            ratio = (
+                f"{c.moved.value / c.order.value:.2f}" if c.moved.value and c.order.value else "–"
+            )
+            row = [f"  {escape(setting_name(c))}", *([escape(c.usual)] if roomy else [])]
+            row += [_sized(c.moved, unit, roomy), ratio]
+            row += [escape(signed((c.shift.value or 0) * unit.factor))] if roomy else []
+            row += [f"{c.kept}/{c.lost}/{c.won - c.kept - c.lost}"]
+            table.add_row(*row, *([", ".join(changed_verdicts(c)) or "–"] if wide else []))
     console.print(table)
     console.print(
         "[dim]Means over the cells of each run, over runs. / |A|: over the effect of the order "
-        "under the usual value. won: of the cells that an order wins under the usual value (5 % "
-        "of them false at most), those that it keeps, that the other order wins, and open ones.[/]"
-        "\n"
+        "under the usual value. kept/lost/open: of the cells that an order wins under the usual "
+        "value (5 % of them false at most), those that it keeps, that the other order wins, and "
+        "open ones.[/]\n"
     )
 
 
@@ -242,13 +247,13 @@ def share(e: Estimate, signs: bool = False) -> str:
     return f"{e.value:{form}}{ends}".replace("-", "−")
 
 
-def _sized(e: Estimate, unit: Measure) -> str:
+def _sized(e: Estimate, unit: Measure, interval: bool) -> str:
     if e.value is None:
         return "–"
-    known = (x for x in (e.value, e.low, e.high) if x is not None)
+    known = (x for x in (e.value, *((e.low, e.high) if interval else ())) if x is not None)
     value, *ends = (signed(x * unit.factor).lstrip("+") for x in known)
-    interval = rf" \[{', '.join(ends)}]" if ends else ""
-    return f"{value}{interval} {short_unit(unit)}"
+    told = rf" \[{', '.join(ends)}]" if ends else ""
+    return f"{value}{told} {short_unit(unit)}"
 
 
 def _replicated(summary: Summary, total: Total) -> str:
