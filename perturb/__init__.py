@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perturb.compression import Compression, compress
     from perturb.grid import GridSpec
     from perturb.masks import NofM
+    from perturb.methods.adapt.distill import Distill
     from perturb.methods.adapt.lora import LoRA
     from perturb.methods.lowrank.svd import LowRank
     from perturb.methods.mixed.bits import MixedPrecision
@@ -47,6 +48,7 @@ __all__ = [
     "RTN",
     "Chain",
     "Compression",
+    "Distill",
     "Drop",
     "GlobalMagnitude",
     "GridSpec",
@@ -87,6 +89,7 @@ _HOMES = {
     "cache_programs": "programs",
     "chain": "composition",
     "compress": "compression",
+    "Distill": "methods.adapt.distill",
     "Drop": "methods.structure.drop",
     "LoRA": "methods.adapt.lora",
     "LowRank": "methods.lowrank.svd",

@@ -309,6 +309,17 @@ def per_layer(rules: Mapping[str, MatrixMethod]) -> Layerwise:
     return Layerwise(tuple(rules.values()), tuple(rules))
 
 
+def matching(architecture: Architecture, pattern: str, stage: str) -> list[str]:
+    """The layers that a stage's pattern names; ValueError if there is none."""
+    names = [n for n in architecture.layers if fits(n, pattern)]
+    if not names:
+        raise ValueError(
+            f"the pattern {pattern!r} of {stage} has no layer; layers are: "
+            f"{', '.join(architecture.layers)}"
+        )
+    return names
+
+
 def as_stage(stage: Any) -> Stage:
     """A stage, or a method on matrices as one on all layers."""
     if isinstance(stage, Stage):

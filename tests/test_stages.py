@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perturb import GPTQ, RTN, GlobalMagnitude, Magnitude, SparseGPT, Wanda, chain, compress
+from perturb import (
+    GPTQ,
+    RTN,
+    Distill,
+    GlobalMagnitude,
+    LowRank,
+    Magnitude,
+    SparseGPT,
+    Wanda,
+    chain,
+    compress,
+)
 from perturb.compression import Opened
 from perturb.measure.distance import distance
 from perturb.methods.adapt.lora import LoRA
@@ -270,6 +281,45 @@ def test_trained_adapters_bring_the_outputs_back(net: Net) -> None:
     adapters = expand(after, [rules], run.context, 2).versions.one(0).matrices
     assert all((m.grid is not None) == ("+" in n) for n, m in adapters.items())
     assert away(run, expand(after, [rules], run.context, 2).versions) < 0.6 * away(run, before)
+
+
+def test_distillation_brings_the_outputs_back_and_leaves_masks(net: Net) -> None:
+    """After a pruner, and its factors after a factoring; later stages go on from there."""
+    run = opened(net)
+    before = follow(run, Wanda(0.6))
+    after = expand(before, [Distill(60, 5e-3)], run.context, 1).versions
+    assert away(run, after) < 0.4 * away(run, before)
+    one, two = before.one(0).matrices, after.one(0).matrices
+    assert one.keys() == two.keys()
+    for name, matrix in two.items():
+        np.testing.assert_array_equal(matrix.mask, one[name].mask)
+        assert not np.asarray(matrix.weight)[~np.asarray(matrix.mask)].any()
+        assert np.any(np.asarray(matrix.weight) != one[name].weight)
+    head = expand(before, [Distill(5, 5e-3, "head")], run.context, 1).versions.one(0).matrices
+    moved = {n for n, m in head.items() if np.any(np.asarray(m.weight) != one[n].weight)}
+    assert moved == {"head"}
+    thin = follow(run, LowRank(0.5))
+    trained = expand(thin, [Distill(60, 5e-3)], run.context, 1).versions
+    assert away(run, trained) < 0.7 * away(run, thin)  # all that this rank has room for
+    assert trained.one(0).products("head") == (("head.u", "head.v"),)
+    same(expand(before, [Distill(0)], run.context, 1).versions.one(0), before.one(0))
+
+
+def test_distillation_refuses_to_leave_a_grid_unless_released(net: Net) -> None:
+    run = opened(net)
+    rounded = follow(run, RTN(3))
+    with pytest.raises(ValueError, match=r"distill would leave the grid of 3 matrices \(blocks.0,"):
+        expand(rounded, [Distill(1)], run.context, 1)
+    free = expand(rounded, [Distill(40, 5e-3, release=True)], run.context, 1).versions
+    assert all(m.grid is None for m in free.one(0).matrices.values())
+    assert away(run, free) < 0.5 * away(run, rounded)
+    again = expand(free, [RTN(3)], run.context, 2).versions
+    assert all(m.grid is not None for m in again.one(0).matrices.values())
+    for wrong in ({"steps": -1}, {"learning_rate": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Distill(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the pattern 'x' of distill has no layer"):
+        run.context.check([Distill(where="x")])
 
 
 def test_adapters_train_on_the_tokens_that_count(net: Net) -> None:

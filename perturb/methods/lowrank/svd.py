@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perturb.architecture import Architecture
-from perturb.network import fits
 from perturb.registry import SHOWN
-from perturb.stage import Outcome, Sight
+from perturb.stage import Outcome, Sight, matching
 from perturb.state import FACTORS, State, uses
 from perturb.types import Matrix, Moments
 
@@ -62,14 +61,10 @@ class LowRank:
         return max(1, int((1 - self.ratio) * out * n_in / (out + n_in) + 1e-9))
 
     def layers(self, architecture: Architecture) -> list[str]:
-        return [n for n in architecture.layers if fits(n, self.where)]
+        return matching(architecture, self.where, self.name)
 
     def check(self, architecture: Architecture) -> None:
-        if not self.layers(architecture):
-            raise ValueError(
-                f"the pattern {self.where!r} of lowrank has no layer; layers are: "
-                f"{', '.join(architecture.layers)}"
-            )
+        self.layers(architecture)
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         names = self.layers(context.architecture)

@@ -17,9 +17,9 @@ from perturb.measure.distance import check_outputs, distance
 from perturb.methods.mixed.allocate import allocate
 from perturb.methods.quantize.gptq import GPTQ
 from perturb.methods.quantize.rtn import RTN
-from perturb.network import fits, weights_of
+from perturb.network import weights_of
 from perturb.registry import check_bits, check_choice, check_layers
-from perturb.stage import Outcome, Sight, layerwise
+from perturb.stage import Outcome, Sight, layerwise, matching
 from perturb.state import Parameters, State
 from perturb.types import Array, MatrixMethod, SolveReport
 
@@ -67,15 +67,10 @@ class MixedPrecision:
             raise ValueError(f"probes must be a whole number of at least 1, got {self.probes!r}")
 
     def layers(self, architecture: Architecture) -> list[str]:
-        return [n for n in architecture.layers if fits(n, self.where)]
+        return matching(architecture, self.where, self.name)
 
     def check(self, architecture: Architecture) -> None:
         names = self.layers(architecture)
-        if not names:
-            raise ValueError(
-                f"the pattern {self.where!r} of mixed has no layer; layers are: "
-                f"{', '.join(architecture.layers)}"
-            )
         check_layers(self.quantizer, {n: architecture.layers[n] for n in names})
 
     def on_state(self, state: State, context: Sight) -> Outcome:

@@ -1,0 +1,122 @@
+"""What training stages share: Adam on some matrices, towards the dense model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturb.measure.distance import check_outputs, distance
+from perturb.network import weights_of
+from perturb.stage import Sight
+from perturb.state import Parameters, State, parameters_of
+from perturb.types import Array
+
+Named = Mapping[str, Array]
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+def check_training(stage: Any, counts: Mapping[str, int]) -> None:
+    """Raise ValueError for settings that are no training: ``counts`` are whole numbers with their
+    least values, the learning rate is above 0."""
+    for what, least in counts.items():
+        value = getattr(stage, what)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+    rate = stage.learning_rate
+    if isinstance(rate, (bool, str)) or not 0 < rate < np.inf:
+        raise ValueError(f"learning_rate must be above 0, got {rate!r}")
+
+
+def trained(stage: Any, state: State, names: tuple[str, ...], context: Sight) -> dict[str, Array]:
+    """Of these matrices the weights after ``stage.steps`` steps of Adam, the rate falling linearly
+    to 0, a calibration batch a step in turn: the mean distance of the reference's outputs from the
+    model's (:mod:`perturb.measure.distance`) is made small. What is pruned stays 0.
+    """
+    batches, weights = _stacked(stage.name, context)
+    network = context.network
+    check_outputs(
+        jax.eval_shape(network.outputs, network.state(Parameters({}, {})), batches[0]), stage.name
+    )
+    return _trained(
+        network.state(Parameters({}, {})),
+        state,
+        context.reference.parameters,
+        jax.tree.map(lambda *a: np.stack(a), *batches),
+        None if weights[0] is None else np.stack(weights),
+        stage.learning_rate,
+        outputs=network.pure,
+        names=names,
+        shapes=context.context.shapes,
+        steps=stage.steps,
+    )
+
+
+def _stacked(name: str, context: Sight) -> tuple[list[Any], list[Any]]:
+    """The calibration batches of the first one's shape, and their tokens' weights."""
+    batches = context.context.batches or ()
+    weigh = context.network.token_weights
+    every = [(batch, weights_of(weigh, batch, i)) for i, batch in enumerate(batches)]
+
+    def form(pair: Any) -> Any:
+        leaves, tree = jax.tree.flatten(pair)
+        return tree, [(np.shape(a), np.asarray(a).dtype) for a in leaves]
+
+    alike = [pair for pair in every if form(pair) == form(every[0])]
+    if len(alike) < len(every):
+        context.context.note(
+            [
+                f"{name} trains on the {len(alike)} of {len(every)} calibration batches that have "
+                "the shape of the first"
+            ]
+        )
+    return [b for b, _ in alike], [w for _, w in alike]
+
+
+@partial(jax.jit, static_argnames=("outputs", "names", "shapes", "steps"))
+def _trained(
+    model: Any,
+    state: State,
+    reference: Parameters,
+    batches: Any,
+    weights: Array | None,
+    learning_rate: Array,
+    *,
+    outputs: Any,
+    names: tuple[str, ...],
+    shapes: Any,
+    steps: int,
+) -> dict[str, Array]:
+    """batches [batches, ...]."""
+    count = len(jax.tree.leaves(batches)[0])
+
+    def loss(chosen: Named, batch: Any, w: Array | None) -> Array:
+        now = {
+            n: state.matrices[n]._replace(weight=a * state.matrices[n].mask)
+            for n, a in chosen.items()
+        }
+        made = parameters_of(state.with_matrices(now), dict(shapes))
+        dense = outputs(model, reference, batch)
+        total, tokens = distance(dense, outputs(model, made, batch), w)
+        return total / jnp.maximum(tokens, 1)
+
+    def step(carry: tuple[Named, Named, Named], i: Array) -> tuple[Any, None]:
+        x, m, v = carry
+        batch, w = jax.tree.map(lambda a: a[i % count], (batches, weights))
+        g = jax.grad(loss)(x, batch, w)
+        m = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, m, g)
+        v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g**2, v, g)
+        rate = learning_rate * (1 - i / steps)
+        first, second = 1 - BETA1 ** (i + 1.0), 1 - BETA2 ** (i + 1.0)
+        move = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + EPSILON), m, v)
+        x = jax.tree.map(lambda x, d: x - (rate * d).astype(x.dtype), x, move)
+        return (x, m, v), None
+
+    start = {n: state.matrices[n].weight for n in names}
+    zeros = jax.tree.map(jnp.zeros_like, start)
+    (found, _, _), _ = jax.lax.scan(step, (start, zeros, zeros), jnp.arange(steps))
+    return {n: jnp.where(state.matrices[n].mask, w, 0) for n, w in found.items()}
