@@ -137,7 +137,7 @@ def _whose(summaries: Sequence[Summary]) -> list[str]:
         told.append(
             "It is less on "
             f"{', '.join(found[False])}: there the better order is a trained model's own more than "
-            "the methods', and no rule can know it beforehand."
+            "the methods', and a rule that goes by the methods cannot know it."
         )
     return ["", " ".join(told)] if told else []
 
