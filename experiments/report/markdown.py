@@ -297,22 +297,26 @@ def choices(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _choice(c: Choice) -> list[str]:
-    size = Estimate(*(None if x is None else 1000 * x for x in (c.moved.value, *_ends(c.moved))))
+    value, *ends = (_thousandths(x) for x in (c.moved.value, c.moved.low, c.moved.high))
+    size = f"{value} [{', '.join(ends)}]" if "–" not in ends else value
     ratio = f"{c.moved.value / c.order.value:.2f}" if c.moved.value and c.order.value else "0"
     fates = f"{c.kept}/{c.lost}/{c.won - c.kept - c.lost}"
     turned = [claim for claim, told in c.verdicts.items() if set(told) == {HOLDS, FAILS}]
     other = len(changed_verdicts(c)) - len(turned)
     told = (f"turns {', '.join(turned)}" if turned else "") or "turns none"
     return [
-        estimate(size, ".2g"),
+        size,
         ratio,
         fates,
         told + (f"; {other} by certainty" if other else ""),
     ]
 
 
-def _ends(e: Estimate) -> tuple[float | None, float | None]:
-    return e.low, e.high
+def _thousandths(x: float | None) -> str:
+    """Two digits, and all before the point."""
+    if x is None:
+        return "–"
+    return f"{1000 * x:.0f}" if abs(x) >= 0.0995 else f"{1000 * x:.2g}"
 
 
 # ------------------------------------------------------------------------- the zero fraction
