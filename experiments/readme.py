@@ -175,11 +175,11 @@ BLOCKS = {
 def rendered(text: str) -> str:
     """The README with its generated parts made anew."""
     for name, make in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name} -->\n)(?:.*?\n)?(<!-- /{name} -->)", re.DOTALL)
         match = pattern.search(text)
         if match is None:
             raise ValueError(f"README.md has no block <!-- {name} -->")
-        text = text[: match.end(1)] + make() + text[match.start(2) :]
+        text = text[: match.end(1)] + make() + "\n" + text[match.start(2) :]
     return text
 
 

@@ -325,16 +325,18 @@ def _thousandths(x: float | None) -> str:
 def zeros(summaries: Sequence[Summary]) -> list[str]:
     """The causal test: who wins where the quantizer alone zeroes the ratio, and where it does
     not, by grid."""
-    rows, verdicts = [], []
+    rows, verdicts, runs = [], [], []
     for summary in summaries:
         for total in _totals(summary):
+            runs.append(f"{total.model} {summary.mean_on(str(total.model), SCALE)}")
             comparisons = summary.select(str(total.model), SCALE)
             rows += _by_grid(str(total.model), comparisons)
             verdicts.append(_prediction(total))
     head = ["model", "grid", "Z, most bits first", "cells with Z ≥ ratio"]
     head += ["quantize first wins", "prune first wins", "cells with Z < ratio"]
     head += ["quantize first wins", "prune first wins"]
-    return [*table(head, rows, left=2), "", *verdicts]
+    told = f"Won cells at a rate of false winners of {FALSE:.0%}, over {'; '.join(runs)}."
+    return [*table(head, rows, left=2), "", told, "", *verdicts]
 
 
 def _by_grid(model: str, comparisons: Sequence[Comparison]) -> list[list[str]]:
