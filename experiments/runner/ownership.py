@@ -66,8 +66,7 @@ def owned(
         if name not in masks:
             continue
         weight = np.asarray(w, np.float64)
-        moments = reference.moments[name]
-        h, energy = _energy(moments), _output_energy(weight, moments)
+        h, energy = _energies(weight, jax.device_get(reference.moments[name]))
         for i, weights in enumerate(known):
             if weights is not None and energy > 0:
                 change = np.where(masks[name][i], weights[name] - weight, weight)
@@ -75,12 +74,10 @@ def owned(
     return found
 
 
-def _energy(moments: Moments) -> np.ndarray:
-    """``E x_j^2`` [in]."""
-    return np.asarray(jax.device_get(moments.energy), np.float64)
-
-
-def _output_energy(weight: np.ndarray, moments: Moments) -> float:
-    """``E||W x||^2``."""
-    gram = np.asarray(jax.device_get(moments.gram), np.float64)
-    return float(np.sum((weight @ gram) * weight) / max(float(moments.count), 1.0))
+def _energies(weight: np.ndarray, moments: Moments) -> tuple[np.ndarray, float]:
+    """``E x_j^2`` [in] and ``E||W x||^2``, of moments on the host."""
+    second = np.asarray(moments.scatter, np.float64) / max(float(moments.count), 1.0)
+    if moments.mean is not None:
+        mean = np.asarray(moments.mean, np.float64)
+        second = second + np.outer(mean, mean)
+    return np.diagonal(second), float(np.sum((weight @ second) * weight))
