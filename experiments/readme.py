@@ -30,7 +30,6 @@ STORED = ROOT / "figures" / "records"
 ENGINE = STORED / "engine.json"  # of python -m tests.benchmarks.engine
 PHASES = ("train", "compile", "calibrate", "compress", "measure", "evaluate")
 SOLVERS = STORED / "solvers.json"  # of python -m tests.benchmarks.solvers
-CONTROL = 12  # bits, where the order must not matter
 SHOWN_SPARSITY = 0.7  # of the table of protocols: where they differ most
 
 
@@ -45,7 +44,7 @@ def protocols() -> str:
             continue
         rule = next(r for r in largest if f"on_grid={r}" in c.pruner)
         for cell in c.cells:
-            if cell.bits == CONTROL:
+            if cell.bits == markdown.CONTROL:
                 largest[rule] = max(largest[rule], abs(cell.advantage))
             if cell.sparsity == SHOWN_SPARSITY:
                 significant = cell.winner in (PRUNE_FIRST, QUANTIZE_FIRST)

@@ -17,6 +17,7 @@ from statistics import median
 
 from perturb.plain import from_plain, plain, to_json
 
+RATIO_TOLERANCE = 1e-9  # of a ratio, which is no exact binary fraction
 USUAL_GRID = {"per": "row", "clip": "absmax", "convention": "half"}  # perturb.grid.GridSpec's
 PRUNE_FIRST, QUANTIZE_FIRST, UNDECIDED, EQUAL = "prune first", "quantize first", "open", "equal"
 NO_INTERVAL = "no interval"  # a measure without per-example sums: no winner can be told
@@ -125,6 +126,8 @@ class Spread:
 
 # How much the better order of a cell leaves of the model (experiments.analysis.rules.states)
 USABLE, DAMAGED, BROKEN, UNJUDGED = "usable", "damaged", "broken", "not judged"
+LOSS = 0.1  # nats that a usable model loses at most (a perplexity exp(0.1) times the dense one's)
+POINTS = 0.05  # of accuracy that it loses at most
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,13 @@ class Cell:
     # by ownership (experiments.runner.ownership); what they differ by is interference
     by_errors: float | None = None
     by_ownership: float | None = None
+
+    @property
+    def zeros_say(self) -> int:
+        """Of the zero fraction: 1 quantize first, -1 prune first, 0 where it is not known."""
+        if self.zero_fraction is None:
+            return 0
+        return 1 if self.zero_fraction >= self.sparsity - RATIO_TOLERANCE else -1
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from scipy.stats import kendalltau
 from experiments.summary import (
     BROKEN,
     DAMAGED,
+    LOSS,
     NO_INTERVAL,
     Cell,
     Comparison,
@@ -67,7 +68,11 @@ def draw(summary: Summary, model: str, scale: str) -> Figure:
             f"Points: bit widths (numbers); {bands if told else 'no intervals'}. "
             "τ: along the bits of each ratio.\nTinted: the order PIH expects (the stronger method "
             "last) wins."
-            + (" Faded: not usable, the better order loses more than 0.1 nats." if faded else ""),
+            + (
+                f" Faded: not usable, the better order loses more than {LOSS:g} nats."
+                if faded
+                else ""
+            ),
         )
     return figure
 

@@ -131,20 +131,13 @@ def _panel(
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.set_title(f"{comparison.pruner} × {comparison.quantizer}")
-    for says, line in ((_gap_says, GAP_LINE), (_zeros_say, ZERO_LINE)):
+    for says, line in ((_gap_says, GAP_LINE), (lambda cell: cell.zeros_say, ZERO_LINE)):
         _border(ax, says, found, len(sparsities), len(bits), line)
 
 
 def _gap_says(cell: Cell) -> int:
     """Of PIH: 1 quantize first, -1 prune first, 0 neither."""
     return 1 if cell.gap_low > 0 else -1 if cell.gap_high < 0 else 0
-
-
-def _zeros_say(cell: Cell) -> int:
-    """Of the zero fraction."""
-    if cell.zero_fraction is None:
-        return 0
-    return 1 if cell.zero_fraction >= cell.sparsity - 1e-9 else -1
 
 
 def _border(

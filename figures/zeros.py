@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 from experiments.summary import (
     PRUNE_FIRST,
     QUANTIZE_FIRST,
-    Cell,
     Comparison,
     Summary,
     measure_of,
@@ -91,16 +90,12 @@ def takeaway(comparisons: list[Comparison] | tuple[Comparison, ...]) -> str:
     won = {True: [0, 0], False: [0, 0]}  # prune first, quantize first
     for cell in (cell for c in comparisons for cell in c.cells):
         if cell.winner in WON and cell.zero_fraction is not None:
-            won[_beyond(cell)][cell.advantage > 0] += 1
+            won[cell.zeros_say > 0][cell.advantage > 0] += 1
     (lost, right), (left, missed) = won[True], won[False]
     return (
         f"where Z ≥ ratio quantizing first wins {right} of {right + lost} cells,\n"
         f"where Z < ratio pruning first wins {left} of {left + missed}"
     )
-
-
-def _beyond(cell: Cell) -> bool:
-    return (cell.zero_fraction or 0.0) >= cell.sparsity - 1e-9
 
 
 def _panel(

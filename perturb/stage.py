@@ -175,6 +175,11 @@ class Context:
     def note(self, lines: Iterable[str]) -> None:
         self.notes.extend(line for line in lines if line not in self.notes)
 
+    def note_all_at_once(self, stage: str) -> None:
+        """Tell where "sequential" was asked for and a stage sees all layers at once."""
+        if self.policy.calibrate == "sequential":
+            self.note([f"{stage} sees the inputs of all layers at once, not block after block"])
+
     @property
     def reestimates(self) -> bool:
         known = self.batches is not None and self.network.has_norms
@@ -220,6 +225,7 @@ class Sight:
     @cached_property
     def moments(self) -> Mapping[str, Moments]:
         """Moments of the layers' inputs, computed when they are asked for."""
+        self.context.note_all_at_once("a stage of whole models")
         moments = self.versions.moments
         shared = next(iter(moments.values())).scatter.ndim == 2
         return moments if shared else take(moments, np.int32(self.index))
@@ -288,6 +294,8 @@ class Layerwise:
             registry.check_layers(method, {n: architecture.layers[n] for n in names})
 
     def on_state(self, state: State, context: Sight) -> Outcome:
+        if self.needs_stats:
+            context.context.note_all_at_once(self.name)
         alone = Versions(context.context, versions(state), context.reference, 1)
         state, reports = flatten(_on_versions([self], alone, context.key))
         return Outcome(take(state, np.int32(0)), take(reports, np.int32(0)))
@@ -318,6 +326,20 @@ def matching(architecture: Architecture, pattern: str, stage: str) -> list[str]:
             f"{', '.join(architecture.layers)}"
         )
     return names
+
+
+def check_single(
+    state: State, names: Iterable[str], architecture: Architecture, stage: str
+) -> None:
+    """Refuse layers that are a sum or a product, or that share their matrix with others."""
+    places = uses(state, architecture.layers)
+    for name in names:
+        products = state.products(name)
+        if products != ((name,),):
+            told = " + ".join(" ".join(p) for p in products) or "nothing"
+            raise ValueError(f"{stage}: {name} is made of {told}, no single matrix")
+        if len(places[name]) > 1:
+            raise ValueError(f"{stage}: {name} shares its matrix with other layers")
 
 
 def as_stage(stage: Any) -> Stage:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perturb import GPTQ, RTN, Magnitude, MixedPrecision, chain, compress
+from perturb import GPTQ, RTN, LowRank, Magnitude, MixedPrecision, chain, compress
 from perturb.compression import Opened
 from perturb.methods.mixed.allocate import allocate
 from perturb.methods.mixed.bits import hutchinson
@@ -148,7 +148,7 @@ def test_hutchinsons_trace_is_that_of_the_gauss_newton_matrix(net: Net) -> None:
         variance += (g[mine][:, ~inside] ** 2).sum()  # what other layers' probes leave
         assert abs(found[name] - np.trace(own)) < 5 * np.sqrt(variance / PROBES)
         precise = np.sqrt(variance / PROBES) < 0.02 * np.trace(own)
-        assert precise == (name != "middle")  # whose curvature is a thousandth of the others'
+        assert precise == (name != "middle")  # which hardly counts
 
 
 def test_it_follows_a_pruner_and_takes_gptq(net: Net) -> None:
@@ -158,6 +158,19 @@ def test_it_follows_a_pruner_and_takes_gptq(net: Net) -> None:
     assert done.storage.bits <= 4.0 * done.storage.kept
     assert done.sparsity == pytest.approx(0.5, abs=0.01)
     assert set(done.reports[1]) == set(NAMES)
+
+
+def test_layers_that_are_products_are_refused_and_not_passed_over(net: Net) -> None:
+    with pytest.raises(ValueError, match=r"mixed: first is made of first\.u first\.v, no single"):
+        compress(net, chain(LowRank(0.2), MixedPrecision()), X)
+
+
+def test_what_sees_all_layers_at_once_says_so_under_sequential(net: Net) -> None:
+    told = "gptq sees the inputs of all layers at once"
+    stage = MixedPrecision(4.0, (3, 4, 8), GPTQ(4))
+    assert any(told in n for n in compress(net, stage, X, calibrate="sequential").notes)
+    assert not any(told in n for n in compress(net, stage, X).notes)
+    assert not any(told in n for n in compress(net, GPTQ(4), X, calibrate="sequential").notes)
 
 
 def test_wrong_settings_are_refused(net: Net) -> None:

@@ -96,7 +96,7 @@ def _choice(
             if run in pair.other.runs:
                 both = zip(pair, places, strict=True)
                 by_run[run].append(np.stack([x.advantage[x.runs.index(run)][at] for x, at in both]))
-        won = [winners(x.comparison)[at] for x, at in zip(pair, places, strict=True)]
+        won = [winners(x.comparison.cells)[at] for x, at in zip(pair, places, strict=True)]
         fates.update((won[0] * won[1])[won[0] != 0].tolist())
     ids = list(by_run)
 

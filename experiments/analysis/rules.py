@@ -20,13 +20,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments.summary import BROKEN, DAMAGED, UNJUDGED, USABLE, Measure
+from experiments.summary import (
+    BROKEN,
+    DAMAGED,
+    LOSS,
+    POINTS,
+    RATIO_TOLERANCE,
+    UNJUDGED,
+    USABLE,
+    Measure,
+)
 
 GAP, ZEROS, ERRORS, OWNED = "gap (PIH)", "zero fraction", "layer errors", "ownership"
 PRUNE, QUANTIZE = "prune first", "quantize first"
 RULES = (GAP, ZEROS, ERRORS, OWNED, PRUNE, QUANTIZE)
-LOSS = 0.1  # nats that a usable model loses at most (a perplexity 1.105 times the dense one's)
-POINTS = 0.05  # of accuracy that it loses at most
 
 Ints = np.ndarray
 Floats = np.ndarray
@@ -41,7 +48,7 @@ def predictions(
     sends to 0; errors: the sum over layers of prune first's relative output error less quantize
     first's; owned: the same by ownership; all nan where unknown.
     """
-    first = np.where(zeros >= sparsity - 1e-9, 1, -1)  # a ratio is no exact binary fraction
+    first = np.where(zeros >= sparsity - RATIO_TOLERANCE, 1, -1)
     return {
         GAP: np.where(np.abs(gap_sign) == 1, gap_sign, 0),
         ZEROS: np.where(np.isfinite(zeros), first, 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +25,6 @@ from experiments.summary import (
     UNJUDGED,
     USABLE,
     Cell,
-    Comparison,
     Estimate,
     Replication,
     Rule,
@@ -105,18 +104,17 @@ def _mean_tau(
     return estimate_over(np.stack(rows), ids, level)
 
 
-def winners(comparison: Comparison) -> np.ndarray:
-    """Of every cell the sign of A where it is one of a comparison's discoveries, else 0."""
-    cells = comparison.cells
+def winners(cells: Sequence[Cell]) -> np.ndarray:
+    """Of every cell the sign of A where it is won at a controlled rate of false winners, over all
+    of them at once; else 0."""
     p = np.array([np.nan if cell.p is None else cell.p for cell in cells])
     return discoveries(p, FALSE) * np.sign([cell.advantage for cell in cells]).astype(int)
 
 
 def _found(mine: list[Compared]) -> tuple[list[Cell], np.ndarray]:
-    """All cells, and which are won at a controlled rate of false winners, over all at once."""
+    """All cells, and which are won."""
     cells = [cell for c in mine for cell in c.comparison.cells]
-    p = np.array([np.nan if cell.p is None else cell.p for cell in cells])
-    return cells, discoveries(p, FALSE) & np.array([cell.advantage != 0 for cell in cells], bool)
+    return cells, winners(cells) != 0
 
 
 def _winner(cell: Cell) -> str:

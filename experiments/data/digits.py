@@ -6,11 +6,8 @@ The test set has four versions of every source, the original and three small war
 ``cluster`` which belong together: copies sharpen an average over sources, they are no sources.
 
 Writers would be better clusters. The file has 13 in order and does not say where one ends, so the
-test set is about five, too few to resample. What that costs, measured on the A of the embedded
-study's cells: over blocks of 120 consecutive sources their mean varies 1.7 (ResNet) and 2.4 (ViT)
-times as much as independent sources would (in variance; shuffled: 1.0 to 1.1). So intervals of one
-training over test examples are 1.3 to 1.6 times too short for other writers; in intervals over
-trainings the examples are a small part.
+test set is of a few only, too few to resample. So intervals of one training over test examples are
+too short for other writers; in intervals over trainings the examples are a small part.
 """
 
 from __future__ import annotations

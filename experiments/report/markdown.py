@@ -11,18 +11,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.analysis.replicates import discoveries
 from experiments.analysis.rules import GAP, PRUNE, ZEROS
+from experiments.analysis.totals import FALSE, winners
 from experiments.report.table import changed_verdicts, setting_name
 from experiments.summary import (
     CLAIMS,
     FAILS,
     HOLDS,
+    LOSS,
     NO_VERDICT,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
     USABLE,
-    Cell,
     Choice,
     Comparison,
     Estimate,
@@ -33,7 +33,6 @@ from experiments.summary import (
 
 SCALE = "log"  # M = -NLL, for every kind of model
 CONTROL = 12  # bits, where the order must not matter
-FALSE = 0.05  # of the winners
 
 
 def percent(part: float, whole: float = 1) -> str:
@@ -108,8 +107,8 @@ def survives(
         f"Each row: its trainings × {len(summaries[0].draws)} calibration draws"
         f"{_fewer(summaries)}, M = −NLL; {sum(s.ok for s in (*halves, *others))} compressed models "
         "in all. The verdicts above: of the most trainings. Usable: the better order loses "
-        "at most 0.1 nats. Prune first, quantize first: cells won at a rate of false winners of "
-        f"{FALSE:.0%}. The control, {CONTROL} bits: the largest mean |A| of a cell is "
+        f"at most {LOSS:g} nats. Prune first, quantize first: cells won at a rate of false winners "
+        f"of {FALSE:.0%}. The control, {CONTROL} bits: the largest mean |A| of a cell is "
         f"{max(map(_control, summaries)):.2g} nats.",
         "",
         *table(
@@ -297,6 +296,8 @@ def choices(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _choice(c: Choice) -> list[str]:
+    if c.moved.value == 0:
+        return ["nothing to change", "–", "–", "–"]
     value, *ends = (_thousandths(x) for x in (c.moved.value, c.moved.low, c.moved.high))
     size = f"{value} [{', '.join(ends)}]" if "–" not in ends else value
     ratio = f"{c.moved.value / c.order.value:.2f}" if c.moved.value and c.order.value else "0"
@@ -341,8 +342,7 @@ def zeros(summaries: Sequence[Summary]) -> list[str]:
 
 def _by_grid(model: str, comparisons: Sequence[Comparison]) -> list[list[str]]:
     every = [(c.grid, cell) for c in comparisons for cell in c.cells]
-    p = np.array([np.nan if cell.p is None else cell.p for _, cell in every])
-    won = discoveries(p, FALSE)
+    won = winners([cell for _, cell in every]) != 0
     rows = []
     for grid in dict.fromkeys(name for name, _ in every):
         mine = [(cell, w) for (name, cell), w in zip(every, won, strict=True) if name == grid]
@@ -350,15 +350,11 @@ def _by_grid(model: str, comparisons: Sequence[Comparison]) -> list[list[str]]:
         fractions = [_mean([c.zero_fraction for c, _ in mine if c.bits == b]) for b in widths]
         row = [model, grid, " / ".join(map(percent, fractions))]
         for above in (True, False):
-            here = [(cell, w) for cell, w in mine if _zeroes(cell) == above]
+            here = [(cell, w) for cell, w in mine if (cell.zeros_say > 0) == above]
             wins = Counter(cell.advantage > 0 for cell, w in here if w)
             row += [str(len(here)), str(wins[True]), str(wins[False])]
         rows.append(row)
     return rows
-
-
-def _zeroes(cell: Cell) -> bool:
-    return cell.zero_fraction is not None and cell.zero_fraction >= cell.sparsity - 1e-9
 
 
 def _mean(values: Sequence[float | None]) -> float:

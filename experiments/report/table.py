@@ -15,7 +15,9 @@ from experiments.summary import (
     EQUAL,
     FAILS,
     HOLDS,
+    LOSS,
     NO_INTERVAL,
+    POINTS,
     PRUNE_FIRST,
     QUANTIZE_FIRST,
     UNDECIDED,
@@ -165,8 +167,9 @@ def _rules(summary: Summary, scale: str, console: Console) -> None:
         "[dim]gap (PIH): the stronger method last; zero fraction: quantize first where the "
         "quantizer alone sends at least the ratio to 0; layer errors: the order with the smaller "
         "relative output errors of its layers; ownership: the same if every weight had its owner's "
-        "error alone. Usable: the better order loses at most 0.1 nats (or "
-        "5 points of accuracy) to the dense model; broken: it is no better than guessing.[/]\n"
+        "error alone. Usable: the better order loses at most "
+        f"{LOSS:g} nats (or {100 * POINTS:g} points of accuracy) to the dense model; broken: it is "
+        "no better than guessing.[/]\n"
     )
 
 

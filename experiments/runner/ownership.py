@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.axes import Chain, Node
 from experiments.labels import amounts, stage_name
+from perturb.measure import errors
 from perturb.measure.layers import part_of
 from perturb.stage import Versions
 from perturb.types import Moments
@@ -66,18 +67,20 @@ def owned(
         if name not in masks:
             continue
         weight = np.asarray(w, np.float64)
-        h, energy = _energies(weight, jax.device_get(reference.moments[name]))
+        moments = jax.device_get(reference.moments[name])
+        h, energy = errors.energy_on_host(moments), _output_energy(weight, moments)
         for i, weights in enumerate(known):
             if weights is not None and energy > 0:
-                change = np.where(masks[name][i], weights[name] - weight, weight)
-                found[i][name] = float(np.sum(h * change**2) / energy)
+                rounding = weights[name] - weight
+                cost = errors.owned_on_host(h, weight, masks[name][i], rounding)
+                found[i][name] = cost / energy
     return found
 
 
-def _energies(weight: np.ndarray, moments: Moments) -> tuple[np.ndarray, float]:
-    """``E x_j^2`` [in] and ``E||W x||^2``, of moments on the host."""
-    second = np.asarray(moments.scatter, np.float64) / max(float(moments.count), 1.0)
+def _output_energy(weight: np.ndarray, moments: Moments) -> float:
+    """``E||W x||^2``, of moments on the host."""
+    scatter = np.asarray(moments.scatter, np.float64) / (float(moments.count) or 1.0)
+    found = float(np.sum((weight @ scatter) * weight))
     if moments.mean is not None:
-        mean = np.asarray(moments.mean, np.float64)
-        second = second + np.outer(mean, mean)
-    return np.diagonal(second), float(np.sum((weight @ second) * weight))
+        found += float(np.sum((weight @ np.asarray(moments.mean, np.float64)) ** 2))
+    return found

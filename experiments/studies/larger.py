@@ -1,6 +1,6 @@
 """The embedded study on a Llama of two million parameters: do the verdicts change with size?
 
-One calibration draw, as draws move A a tenth as much as trainings do.
+One calibration draw, as draws move A much less than trainings do (see the README's table).
 
 Run:      python -m experiments run larger
 """

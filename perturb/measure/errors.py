@@ -331,6 +331,19 @@ def owned_error(dense: Array, mask: Array, quantized: Array, stats: Moments) -> 
     return _plain(raw_owned_error(dense, mask, quantized, stats))
 
 
+def owned_on_host(energy: np.ndarray, dense: np.ndarray, mask: Any, rounding: np.ndarray) -> float:
+    """:func:`owned_error` in float64 on the host; energy: ``E x_j^2`` [in]; rounding: Q alone less
+    the dense matrix."""
+    return float(np.sum(energy * np.where(mask, rounding, -dense) ** 2))
+
+
+def energy_on_host(moments: Moments) -> np.ndarray:
+    """``E x_j^2`` [in] in float64 on the host, as :attr:`perturb.types.Moments.energy`."""
+    count = float(moments.count)
+    mean = 0.0 if moments.mean is None else np.asarray(moments.mean, np.float64)
+    return np.diagonal(np.asarray(moments.scatter, np.float64)) / (count or 1.0) + mean**2
+
+
 def interference(measured_qp: Any, measured_pq: Any, owned_qp: Any, owned_pq: Any) -> Any:
     """A(Q->P) measured minus A(Q->P) by ownership, with M = -E||dW x||^2 of one layer."""
     return (measured_pq - measured_qp) - (owned_pq - owned_qp)

@@ -20,7 +20,7 @@ from perturb.scoring.types import (
     nearest,
 )
 from perturb.stage import Reference, Versions
-from perturb.types import Array, Moments
+from perturb.types import Array
 
 LANES = 4  # variants that one call measures: two stages with both orders are one call
 SIZES = ("norm", "spectral", "energy")
@@ -119,9 +119,9 @@ def pairs(versions: Sequence[Versions], shapes: Shapes, roles: bool) -> dict[str
             one, two = (_mask(v, name, x) for v, x in zip(versions[2:], weights[2:], strict=True))
             changed = float(np.mean(one != two))
             if roles:  # Theorem 1: a pruned weight costs h w^2, any other h (Q(w) - w)^2
-                h = _energy(reference.moments[name])
-                costs = (np.sum(h * np.where(kept, second, w) ** 2) for kept in (one, two))
-                owned = float(np.subtract(*costs))
+                h = errors.energy_on_host(reference.moments[name])
+                costs = [errors.owned_on_host(h, w, kept, second) for kept in (one, two)]
+                owned = costs[0] - costs[1]
         found[name] = Pair(_cosine(first, second), changed, owned)
     return found
 
@@ -134,13 +134,6 @@ def _mask(version: Versions, layer: str, weight: np.ndarray) -> np.ndarray:
 
 def _host(x: Any) -> np.ndarray:
     return np.asarray(x, np.float64)
-
-
-def _energy(moments: Moments) -> np.ndarray:
-    """``E x_j^2``, as :attr:`perturb.types.Moments.energy`."""
-    count = float(moments.count)
-    mean = 0.0 if moments.mean is None else _host(moments.mean)
-    return np.diagonal(_host(moments.scatter)) / (count or 1.0) + mean**2
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

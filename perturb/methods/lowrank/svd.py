@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from perturb.architecture import Architecture
 from perturb.registry import SHOWN
-from perturb.stage import Outcome, Sight, matching
-from perturb.state import FACTORS, State, uses
+from perturb.stage import Outcome, Sight, check_single, matching
+from perturb.state import FACTORS, State
 from perturb.types import Matrix, Moments
 
 Floats = npt.NDArray[np.float64]
@@ -68,7 +67,7 @@ class LowRank:
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         names = self.layers(context.architecture)
-        _check_single(state, names, context.architecture)
+        check_single(state, names, context.architecture, self.name)
         held = jax.device_get({n: state.matrices[n] for n in names})
         if not self.release:
             _check_kept(held)
@@ -78,18 +77,6 @@ class LowRank:
             pair = {f"{name}{end}": m for end, m in zip(FACTORS, made, strict=True)}
             state = state.with_matrices(pair).with_terms(name, (tuple(pair),))
         return Outcome(state)
-
-
-def _check_single(state: State, names: Sequence[str], architecture: Architecture) -> None:
-    """Refuse layers that are a sum, a product, or that share their matrix with others."""
-    places = uses(state, architecture.layers)
-    for name in names:
-        products = state.products(name)
-        if len(products) != 1 or len(products[0]) != 1 or products[0][0] != name:
-            told = " + ".join(" ".join(p) for p in products) or "nothing"
-            raise ValueError(f"lowrank: {name} is made of {told}, no single matrix to factor")
-        if len(places[name]) > 1:
-            raise ValueError(f"lowrank: {name} shares its matrix with other layers")
 
 
 def _dropped(matrix: Matrix) -> tuple[Bools, Bools]:

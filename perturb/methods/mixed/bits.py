@@ -19,7 +19,7 @@ from perturb.methods.quantize.gptq import GPTQ
 from perturb.methods.quantize.rtn import RTN
 from perturb.network import weights_of
 from perturb.registry import check_bits, check_choice, check_layers
-from perturb.stage import Outcome, Sight, layerwise, matching
+from perturb.stage import Outcome, Sight, check_single, layerwise, matching
 from perturb.state import Parameters, State
 from perturb.types import Array, MatrixMethod, SolveReport
 
@@ -74,7 +74,8 @@ class MixedPrecision:
         check_layers(self.quantizer, {n: architecture.layers[n] for n in names})
 
     def on_state(self, state: State, context: Sight) -> Outcome:
-        names = [n for n in self.layers(context.architecture) if state.products(n) == ((n,),)]
+        names = self.layers(context.architecture)
+        check_single(state, names, context.architecture, self.name)
         rounded = [self._rounded(state, bits, context) for bits in self.choices]
         if self.sensitivity == "outputs":
             costs = _by_outputs(state, [done.state for done in rounded], names, context)

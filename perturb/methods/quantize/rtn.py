@@ -21,7 +21,8 @@ class RTN:
     the "dense" ones; ``on_grid`` says what happens where the current weights lie beyond the dense
     range: "refit" lays those groups anew, "snap" clips.
     mask: "enforce" keeps pruned weights at 0; "free" lets the grid decide
-    (rounding 0 gives 0, so for RTN the two differ only with target="dense").
+    (rounding 0 gives 0, so for RTN the two differ only with target="dense", and on a grid
+    without 0, where "free" brings all pruned weights back).
     target="dense" rounds the dense weights instead of the current ones.
     """
 
