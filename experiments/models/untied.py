@@ -25,3 +25,7 @@ def llama_docs_mini(seed: int = 0) -> Task:
 
 def llama_docs(seed: int = 0) -> Task:
     return _untied("llama-docs", seed)
+
+
+def llama_docs_deep(seed: int = 0) -> Task:
+    return _untied("llama-docs-deep", seed)
