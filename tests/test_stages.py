@@ -24,6 +24,7 @@ from perturb import (
     compress,
 )
 from perturb.compression import Opened
+from perturb.grid import round_to_grid
 from perturb.measure.distance import distance
 from perturb.methods.adapt.lora import LoRA
 from perturb.policy import CHOICES, Policy
@@ -305,17 +306,28 @@ def test_distillation_brings_the_outputs_back_and_leaves_masks(net: Net) -> None
     same(expand(before, [Distill(0)], run.context, 1).versions.one(0), before.one(0))
 
 
-def test_distillation_refuses_to_leave_a_grid_unless_released(net: Net) -> None:
+def test_distillation_stays_on_a_grid_or_is_released_from_it(net: Net) -> None:
+    """Straight through the rounding: grids stay, weights move between their points, zeros of a
+    mask stay, and the outputs that are trained are those of the rounded weights."""
     run = opened(net)
+    rounded = follow(run, Wanda(0.3), RTN(3))
+    aware = expand(rounded, [Distill(60, 5e-3)], run.context, 2).versions
+    assert away(run, aware) < 0.6 * away(run, rounded)
+    for name, matrix in aware.one(0).matrices.items():
+        before = rounded.one(0).matrices[name]
+        assert matrix.grid is not None
+        assert matrix.quantizer is not None
+        same(State({name: matrix._replace(weight=before.weight)}), State({name: before}))
+        on_grid = round_to_grid(matrix.weight, matrix.grid)
+        np.testing.assert_array_equal(matrix.weight, jnp.where(matrix.mask, on_grid, 0))
+        assert np.any(np.asarray(matrix.weight) != before.weight)
     rounded = follow(run, RTN(3))
-    with pytest.raises(ValueError, match=r"distill would leave the grid of 3 matrices \(blocks.0,"):
-        expand(rounded, [Distill(1)], run.context, 1)
-    free = expand(rounded, [Distill(40, 5e-3, release=True)], run.context, 1).versions
+    free = expand(rounded, [Distill(40, 5e-3, on_grid="release")], run.context, 1).versions
     assert all(m.grid is None for m in free.one(0).matrices.values())
     assert away(run, free) < 0.5 * away(run, rounded)
     again = expand(free, [RTN(3)], run.context, 2).versions
     assert all(m.grid is not None for m in again.one(0).matrices.values())
-    for wrong in ({"steps": -1}, {"learning_rate": 0.0}):
+    for wrong in ({"steps": -1}, {"learning_rate": 0.0}, {"on_grid": "snap"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Distill(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the pattern 'x' of distill has no layer"):

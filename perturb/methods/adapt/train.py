@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb.grid import round_to_grid
 from perturb.measure.distance import check_outputs, distance
 from perturb.network import weights_of
 from perturb.stage import Sight
 from perturb.state import Parameters, State, parameters_of
-from perturb.types import Array
+from perturb.types import Array, Matrix
 
 Named = Mapping[str, Array]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -35,7 +36,9 @@ def check_training(stage: Any, counts: Mapping[str, int]) -> None:
 def trained(stage: Any, state: State, names: tuple[str, ...], context: Sight) -> dict[str, Array]:
     """Of these matrices the weights after ``stage.steps`` steps of Adam, the rate falling linearly
     to 0, a calibration batch a step in turn: the mean distance of the reference's outputs from the
-    model's (:mod:`perturb.measure.distance`) is made small. What is pruned stays 0.
+    model's (:mod:`perturb.measure.distance`) is made small. What is pruned stays 0, and what lies
+    on a grid stays on it: the outputs are those of the rounded weights, their gradients pass
+    straight through the rounding (Bengio et al. 2013, arXiv 1308.3432).
     """
     batches, weights = _stacked(stage.name, context)
     network = context.network
@@ -96,7 +99,7 @@ def _trained(
 
     def loss(chosen: Named, batch: Any, w: Array | None) -> Array:
         now = {
-            n: state.matrices[n]._replace(weight=a * state.matrices[n].mask)
+            n: (m := state.matrices[n])._replace(weight=a + jax.lax.stop_gradient(laid(m, a) - a))
             for n, a in chosen.items()
         }
         made = parameters_of(state.with_matrices(now), dict(shapes))
@@ -119,4 +122,11 @@ def _trained(
     start = {n: state.matrices[n].weight for n in names}
     zeros = jax.tree.map(jnp.zeros_like, start)
     (found, _, _), _ = jax.lax.scan(step, (start, zeros, zeros), jnp.arange(steps))
-    return {n: jnp.where(state.matrices[n].mask, w, 0) for n, w in found.items()}
+    return {n: laid(state.matrices[n], w) for n, w in found.items()}
+
+
+def laid(matrix: Matrix, w: Array) -> Array:
+    """Weights [out, in] under the matrix's mask, on its grid if it lies on one."""
+    if matrix.grid is not None:
+        w = round_to_grid(w, matrix.grid)
+    return jnp.where(matrix.mask, w, 0)
