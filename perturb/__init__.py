@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from perturb.methods.adapt.lora import LoRA
     from perturb.methods.lowrank.svd import LowRank
     from perturb.methods.mixed.bits import MixedPrecision
+    from perturb.methods.mixed.sparsity import MixedSparsity
     from perturb.methods.prune.global_magnitude import GlobalMagnitude
     from perturb.methods.prune.magnitude import Magnitude
     from perturb.methods.prune.sparsegpt import SparseGPT
@@ -57,6 +58,7 @@ __all__ = [
     "LowRank",
     "Magnitude",
     "MixedPrecision",
+    "MixedSparsity",
     "NofM",
     "Policy",
     "RemoveBlocks",
@@ -94,6 +96,7 @@ _HOMES = {
     "LoRA": "methods.adapt.lora",
     "LowRank": "methods.lowrank.svd",
     "MixedPrecision": "methods.mixed.bits",
+    "MixedSparsity": "methods.mixed.sparsity",
     "RemoveBlocks": "methods.structure.remove",
     "Rotate": "methods.rotate.residual",
     "layerwise": "stage",

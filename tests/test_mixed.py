@@ -11,13 +11,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perturb import GPTQ, RTN, LowRank, Magnitude, MixedPrecision, chain, compress
+from perturb import (
+    GPTQ,
+    RTN,
+    LowRank,
+    Magnitude,
+    MixedPrecision,
+    MixedSparsity,
+    NofM,
+    Wanda,
+    chain,
+    compress,
+)
 from perturb.compression import Opened
 from perturb.methods.mixed.allocate import allocate
-from perturb.methods.mixed.bits import hutchinson
+from perturb.methods.mixed.sensitivity import hutchinson
 from perturb.naming import parse
 from perturb.policy import Policy
-from perturb.stage import Sight
+from perturb.stage import Sight, per_layer
 from perturb.state import Parameters
 
 from .conftest import numpy_init
@@ -160,6 +171,57 @@ def test_it_follows_a_pruner_and_takes_gptq(net: Net) -> None:
     assert set(done.reports[1]) == set(NAMES)
 
 
+def test_the_orders_of_allocation_are_chains_of_widths(net: Net) -> None:
+    """Each width from the model that the widths before it left: by hand, a chain of layer rules.
+    With a quantizer that looks at no inputs the orders are one."""
+    settings: dict[str, Any] = {"choices": (3, 8), "quantizer": GPTQ(4)}
+    found = {
+        order: compress(net, MixedPrecision(5.0, **settings, order=order), X)
+        for order in ("at once", "strong last", "strong first")
+    }
+    bits = {n: int(m.grid.bits) for n, m in found["at once"].matrices.items()}
+    assert set(bits.values()) == {3, 8}
+    for order, widths in (("strong last", (8, 3)), ("strong first", (3, 8))):
+        rules = [per_layer({n: GPTQ(w) for n in NAMES if bits[n] == w}) for w in widths]
+        by_hand = compress(net, chain(*rules), X)
+        for n in NAMES:
+            np.testing.assert_allclose(
+                found[order].matrices[n].weight, by_hand.matrices[n].weight, atol=1e-6
+            )
+    assert any(
+        np.any(np.asarray(found["strong last"].matrices[n].weight) != other.matrices[n].weight)
+        for n in NAMES
+        for other in (found["strong first"], found["at once"])
+    )
+    blind = [
+        compress(net, MixedPrecision(5.0, (3, 8), order=o), X) for o in ("at once", "strong first")
+    ]
+    for n in NAMES:
+        np.testing.assert_array_equal(blind[0].matrices[n].weight, blind[1].matrices[n].weight)
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.5, 0.8])
+def test_mixed_sparsity_prunes_where_it_costs_least(net: Net, budget: float) -> None:
+    choices = (0.25, 0.5, 0.75, 0.875)
+    done = compress(net, MixedSparsity(budget, choices, Wanda(0.5)), X)
+    gone = {n: 1 - float(np.mean(np.asarray(done.matrices[n].mask))) for n in NAMES}
+    sizes = {n: done.matrices[n].weight.size for n in NAMES}
+    alone = {s: compress(net, Wanda(s), X).matrices for s in choices}
+    chosen = {n: min(choices, key=lambda s: abs(s - gone[n])) for n in NAMES}
+    for n in NAMES:
+        np.testing.assert_array_equal(done.matrices[n].weight, alone[chosen[n]][n].weight)
+    total = sum(sizes.values())
+    assert sum(chosen[n] * sizes[n] for n in NAMES) >= budget * total
+    cost = {(n, s): kl(net, {n: alone[s][n].weight}) for n, s in itertools.product(NAMES, choices)}
+    fitting = (
+        c
+        for c in itertools.product(choices, repeat=3)
+        if sum(s * sizes[n] for n, s in zip(NAMES, c, strict=True)) >= budget * total
+    )
+    best = min(sum(cost[n, s] for n, s in zip(NAMES, c, strict=True)) for c in fitting)
+    assert sum(cost[n, chosen[n]] for n in NAMES) == pytest.approx(best, rel=1e-3, abs=1e-7)
+
+
 def test_layers_that_are_products_are_refused_and_not_passed_over(net: Net) -> None:
     with pytest.raises(ValueError, match=r"mixed: first is made of first\.u first\.v, no single"):
         compress(net, chain(LowRank(0.2), MixedPrecision()), X)
@@ -181,9 +243,17 @@ def test_wrong_settings_are_refused(net: Net) -> None:
         ({"choices": (1, 4)}, "from 2 to 16"),
         ({"sensitivity": "loss"}, "sensitivity must be one of"),
         ({"probes": 0}, "probes must be a whole number"),
+        ({"order": "8 to 2"}, "order must be one of"),
     ):
         with pytest.raises(ValueError, match=told):
             MixedPrecision(**wrong)  # type: ignore[arg-type]
+    for wrong, told in (
+        ({"budget": 0.9}, r"budget must lie in \[0.3, 0.7\]"),
+        ({"choices": (0.5, 1.0)}, "sparsity"),
+        ({"pruner": Wanda(scope=NofM(2, 4))}, "sparsity|N:M"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            MixedSparsity(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the pattern 'x' of mixed has no layer"):
         compress(net, MixedPrecision(where="x"), X)
     with pytest.raises(ValueError, match="mixed looks at the layers' inputs"):
