@@ -73,6 +73,8 @@ def _setting(value: Any, default: Any) -> str:
     """Different values have different texts; a plain word is its own."""
     if isinstance(value, NofM):
         return str(value)
+    if dataclasses.is_dataclass(value) and hasattr(value, "name"):  # a method of another's
+        return stage_name(value)
     if isinstance(value, str):
         word = re.fullmatch(r"[A-Za-z_][\w.-]*", value) and value not in WORDS
         return value if word else repr(value)

@@ -177,11 +177,11 @@ def test_the_orders_of_allocation_are_chains_of_widths(net: Net) -> None:
     settings: dict[str, Any] = {"choices": (3, 8), "quantizer": GPTQ(4)}
     found = {
         order: compress(net, MixedPrecision(5.0, **settings, order=order), X)
-        for order in ("at once", "strong last", "strong first")
+        for order in ("at-once", "strong-last", "strong-first")
     }
-    bits = {n: int(m.grid.bits) for n, m in found["at once"].matrices.items()}
+    bits = {n: int(m.grid.bits) for n, m in found["at-once"].matrices.items()}
     assert set(bits.values()) == {3, 8}
-    for order, widths in (("strong last", (8, 3)), ("strong first", (3, 8))):
+    for order, widths in (("strong-last", (8, 3)), ("strong-first", (3, 8))):
         rules = [per_layer({n: GPTQ(w) for n in NAMES if bits[n] == w}) for w in widths]
         by_hand = compress(net, chain(*rules), X)
         for n in NAMES:
@@ -189,12 +189,12 @@ def test_the_orders_of_allocation_are_chains_of_widths(net: Net) -> None:
                 found[order].matrices[n].weight, by_hand.matrices[n].weight, atol=1e-6
             )
     assert any(
-        np.any(np.asarray(found["strong last"].matrices[n].weight) != other.matrices[n].weight)
+        np.any(np.asarray(found["strong-last"].matrices[n].weight) != other.matrices[n].weight)
         for n in NAMES
-        for other in (found["strong first"], found["at once"])
+        for other in (found["strong-first"], found["at-once"])
     )
     blind = [
-        compress(net, MixedPrecision(5.0, (3, 8), order=o), X) for o in ("at once", "strong first")
+        compress(net, MixedPrecision(5.0, (3, 8), order=o), X) for o in ("at-once", "strong-first")
     ]
     for n in NAMES:
         np.testing.assert_array_equal(blind[0].matrices[n].weight, blind[1].matrices[n].weight)

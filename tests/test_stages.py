@@ -304,6 +304,15 @@ def test_distillation_brings_the_outputs_back_and_leaves_masks(net: Net) -> None
     assert away(run, trained) < 0.7 * away(run, thin)  # all that this rank has room for
     assert trained.one(0).products("head") == (("head.u", "head.v"),)
     same(expand(before, [Distill(0)], run.context, 1).versions.one(0), before.one(0))
+    small = Opened(net, [b[i : i + 8] for b in BATCHES for i in (0, 8)], Policy())
+    own = expand(follow(small, Wanda(0.6)), [Distill(9, 5e-3)], small.context, 1).versions.one(0)
+    split = Distill(9, 5e-3, examples=8)  # the same steps, of batches cut in two
+    for matrix, other in zip(
+        expand(before, [split], run.context, 1).versions.one(0).matrices.values(),
+        own.matrices.values(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(matrix.weight, other.weight, atol=1e-4)
 
 
 def test_distillation_stays_on_a_grid_or_is_released_from_it(net: Net) -> None:
@@ -327,7 +336,7 @@ def test_distillation_stays_on_a_grid_or_is_released_from_it(net: Net) -> None:
     assert away(run, free) < 0.5 * away(run, rounded)
     again = expand(free, [RTN(3)], run.context, 2).versions
     assert all(m.grid is not None for m in again.one(0).matrices.values())
-    for wrong in ({"steps": -1}, {"learning_rate": 0.0}, {"on_grid": "snap"}):
+    for wrong in ({"steps": -1}, {"learning_rate": 0.0}, {"on_grid": "snap"}, {"examples": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Distill(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the pattern 'x' of distill has no layer"):

@@ -20,10 +20,10 @@ class Distill:
     """Objective: ``min over the kept weights`` of the mean KL from the reference's outputs to the
     model's, over the calibration batches.
 
-    Masks stay, and what is pruned stays 0. Adam, ``learning_rate`` falling linearly to 0, a batch a
-    step in turn; outputs with a single class are compared by squared differences. Trained are the
-    matrices of the layers that ``where`` matches, the factors of a product among them; adapters,
-    norms, biases and embeddings are not.
+    Masks stay, and what is pruned stays 0. Adam, ``learning_rate`` falling linearly to 0, a batch
+    (or ``examples`` of one) a step in turn; outputs with a single class are compared by squared
+    differences. Trained are the matrices of the layers that ``where`` matches, the factors of a
+    product among them; adapters, norms, biases and embeddings are not.
     on_grid: weights that lie on a grid stay on it ("through": the outputs are those of the rounded
     weights, gradients pass straight through the rounding, scales stay), or leave it ("release":
     quantize again afterwards).
@@ -34,6 +34,7 @@ class Distill:
     steps: int = 100
     learning_rate: float = 1e-4
     where: str = "*"
+    examples: int | None = None
     on_grid: Literal["through", "release"] = "through"
 
     name: ClassVar[str] = "distill"

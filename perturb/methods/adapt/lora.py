@@ -26,8 +26,9 @@ class LoRA:
 
     ``A [rank, in]`` starts as normals of variance 1/in and ``B [out, rank]`` as 0, so that
     untrained adapters change nothing. W, its mask and its grid stay as they are; rows and columns
-    that were dropped from W are pruned in B and A. Adam, ``learning_rate`` falling linearly to
-    0, a batch a step in turn. Outputs with a single class are compared by squared differences.
+    that were dropped from W are pruned in B and A. Adam, ``learning_rate`` falling linearly to 0,
+    a batch (or ``examples`` of one) a step in turn. Outputs with a single class are compared by
+    squared differences.
     Later stages leave adapters alone, unless a pattern says "+": ``{"*+lora.?": RTN(8)}``.
     Source: Hu et al., ICLR 2022 (arXiv 2106.09685); Kingma and Ba, ICLR 2015 (arXiv 1412.6980).
     """
@@ -36,6 +37,7 @@ class LoRA:
     steps: int = 100
     learning_rate: float = 1e-3
     where: str = "*"
+    examples: int | None = None
 
     name: ClassVar[str] = "lora"
 

@@ -28,6 +28,14 @@ def check_training(stage: Any, counts: Mapping[str, int]) -> None:
         value = getattr(stage, what)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+    if stage.examples is not None and (
+        isinstance(stage.examples, bool)
+        or not isinstance(stage.examples, int)
+        or stage.examples < 1
+    ):
+        raise ValueError(
+            f"examples must be a whole number of at least 1, or None, got {stage.examples!r}"
+        )
     rate = stage.learning_rate
     if isinstance(rate, (bool, str)) or not 0 < rate < np.inf:
         raise ValueError(f"learning_rate must be above 0, got {rate!r}")
@@ -35,16 +43,20 @@ def check_training(stage: Any, counts: Mapping[str, int]) -> None:
 
 def trained(stage: Any, state: State, names: tuple[str, ...], context: Sight) -> dict[str, Array]:
     """Of these matrices the weights after ``stage.steps`` steps of Adam, the rate falling linearly
-    to 0, a calibration batch a step in turn: the mean distance of the reference's outputs from the
-    model's (:mod:`perturb.measure.distance`) is made small. What is pruned stays 0, and what lies
-    on a grid stays on it: the outputs are those of the rounded weights, their gradients pass
-    straight through the rounding (Bengio et al. 2013, arXiv 1308.3432).
+    to 0, a calibration batch (or ``stage.examples`` of one) a step in turn: the mean distance of
+    the reference's outputs from the model's (:mod:`perturb.measure.distance`) is made small. What
+    is pruned stays 0, and what lies on a grid stays on it: the outputs are those of the rounded
+    weights, their gradients pass straight through the rounding (Bengio et al. 2013, arXiv
+    1308.3432).
     """
-    batches, weights = _stacked(stage.name, context)
+    parts = _stacked(stage.name, context)
     network = context.network
     check_outputs(
-        jax.eval_shape(network.outputs, network.state(Parameters({}, {})), batches[0]), stage.name
+        jax.eval_shape(network.outputs, network.state(Parameters({}, {})), parts[0][0]), stage.name
     )
+    if stage.examples is not None:
+        parts = [small for part in parts for small in _split(part, stage.examples, stage.name)]
+    batches, weights = zip(*parts, strict=True)
     return _trained(
         network.state(Parameters({}, {})),
         state,
@@ -59,8 +71,22 @@ def trained(stage: Any, state: State, names: tuple[str, ...], context: Sight) ->
     )
 
 
-def _stacked(name: str, context: Sight) -> tuple[list[Any], list[Any]]:
-    """The calibration batches of the first one's shape, and their tokens' weights."""
+def _split(part: Any, size: int, name: str) -> list[Any]:
+    """A batch and its weights as several of ``size`` examples; those that are over are left out."""
+    counts = {np.shape(a)[:1] for a in jax.tree.leaves(part)}
+    if len(counts) > 1 or () in counts:
+        raise ValueError(
+            f"{name}: examples={size} needs batches whose arrays all have the examples first; "
+            "leave it out to train on whole batches"
+        )
+    (count,) = counts.pop()
+    size = min(size, count)
+    starts = range(0, count - size + 1, size)
+    return [jax.tree.map(lambda a, i=i: a[i : i + size], part) for i in starts]
+
+
+def _stacked(name: str, context: Sight) -> list[tuple[Any, Any]]:
+    """The calibration batches of the first one's shape, with their tokens' weights."""
     batches = context.context.batches or ()
     weigh = context.network.token_weights
     every = [(batch, weights_of(weigh, batch, i)) for i, batch in enumerate(batches)]
@@ -77,7 +103,7 @@ def _stacked(name: str, context: Sight) -> tuple[list[Any], list[Any]]:
                 "the shape of the first"
             ]
         )
-    return [b for b, _ in alike], [w for _, w in alike]
+    return alike
 
 
 @partial(jax.jit, static_argnames=("outputs", "names", "shapes", "steps"))

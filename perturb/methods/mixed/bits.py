@@ -25,9 +25,9 @@ class MixedPrecision:
     budget: mean bits of a kept weight. quantizer: what rounds, at each of the widths; its own bits
     do not count. sensitivity: how s_l(b) is found on the calibration data, by the measured
     "outputs" or the "hessian" (:func:`perturb.methods.mixed.sensitivity.costs_of`).
-    order: the layers are rounded "at once", all from the model that came in; or width by width,
-    each from the model that the widths before it left: "strong last" from the most bits to the
-    least (8 -> 2), "strong first" from the least to the most (2 -> 8). Which layer gets which
+    order: the layers are rounded "at-once", all from the model that came in; or width by width,
+    each from the model that the widths before it left: "strong-last" from the most bits to the
+    least (8 -> 2), "strong-first" from the least to the most (2 -> 8). Which layer gets which
     width is the same. With a quantizer that looks at no inputs the orders are one.
     Layers that are rounded are those of ``where``; others stay as they are and count for nothing.
     Source: Dong et al., NeurIPS 2020 (HAWQ-V2, arXiv 1911.03852), with Gauss-Newton for the
@@ -38,7 +38,7 @@ class MixedPrecision:
     choices: tuple[int, ...] = (2, 3, 4, 6, 8)
     quantizer: RTN | GPTQ = USUAL
     sensitivity: Sensitivity = "outputs"
-    order: Order = "at once"
+    order: Order = "at-once"
     probes: int = 16
     where: str = "*"
 

@@ -17,8 +17,8 @@ from perturb.stage import Outcome, Sight, Versions, check_single, layerwise
 from perturb.state import State, versions
 from perturb.types import SolveReport
 
-Order = Literal["at once", "strong last", "strong first"]
-ORDERS: tuple[Order, ...] = ("at once", "strong last", "strong first")
+Order = Literal["at-once", "strong-last", "strong-first"]
+ORDERS: tuple[Order, ...] = ("at-once", "strong-last", "strong-first")
 
 
 def check_mixed(stage: Any, unit: str) -> None:
@@ -58,12 +58,12 @@ def share_out(
     kept = jax.device_get({n: jnp.sum(state.matrices[n].mask) for n in names})
     sizes = np.array([float(kept[n]) for n in names])
     chosen = allocate(costs, sizes[:, None] * np.array(loads), budget * sizes.sum())
-    if order == "at once":
+    if order == "at-once":
         matrices = {n: changed[i].state.matrices[n] for n, i in zip(names, chosen, strict=True)}
         found = {n: changed[i].reports.get(n) for n, i in zip(names, chosen, strict=True)}
         return Outcome(state.with_matrices(matrices), _told(found))
     reports: dict[str, SolveReport | None] = {}
-    turns = range(len(methods)) if order == "strong last" else reversed(range(len(methods)))
+    turns = range(len(methods)) if order == "strong-last" else reversed(range(len(methods)))
     for i in turns:
         mine = [n for n, c in zip(names, chosen, strict=True) if c == i]
         if not mine:

@@ -27,7 +27,7 @@ class MixedSparsity:
     budget: the fraction of the kept weights that goes at least, up to what the pruner's scope
     rounds. pruner: what prunes, at each of the ratios; its own does not count. A layer that was
     pruned before is pruned to the ratio, as the pruner has it. sensitivity, order and where: as of
-    mixed precision, "strong last" from the least ratio to the largest.
+    mixed precision, "strong-last" from the least ratio to the largest.
     Source: the allocation of Dong et al., NeurIPS 2020 (HAWQ-V2, arXiv 1911.03852), with ratios.
     """
 
@@ -35,7 +35,7 @@ class MixedSparsity:
     choices: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     pruner: Magnitude | Wanda | SparseGPT = USUAL
     sensitivity: Sensitivity = "outputs"
-    order: Order = "at once"
+    order: Order = "at-once"
     probes: int = 16
     where: str = "*"
 
