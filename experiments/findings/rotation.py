@@ -1,0 +1,135 @@
+"""F-B, F-C: quantizers with and without a rotation and weight updates; what rotating does to
+pruning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from experiments.analysis.chains import Chain, Chains
+from experiments.findings.types import Finding, Row, chains, row, rows_of_ranks, summary
+from experiments.summary import Comparison
+
+STUDY = "quarot"
+LOG = "neg_nll"
+FIVE = "0.05"
+
+
+def is_turn(stage: str) -> bool:
+    return stage.startswith("rotate")
+
+
+def parts(stage: str) -> tuple[str, float]:
+    """The method and the amount of a stage's name; a stage without an amount has nan."""
+    found = re.fullmatch(r"(.+?)-([\d.]+)", stage)
+    return (found[1], float(found[2])) if found else (stage, float("nan"))
+
+
+def turned(held: Chains) -> list[Chain]:
+    """What stands before every pair: nothing, and the rotation."""
+    return [(), *held.having(lambda c: len(c) == 1 and is_turn(c[0]))]
+
+
+def after(held: Chains, start: Chain) -> list[str]:
+    """The single stages that follow."""
+    n = len(start)
+    mine = held.having(lambda c: len(c) == n + 1 and c[:n] == start and not is_turn(c[-1]))
+    return [c[-1] for c in mine]
+
+
+def told(start: Chain, *methods: str) -> str:
+    return " × ".join(methods) + (", rotated" if start else "")
+
+
+def _trends() -> list[Row]:
+    """Of every pruner and quantizer, rotated or not: tau along bits, as in the paper's figure."""
+    rows = []
+    found = summary(STUDY)
+    for c in found.comparisons:
+        if c.measure == LOG:
+            model = c.model.rpartition(":")[2].replace("_", "-")
+            rows.append(
+                Row(
+                    model,
+                    f"{_methods(c)}{', rotated' if 'rotate' in c.policy else ''}",
+                    "tau of A with the gap, along bits",
+                    c.tau_bits,
+                    0.0,
+                    len(found.seeds),
+                    len(found.draws),
+                )
+            )
+    return rows
+
+
+def _methods(c: Comparison) -> str:
+    return f"{c.pruner} × {c.quantizer}"
+
+
+def _blocks() -> Iterable[Row]:
+    """SLEB has one amount, so its gap is ordered as the bits are: A should grow with them."""
+    for held in chains(STUDY, LOG):
+        for start in turned(held):
+            stages = after(held, start)
+            for pruner in (s for s in stages if s.startswith("remove")):
+                for quantizer in dict.fromkeys(parts(s)[0] for s in stages):
+                    widths = sorted(
+                        (s for s in stages if parts(s)[0] == quantizer and parts(s)[1] > 1),
+                        key=lambda s: parts(s)[1],
+                    )
+                    if len(widths) > 1:
+                        a = [held.advantage(q, pruner, start) for q in widths]
+                        tau = rows_of_ranks(np.stack(a, -1))
+                        label = told(start, "SLEB", quantizer)
+                        yield row(held, label, "tau of A with the bits", held.over(tau, -1, 1))
+
+
+def _reported() -> Iterable[Row]:
+    """The paper's own cell: 5 % (or one block) with QuaRot at 4 bits, where pruning first wins."""
+    for held in chains(STUDY, LOG):
+        for start in turned(held):
+            if not start:
+                continue
+            for pruner in after(held, start):
+                _, amount = parts(pruner)
+                if pruner.startswith("remove") or str(amount) == FIVE:
+                    value = -held.advantage("gptq-4", pruner, start)
+                    label = told(start, pruner, "gptq-4")
+                    yield row(held, label, "−A(Q→P), nats: pruning first wins", value)
+
+
+def amplified() -> Iterable[Row]:
+    """What pruning alone costs more of the rotated model; the dense models are one function."""
+    for held in chains(STUDY, LOG):
+        for start in turned(held)[1:]:
+            for pruner in after(held, start):
+                _, amount = parts(pruner)
+                is_pruner = pruner.startswith("remove") or 0 < amount < 1
+                if is_pruner and (pruner,) in held.rows:
+                    more = held.rows[(pruner,)] - held.rows[(*start, pruner)]
+                    yield row(held, pruner, "loss after rotating less the loss before, nats", more)
+
+
+FOUR = Finding(
+    key="F-B",
+    title="Three pruners and four quantizers ({rotation} × {weight update})",
+    claim="A(Q→P) grows with C*_P − C_Q for every pair; at 5 % and 4 bits pruning goes first.",
+    source="Kim et al., second figure: LLaMA-3 8B, RTN, OPTQ, QuaRot with RTN and with GPTQ",
+    reported="5 % with QuaRot at 4 bits: A = −49.9 (SparseGPT) and −9.4 (SLEB) perplexity",
+    studies=(STUDY,),
+    rows=lambda: [*_trends(), *_blocks(), *_reported()],
+    figure="quarot",
+)
+AMPLIFIED = Finding(
+    key="F-C",
+    title="Rotation amplifies pruning",
+    claim="Pruning a rotated model costs more than pruning the model as it is.",
+    source="Kim et al., finding 3: LLaMA-3 8B, perplexity against the pruning ratio",
+    reported="SparseGPT, 40 %: perplexity 8.477, after the rotation 98.213",
+    studies=(STUDY,),
+    rows=lambda: list(amplified()),
+    figure="rotation",
+)
+FINDINGS = (FOUR, AMPLIFIED)

@@ -1,0 +1,136 @@
+"""A finding: a claim, what was reported of it, and what our records say, row by row."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from experiments.analysis import summarize
+from experiments.analysis.chains import Chains, chains_of
+from experiments.records import Record, load
+from experiments.summary import (
+    FAILS,
+    HOLDS,
+    NO_VERDICT,
+    Estimate,
+    Summary,
+    verdict,
+)
+
+STORED = Path(__file__).parents[2] / "figures" / "records"
+PARTLY, ABSENT = "holds partly", "not run"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test of a claim: it holds where the whole interval over replicates is above ``above``.
+
+    protocol: what of the setting is not the usual; tested: what ``value`` is, in words with its
+    unit; runs: how many trainings, and draws, it is the mean over.
+    """
+
+    model: str
+    protocol: str
+    tested: str
+    value: Estimate
+    above: float
+    seeds: int
+    draws: int = 1
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.value, self.above, self.seeds)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, where it stands, and its tests.
+
+    key: as of the paper's figures (F-A and so on), or that of another's claim; studies: those that
+    make the records; figure: the file that shows it, if any. rows: computed from stored records.
+    """
+
+    key: str
+    title: str
+    claim: str
+    source: str
+    reported: str
+    studies: tuple[str, ...]
+    rows: Callable[[], Sequence[Row]] = field(compare=False)
+    figure: str = ""
+
+
+def overall(rows: Sequence[Row]) -> str:
+    """Of several tests: what all say, "holds partly" where they differ; undecided rows say
+    nothing, where others do."""
+    said = {row.verdict for row in rows} - {NO_VERDICT}
+    if not rows:
+        return ABSENT
+    if said == {HOLDS}:
+        return HOLDS if all(row.verdict == HOLDS for row in rows) else PARTLY
+    return FAILS if said == {FAILS} else PARTLY if said else NO_VERDICT
+
+
+def by_model(rows: Sequence[Row]) -> dict[str, str]:
+    """The overall verdict on each model."""
+    models = dict.fromkeys(row.model for row in rows)
+    return {m: overall([row for row in rows if row.model == m]) for m in models}
+
+
+# --------------------------------------------------------------------------- stored records
+
+
+@cache
+def records(study: str) -> tuple[Record, ...]:
+    """The condensed records of a study, empty if there are none."""
+    path = STORED / f"{study}.jsonl.gz"
+    return tuple(load(path)) if path.is_file() else ()
+
+
+@cache
+def chains(study: str, measure: str) -> tuple[Chains, ...]:
+    """Of every model of a stored study its chains."""
+    held = records(study)
+    return tuple(chains_of(held, measure)) if held else ()
+
+
+@cache
+def summary(name: str) -> Summary:
+    """A stored summary, or that of a study's condensed records."""
+    path = STORED / f"{name}.json.gz"
+    if path.is_file():
+        return Summary.from_json(gzip.decompress(path.read_bytes()).decode())
+    return summarize(records(name))
+
+
+# ------------------------------------------------------------------------------------ rows
+
+
+def short(model: str) -> str:
+    """A model as tables call it: of an untied preset the preset's name."""
+    return model.rpartition(":")[2].replace("_", "-")
+
+
+def row(
+    chains: Chains, protocol: str, tested: str, values: Estimate | np.ndarray, above: float = 0.0
+) -> Row:
+    """A row of one model; values: an estimate, or a statistic ``[runs, 1 + B]``."""
+    found = values if isinstance(values, Estimate) else chains.over(values)
+    seeds, draws = (len({run[i] for run in chains.ids}) for i in (0, 1))
+    told = ", ".join(part for part in (chains.policy, protocol) if part)
+    return Row(short(chains.model), told, tested, found, above, seeds, draws)
+
+
+def rows_of_ranks(values: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of ``values [runs, 1 + B, n]`` with the order 0..n-1: ``[runs, 1 + B]``."""
+    n = values.shape[-1]
+    first, second = np.triu_indices(n, 1)
+    sign = np.sign(values[..., second] - values[..., first])
+    ties = np.sqrt((sign != 0).sum(-1) * float(first.size))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sign.sum(-1) / np.where(ties > 0, ties, np.nan))
