@@ -8,14 +8,17 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from experiments.analysis import summarize
+from experiments.analysis.chains import chains_of
 from experiments.records import load
 from experiments.summary import OWN, Summary
-from figures.manifest import DRAWINGS, SCALES, THEORY, jobs
+from figures.manifest import CHAINS, DRAWINGS, SCALES, THEORY, jobs
+from figures.stored import MEASURE, sheets
 from figures.style import FORMATS, to_bytes
 from perturb import cli
 from perturb.cli import BadInput
@@ -25,8 +28,12 @@ EPILOG = """\
 examples:
   python -m figures list
       what can be drawn, and from which records
+  python -m figures
+      every figure of the repository, as PNG and PDF, from the records in it
   python -m figures --records results/embedded --out docs/figures
       every figure of a study, one file a model and measure
+  python -m figures orders --records results/multistage --out docs/figures
+      the figure of a study of other chains than pairs
   python -m figures heatmap --records results/embedded/records.jsonl --measure log --format svg
       one kind of figure, with M = -NLL, which 2-bit models do not blow up
 
@@ -39,6 +46,7 @@ better.
 exit codes: 0 drawn, 2 bad input (one line on stderr), 130 stopped by Ctrl-C, 1 failure of ours.
 """
 MOST_REPLICATES = 100_000
+KINDS = {**DRAWINGS, **CHAINS, "claims": None, **THEORY}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"list, or any of {', '.join((*DRAWINGS, *THEORY))}; all if none",
+        help=f"list, or any of {', '.join((*DRAWINGS, *CHAINS, *THEORY))}; all if none",
     )
     parser.add_argument(
         "--records",
@@ -63,8 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--theory", type=Path, metavar="FILE", help="verify.json of python -m theory, instead"
     )
-    parser.add_argument("--out", type=Path, help="folder to write to, made if needed")
-    parser.add_argument("--format", default="png", choices=FORMATS, help="default: png")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (of the repository's figures: results/figures)"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="default: png; of the repository's figures pdf, too"
+    )
     parser.add_argument(
         "--measure", help=f"{', '.join(SCALES)}, own:NAME or all; default: natural, or your own"
     )
@@ -97,9 +109,14 @@ def _summary(file: Path, replicates: int) -> Summary:
 def _listing() -> str:
     lines = []
     for drawing in DRAWINGS.values():
-        lines += [f"{drawing.name:<10} {drawing.shows}", f"{'':<10} needs {drawing.needs}"]
+        lines += [f"{drawing.name:<12} {drawing.shows}", f"{'':<12} needs {drawing.needs}"]
+    for drawing in CHAINS.values():
+        lines += [
+            f"{drawing.name:<12} {drawing.shows}",
+            f"{'':<12} needs the study {drawing.study}",
+        ]
     for name, (shows, _) in THEORY.items():
-        lines += [f"{name:<10} {shows}", f"{'':<10} needs verify.json of python -m theory verify"]
+        lines += [f"{name:<12} {shows}", f"{'':<12} needs verify.json of python -m theory verify"]
     return "\n".join(lines)
 
 
@@ -137,21 +154,59 @@ def _draw_theory(arguments: argparse.Namespace) -> None:
             _write(figure, arguments.out / f"{name}.{arguments.format}", arguments.format)
 
 
+def _draw_all(arguments: argparse.Namespace) -> None:
+    """What the repository's records give, a folder a study."""
+    out: Path = arguments.out or Path("results/figures")
+    cli.check_folder("--out", out)
+    formats = (arguments.format,) if arguments.format else ("png", "pdf")
+    for sheet in sheets(arguments.names):
+        if sheet.missing:
+            print(f"{sheet.name}: no records, python -m experiments run {sheet.study} makes them")
+            continue
+        figure = sheet.draw()
+        for format in formats if figure is not None else ():
+            path = out / sheet.study / f"{sheet.name}.{format}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(figure, path, format)  # type: ignore[arg-type]
+
+
+def _draw_chains(arguments: argparse.Namespace) -> None:
+    """Figures of other chains than pairs, of any study's records."""
+    file = _records_file(arguments.records)
+    for name in dict.fromkeys(arguments.names):
+        try:
+            found = tuple(chains_of(load(file), MEASURE, arguments.replicates))
+            figure = CHAINS[name].draw(found)
+        except (KeyError, IndexError, StopIteration, ValueError, TypeError) as error:
+            raise BadInput(
+                f"{file}: {name} cannot be drawn of these records ({error}); it needs those of "
+                f"the study {CHAINS[name].study}"
+            ) from error
+        _write(figure, arguments.out / f"{name}.{arguments.format}", arguments.format)
+
+
 def run(argv: list[str]) -> None:
     """Parse, draw and write; raises :class:`BadInput` for what the user can put right."""
     arguments = _parser().parse_args(argv)
     if arguments.names == ["list"]:
         print(_listing())
         return
-    known = DRAWINGS if arguments.theory is None else THEORY
+    named = arguments.records is not None or arguments.theory is not None
+    known: Mapping[str, object] = (
+        THEORY if arguments.theory else {**DRAWINGS, **CHAINS} if named else KINDS
+    )
     unknown = [name for name in arguments.names if name not in known]
     if unknown:
-        other = THEORY if known is DRAWINGS else DRAWINGS
-        hint = "; it needs " + ("--theory" if known is DRAWINGS else "--records")
+        other = DRAWINGS if known is THEORY else THEORY
+        hint = "; it needs " + ("--records" if known is THEORY else "--theory")
         raise BadInput(
             f"no figure named {unknown[0]!r}{hint if unknown[0] in other else ''}: there are "
             f"{', '.join(known)}"
         )
+    if not named:
+        _draw_all(arguments)
+        return
+    arguments.format = arguments.format or "png"
     if arguments.out is None:
         raise BadInput("--out is missing: name the folder to write the figures to")
     if not 1 <= arguments.replicates <= MOST_REPLICATES:
@@ -166,6 +221,11 @@ def run(argv: list[str]) -> None:
         raise BadInput("--records and --theory exclude each other: draw one after the other")
     if arguments.theory is not None:
         _draw_theory(arguments)
+        return
+    if CHAINS.keys() & set(arguments.names):
+        if not CHAINS.keys() >= set(arguments.names):
+            raise BadInput(f"draw {', '.join(CHAINS)} apart from the other figures")
+        _draw_chains(arguments)
         return
     file = _records_file(arguments.records)
     try:

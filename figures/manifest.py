@@ -8,8 +8,23 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.analysis.chains import Chains
 from experiments.summary import Summary
-from figures import advantage, affine, heatmap, margins, phase, rules, zeros
+from figures import (
+    advantage,
+    affine,
+    granularity,
+    heatmap,
+    lora,
+    margins,
+    mixed,
+    orders,
+    phase,
+    rotation,
+    rules,
+    sharing,
+    zeros,
+)
 
 SCALES = ("natural", "log", "kl")
 
@@ -64,6 +79,72 @@ THEORY: dict[str, tuple[str, Callable[[dict[str, Any]], Figure | None]]] = {
     "affine": ("the affine law of A against Monte Carlo and against real grids", affine.draw),
     "margins": ("how far every bound is from failing, sampled and attacked", margins.draw),
 }
+
+
+@dataclass(frozen=True)
+class OfChains:
+    """A figure of one study's chains of stages, whatever they are; M = -NLL."""
+
+    name: str
+    shows: str
+    study: str
+    draw: Callable[[tuple[Chains, ...]], Figure]
+
+
+CHAINS = {
+    drawing.name: drawing
+    for drawing in (
+        OfChains(
+            "rotation",
+            "what pruning alone costs, before and after a rotation",
+            "quarot",
+            rotation.draw,
+        ),
+        OfChains(
+            "granularity",
+            "A against bits, from pruning single weights to removing blocks",
+            "granularity",
+            granularity.draw,
+        ),
+        OfChains(
+            "orders", "all orders of five methods against the sorted one", "multistage", orders.draw
+        ),
+        OfChains("lora", "LoRA before, between and after two stages", "lora", lora.draw),
+        OfChains(
+            "sharing", "A of a quantizer and a low rank or shared basis", "sharing", sharing.draw
+        ),
+        OfChains("mixed", "mixed precision from 8 to 2 bits and from 2 to 8", "mixed", mixed.draw),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A figure of a study that is drawn from a summary (or records) in the repository.
+
+    study: makes the records; stored: their file in figures/records; models: those that are drawn,
+    on M = -NLL; () of a study of few.
+    """
+
+    drawing: str
+    study: str
+    stored: str
+    models: tuple[str, ...] = ()
+
+
+SUMMARIES = (
+    Kept("rules", "embedded", "embedded-all.json.gz"),
+    Kept(
+        "advantage",
+        "embedded",
+        "embedded-all.json.gz",
+        ("llama-docs", "resnet-digits", "vit-digits"),
+    ),
+    Kept("heatmap", "embedded", "embedded-all.json.gz", ("llama-docs",)),
+    Kept("zeros", "zeros", "zeros.json.gz", ("llama-docs",)),
+    Kept("advantage", "larger", "larger.json.gz"),
+    Kept("advantage", "quarot", "quarot.jsonl.gz"),
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.analysis.replication import estimate_over
 from experiments.findings.types import Finding, Row, summary
-from experiments.summary import ALONG_BITS, ALONG_RATIO, SIGN, Comparison
+from experiments.summary import ALONG_BITS, ALONG_RATIO, SIGN, Estimate
 
 TESTED = {
     ALONG_BITS: "tau of A with the gap, along bits",
@@ -29,9 +29,9 @@ def _claims(kind: str) -> list[Row]:
         for v in summary(name).verdicts:
             if v.scale in ("natural", "log") and _kind(name, v.model) == kind:
                 measure = "M = −NLL" if v.scale == "log" else _natural(kind)
-                rows.append(
-                    Row(v.model, measure, TESTED[v.claim], v, v.above, v.seeds, v.draws)  # type: ignore[arg-type]
-                )
+                value = Estimate(v.value, v.low, v.high)
+                tested = TESTED[v.claim]
+                rows.append(Row(v.model, measure, tested, value, v.above, v.seeds, v.draws))
     return rows
 
 
@@ -41,7 +41,7 @@ def _natural(kind: str) -> str:
 
 def _size(model: str) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
     """Mean |A| in nats of KL over the cells of a model, by run."""
-    mine: list[Comparison] = summary("embedded-all").select(model, "kl")
+    mine = summary("embedded-all").select(model, "kl")
     runs = mine[0].cells[0].runs
     values = [cell.advantage_by_run for c in mine for cell in c.cells if cell.runs == runs]
     return np.abs(np.array(values)).mean(0), runs

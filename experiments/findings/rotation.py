@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
-from experiments.findings.types import Finding, Row, chains, row, rows_of_ranks, summary
+from experiments.findings.types import Finding, Row, chains, records, row, rows_of_ranks, summary
 from experiments.summary import Comparison
 
 STUDY = "quarot"
@@ -45,7 +45,9 @@ def told(start: Chain, *methods: str) -> str:
 
 def _trends() -> list[Row]:
     """Of every pruner and quantizer, rotated or not: tau along bits, as in the paper's figure."""
-    rows = []
+    rows: list[Row] = []
+    if not records(STUDY):
+        return rows
     found = summary(STUDY)
     for c in found.comparisons:
         if c.measure == LOG:

@@ -1,0 +1,154 @@
+"""FINDINGS.md: every finding with its verdicts. ``--check`` compares and writes nothing: exit code
+1 where the file says something else than the records do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from experiments.findings import mixed
+from experiments.findings.catalogue import FINDINGS
+from experiments.findings.types import ABSENT, STORED, Finding, Row, by_model, overall, summary
+from experiments.summary import CLAIMS, Choice
+from perturb.files import write_atomic
+
+FILE = STORED.parents[1] / "FINDINGS.md"
+HEAD = """\
+# What holds, of the paper and of what others claim
+
+Each finding is tested on models that anyone can train here in minutes, over several trainings. A
+row holds where the whole 95 % interval over trainings (and calibration draws) is above the value
+in brackets, fails where it is below, and is undecided else; a finding "holds partly" on a model
+where its rows differ. These models are small and the paper's are not: what fails here may hold
+there, and the mechanism is the same code. A(Q→P) = M(Q then P) − M(P then Q).
+
+This file is made from the stored records by `python -m experiments.findings`.
+"""
+
+
+def number(row: Row) -> str:
+    """The value with its interval, and what it must be above."""
+    e = row.value
+    if e.value is None:
+        return "–"
+    shown = f"{e.value:+.3g}"
+    if e.low is not None and e.high is not None:
+        shown += f" [{e.low:+.3g}, {e.high:+.3g}]"
+    return shown + (f" ({row.above:g})" if row.above else "")
+
+
+def line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> list[str]:
+    """Markdown; the last ``numbers`` columns to the right."""
+    marks = ["---"] * (len(head) - numbers) + ["--:"] * numbers
+    return [line(head), "|" + "|".join(marks) + "|", *map(line, rows)]
+
+
+def section(finding: Finding, rows: Sequence[Row]) -> list[str]:
+    told = "; ".join(f"{model}: {said}" for model, said in by_model(rows).items()) or ABSENT
+    lines = [
+        f"## {finding.key} · {finding.title}",
+        "",
+        f"**Claim** ({finding.source}): {finding.claim}  ",
+        f"**Reported**: {finding.reported}.  ",
+        f"**Here**: {told}.",
+        "",
+    ]
+    if not rows:
+        studies = ", ".join(f"`{s}`" for s in finding.studies)
+        return [*lines, f"No records yet: run {studies}.", ""]
+    body = (
+        (r.model, r.protocol or "–", r.tested, number(r), f"{r.seeds} × {r.draws}", r.verdict)
+        for r in rows
+    )
+    head = ("model", "protocol", "tested", "value", "trainings × draws", "verdict")
+    return [*lines, *table(head, body), ""]
+
+
+def protocols() -> list[str]:
+    """What becomes of the first finding's verdicts under other protocols, each changed alone."""
+    found: list[Choice] = [
+        c for name in ("choices", "conditions") for c in summary(name).choices if c.scale == "log"
+    ]
+    body = [
+        (
+            c.model,
+            f"{c.setting} = {c.value} (usually {c.usual})",
+            *(_change(*c.verdicts[claim]) if claim in c.verdicts else "–" for claim in CLAIMS),
+        )
+        for c in found
+    ]
+    return [
+        "Under other protocols, each changed alone (what the usual one says → what this says, "
+        "where they differ; 5 trainings, M = −NLL):",
+        "",
+        *table(("model", "changed", *CLAIMS), body),
+        "",
+    ]
+
+
+def _change(usual: str, other: str) -> str:
+    return other if usual == other else f"{usual} → **{other}**"
+
+
+def controls() -> list[str]:
+    found = list(mixed.controls())
+    if not found:
+        return []
+    told = ", ".join(f"{value:.2g} on {model}" for model, value in found)
+    return [
+        f"Control: with RTN, which updates no weights, the two orders differ by {told} nats.",
+        "",
+    ]
+
+
+def document() -> str:
+    """All of FINDINGS.md."""
+    every = [(finding, list(finding.rows())) for finding in FINDINGS]
+    models = list(dict.fromkeys(row.model for _, rows in every for row in rows))
+    short = {f: by_model(rows) for f, rows in ((f.key, rows) for f, rows in every)}
+    lines = [HEAD]
+    body = (
+        (
+            f"[{f.key}](#{_anchor(f)})",
+            f.title,
+            *(short[f.key].get(model, "") for model in models),
+            f"**{overall(rows)}**",
+        )
+        for f, rows in every
+    )
+    lines += [*table(("", "finding", *models, "all"), body), ""]
+    for finding, rows in every:
+        lines += section(finding, rows)
+        if finding.key == "F-A":
+            lines += protocols()
+        if finding.key == "F-I":
+            lines += controls()
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _anchor(finding: Finding) -> str:
+    """As GitHub makes it of the heading."""
+    text = f"{finding.key} · {finding.title}".lower()
+    return "".join(c for c in text.replace(" ", "-") if c.isalnum() or c in "-_")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the file anew; with ``--check`` only say whether it is what the records say."""
+    if [*argv] not in ([], ["--check"]):
+        print(f"error: unknown option {' '.join(argv)}; there is --check", file=sys.stderr)
+        return 2
+    made = document()
+    same = FILE.is_file() and FILE.read_text(encoding="utf-8") == made
+    if argv and not same:
+        print("FINDINGS.md is not what the records say: run python -m experiments.findings")
+    elif not argv:
+        write_atomic(FILE, made)
+    return int(bool(argv) and not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

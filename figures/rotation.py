@@ -1,0 +1,58 @@
+"""What pruning alone costs, before and after a rotation: Kim et al.'s third finding."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from experiments.analysis.chains import Chain, Chains
+from experiments.findings.rotation import after, parts, turned
+from figures import sheet, style
+
+
+def draw(models: tuple[Chains, ...]) -> Figure:
+    """One model: a panel a pruner, loss against the pruning ratio."""
+    held = models[0]
+    pruners = curves(held, ())
+    start = turned(held)[-1]
+    rotated = curves(held, start)
+    worse = [
+        (method, amount)
+        for method, stages in pruners.items()
+        for amount, stage in stages.items()
+        if held.rows[(stage,)][:, 0].mean() > held.rows[(*start, stage)][:, 0].mean()
+    ]
+    total = sum(map(len, pruners.values()))
+    with style.look():
+        figure, axes = sheet.sheet(
+            len(pruners),
+            f"{sheet.name(held)}: pruning costs more of the rotated model in {len(worse)} of "
+            f"{total} settings",
+            f"Loss M(dense) − M(pruned), M = −NLL in nats, mean of {sheet.runs(held)}. No "
+            "quantization; the rotation alone changes nothing.",
+            f"Bars are {held.level:.0%} intervals over trainings and test examples.",
+            width=2.6,
+        )
+        for ax, (method, stages) in zip(axes, pruners.items(), strict=True):
+            for chosen, before, colour, told in (
+                (stages, (), style.INK, "as trained"),
+                (rotated[method], start, style.PRUNE_FIRST, "rotated"),
+            ):
+                values = [held.loss((*before, stage)) for stage in chosen.values()]
+                sheet.line(ax, [*chosen], values, colour, told, dashed=not before)
+            ax.set_title(method)
+            ax.set_xlabel("pruned fraction")
+            ax.set_yscale("symlog", linthresh=0.01)
+            ax.set_ylim(bottom=0)
+        axes[0].set_ylabel("loss, nats")
+        axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def curves(held: Chains, start: Chain) -> dict[str, dict[float, str]]:
+    """Of every pruner its stages by the pruned fraction."""
+    found: dict[str, dict[float, str]] = {}
+    for stage in after(held, start):
+        method, amount = parts(stage)
+        if 0 < amount < 1:
+            found.setdefault(method, {})[amount] = stage
+    return {m: dict(sorted(s.items())) for m, s in found.items()}

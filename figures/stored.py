@@ -1,0 +1,82 @@
+"""Every figure of the repository, from the records in it: ``python -m figures``."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from experiments.findings.catalogue import FINDINGS
+from experiments.findings.types import STORED, chains, summary
+from figures import claims
+from figures.manifest import CHAINS, SUMMARIES, THEORY, jobs
+
+MEASURE = "neg_nll"
+SCALE = "log"
+CLAIMS = "claims"
+THEORY_FILE = STORED / "theory.json.gz"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One figure to draw: its kind, the study it is of, and its name in that study's folder;
+    ``records``: the file it is drawn from, which may be missing."""
+
+    kind: str
+    study: str
+    name: str
+    records: Path
+    draw: Callable[[], Figure | None]
+
+    @property
+    def missing(self) -> bool:
+        return not self.records.is_file()
+
+
+def sheets(kinds: Collection[str] = ()) -> Iterator[Sheet]:
+    """All figures of these kinds (default: all); those whose records are missing, too."""
+    for kept in SUMMARIES:
+        if kinds and kept.drawing not in kinds:
+            continue
+        file = STORED / kept.stored
+        if not file.is_file():
+            yield Sheet(kept.drawing, kept.study, kept.drawing, file, lambda: None)
+            continue
+        found = summary(kept.stored.split(".")[0])
+        for job in jobs(found, (kept.drawing,), kept.models or found.models, (SCALE,)):
+            yield Sheet(
+                kept.drawing,
+                kept.study,
+                job.filename("").rstrip("."),
+                file,
+                lambda job=job, found=found: job.drawing.draw(found, job.model, job.scale),  # type: ignore[misc]
+            )
+    for name, drawing in CHAINS.items():
+        if not kinds or name in kinds:
+            file = STORED / f"{drawing.study}.jsonl.gz"
+            yield Sheet(
+                name,
+                drawing.study,
+                name,
+                file,
+                lambda d=drawing: d.draw(chains(d.study, MEASURE)),  # type: ignore[misc]
+            )
+    if not kinds or CLAIMS in kinds:
+        others = [f for f in FINDINGS if f.key.startswith("C-")]
+        file = STORED / f"{CLAIMS}.jsonl.gz"
+        yield Sheet(
+            CLAIMS, CLAIMS, CLAIMS, file, lambda: claims.draw([(f, f.rows()) for f in others])
+        )
+    for name, (_, draw) in THEORY.items():
+        if not kinds or name in kinds:
+            yield Sheet(
+                name,
+                "theory",
+                name,
+                THEORY_FILE,
+                lambda draw=draw: draw(json.loads(gzip.decompress(THEORY_FILE.read_bytes()))),  # type: ignore[misc]
+            )
