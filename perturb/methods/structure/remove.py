@@ -13,7 +13,7 @@ import numpy as np
 
 from perturb.architecture import Architecture, Block
 from perturb.measure.distance import check_outputs, distance
-from perturb.methods.structure.drop import masked
+from perturb.methods.structure.units import masked
 from perturb.network import weights_of
 from perturb.registry import check_choice
 from perturb.stage import Outcome, Sight
