@@ -134,7 +134,6 @@ def smaller(kind: str, units: dict[str, int]) -> Any:
         hidden = config.hidden_size
         for block in model.blocks:
             width = units["heads"] * block.attn.head_size
-            block.attn.num_heads = units["heads"]
             block.attn.qkv = nnx.Linear(hidden, 3 * width, rngs=rngs)
             block.attn.proj = nnx.Linear(width, hidden, rngs=rngs)
             block.mlp.fc1 = nnx.Linear(hidden, units["mlp"], rngs=rngs)

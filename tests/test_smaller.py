@@ -1,0 +1,155 @@
+"""Models that really are smaller: the outputs of the simulated one, and what storage counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perturb import RTN, Drop, Magnitude, RemoveBlocks, chain, compress, layerwise
+from perturb.compression import Compression
+from perturb.network import find_layers, get_vectors
+
+from .test_structure import CONFIGS, Subject, answer, build, inputs_for, of, parameters
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def subjects() -> dict[str, Subject]:
+    return {k: Subject(build(of(c)), inputs_for(k)) for k, c in CONFIGS.items()}
+
+
+def stored(done: Compression) -> float:
+    """Parameters that the compressed model still has."""
+    found = done.storage
+    assert found.bits == 16 * found.kept
+    return found.parameters - found.weights - found.removed + found.kept
+
+
+def layers(model: Any) -> dict[str, tuple[int, int]]:
+    return {n: s.shape for n, s in find_layers(model)[0].items()}
+
+
+def same_outputs(small: Any, done: Compression, inputs: Any) -> None:
+    expected = np.asarray(answer(done.model, inputs))
+    np.testing.assert_allclose(answer(small, inputs), expected, rtol=2e-5, atol=2e-5)
+
+
+DROPPED: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
+    "llama": (
+        chain(Drop("*.heads", 0.5), Drop("layers.[12].mlp", 0.3, "obs")),
+        {
+            "layers.0.self_attn.q_proj": (12, 16),
+            "layers.1.self_attn.v_proj": (6, 16),
+            "layers.2.self_attn.o_proj": (16, 12),
+            "layers.0.mlp.up_proj": (20, 16),
+            "layers.1.mlp.gate_proj": (14, 16),
+            "layers.2.mlp.down_proj": (16, 14),
+        },
+    ),
+    "vit": (
+        chain(Drop("*.heads", 0.4), Drop("*.mlp", 0.3, "wanda")),
+        {
+            "blocks.0.attn.qkv": (24, 12),
+            "blocks.1.attn.proj": (12, 8),
+            "blocks.0.mlp.fc1": (7, 12),
+            "blocks.1.mlp.fc2": (12, 7),
+        },
+    ),
+    "resnet": (
+        Drop("*.filters", 0.5),
+        {"layer1.0.conv1": (2, 36), "layer1.1.conv2": (4, 18), "layer2.0.conv2": (6, 27)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_smaller_model_is_the_simulated_one(subjects: dict[str, Subject], kind: str) -> None:
+    model, inputs = subjects[kind]
+    stages, shapes = DROPPED[kind]
+    before = parameters(model)
+    done = compress(model, stages, inputs)
+    small = done.smaller()
+    found = layers(small)
+    assert {n: found[n] for n in shapes} == shapes
+    same_outputs(small, done, inputs)
+    assert parameters(small) == stored(done) < parameters(done.model) == before
+    if kind == "resnet":
+        norms = get_vectors(small, [f"layer2.0.bn1.{n}" for n in ("scale", "bias", "mean", "var")])
+        assert {v.shape for v in norms.values()} == {(3,)}
+        assert small.layer2[0].bn1.num_features == small.layer2[0].conv2.in_features == 3
+    again = compress(small, Drop("*", 0.3), inputs)  # it says itself what it is made of
+    assert parameters(again.smaller()) == stored(again) < parameters(small)
+    same_outputs(again.smaller(), again, inputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "block", "left"),
+    [
+        ("llama", "layers.1", "layers"),
+        ("vit", "blocks.0", "blocks"),
+        ("resnet", "layer1.1", "layer1"),
+    ],
+)
+def test_a_removed_block_leaves_its_list(
+    subjects: dict[str, Subject], kind: str, block: str, left: str
+) -> None:
+    model, inputs = subjects[kind]
+    done = compress(model, chain(Drop("*", 0.3), RemoveBlocks(1, block)), inputs)
+    small = done.smaller()
+    assert len(getattr(small, left)) == len(getattr(model, left)) - 1
+    same_outputs(small, done, inputs)
+    assert parameters(small) == stored(done)
+
+
+def test_zeros_within_what_is_left_stay(subjects: dict[str, Subject]) -> None:
+    """Masks and grids are no units: the model computes the same, in its smaller kernels."""
+    model, inputs = subjects["llama"]
+    done = compress(model, chain(Drop("*.mlp", 0.3), Magnitude(0.5), RTN(4)), inputs)
+    small = done.smaller()
+    same_outputs(small, done, inputs)
+    up = np.asarray(small.layers[0].mlp.up_proj.kernel[...])
+    assert up.shape == (16, 14)
+    assert (up == 0).mean() > 0.2
+    whole = compress(model, layerwise(Magnitude(0.5), "*.mlp.*"), inputs)
+    assert layers(whole.smaller()) == layers(model)
+
+
+class Gated(nnx.Module):
+    """Units of a LinearGeneral's first axis of two; a bias that the space does not name."""
+
+    def __init__(self) -> None:
+        r = nnx.Rngs(0)
+        self.a = nnx.LinearGeneral(6, (4, 3), rngs=r)
+        self.b = nnx.LinearGeneral((4, 3), 5, axis=(-2, -1), rngs=r)
+
+    def __call__(self, x: Any) -> Any:
+        return self.b(nnx.relu(self.a(x)))
+
+    def architecture(self) -> Any:
+        from perturb.architecture import Space, columns, rows
+
+        return [Space("units", 4, (rows("a", 3),), (columns("b", 3),))], []
+
+
+def test_kernels_of_many_axes_are_cut_along_the_one_that_has_the_units() -> None:
+    model = build(Gated)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(7, 6)), jnp.float32)
+    done = compress(model, Drop(ratio=0.5), inputs)
+    small = done.smaller()
+    same_outputs(small, done, inputs)
+    assert small.a.kernel.shape == (6, 2, 3)
+    assert small.b.kernel.shape == (2, 3, 5)
+    assert small.a.bias.shape == (2, 3) == small.a.out_features == small.b.in_features
+    assert layers(small) == {"a": (6, 6), "b": (5, 6)}
+
+
+def test_what_cannot_be_made_smaller_is_refused() -> None:
+    plain = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)))
+    done = compress(plain, Magnitude(0.5))
+    with pytest.raises(ValueError, match=r"Sequential declares no spaces and blocks.*architecture"):
+        done.smaller()
