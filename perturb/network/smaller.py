@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -62,13 +63,19 @@ def _cut_kernel(holders: Mapping[str, Any], spec: LayerSpec, dim: int, stays: Bo
     sizes = [spec.kernel_shape[a] for a in axes]
     place, index = _along(spec.name, stays.reshape(sizes))
     kernel = kernel_of(holders[spec.name])
-    kernel.set_value(jnp.take(kernel[...], index, axes[place]))
+    _keep(kernel, index, axes[place])
     for name in spec.names:
         module: Any = holders[name]
         bias = getattr(module, "bias", None)
         if dim == ROWS and isinstance(bias, nnx.Variable) and bias.shape == tuple(sizes):
-            bias.set_value(jnp.take(bias[...], index, place))
+            _keep(bias, index, place)
         _resize(module, kernel.shape, spec)
+
+
+def _keep(variable: Any, index: npt.NDArray[np.int64], axis: int) -> None:
+    """On the host: a program for every shape would take longer."""
+    taken = np.take(np.asarray(jax.device_get(variable[...])), index, axis)
+    variable.set_value(jnp.asarray(taken))
 
 
 def _along(name: str, stays: Bools) -> tuple[int, npt.NDArray[np.int64]]:
@@ -111,4 +118,4 @@ def _cut_vector(holders: Mapping[str, Any], name: str, stays: Bools) -> None:
     for each in names:
         variable = getattr(module, each)
         if variable.shape[-1] == len(stays):  # else it is cut already
-            variable.set_value(jnp.take(variable[...], np.flatnonzero(stays), -1))
+            _keep(variable, np.flatnonzero(stays), -1)
