@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from perturb import RTN, Drop, Magnitude, RemoveBlocks, chain, compress
-from perturb.architecture import ENTRIES, architecture_of
+from perturb.architecture import ENTRIES, Space, architecture_of, columns, entries, rows
 from perturb.compression import Compression
 from perturb.network import find_layers, get_vectors
 
@@ -111,7 +111,8 @@ def test_a_removed_block_leaves_its_list(
 
 
 class Gated(nnx.Module):
-    """Units of a LinearGeneral's first axis of two; a bias that the space does not name."""
+    """Units of a LinearGeneral's first axis of two; a bias that the space does not name, and
+    one that it names but that is not there."""
 
     def __init__(self) -> None:
         r = nnx.Rngs(0)
@@ -122,10 +123,8 @@ class Gated(nnx.Module):
         return self.b(nnx.relu(self.a(x)))
 
     def architecture(self) -> Any:
-        from perturb.architecture import Space, columns, rows
-
         size = self.a.out_features[0]
-        return [Space("units", size, (rows("a", 3),), (columns("b", 3),))], []
+        return [Space("units", size, (rows("a", 3), entries("c.bias")), (columns("b", 3),))], []
 
 
 GIVEN = jnp.asarray(np.random.default_rng(0).normal(size=(7, 6)), jnp.float32)

@@ -108,7 +108,7 @@ def _cut_vector(holders: Mapping[str, Any], name: str, stays: Bools) -> None:
     """A vector's last axis. A norm's vectors and statistics go together; a layer's bias went with
     its rows."""
     path, _, attribute = name.rpartition(".")
-    module: Any = holders[path]
+    module: Any = holders.get(path)
     names = [attribute]
     if isinstance(module, nnx.BatchNorm):
         names = [n for n, v in vars(module).items() if isinstance(v, nnx.Variable)]
@@ -116,6 +116,6 @@ def _cut_vector(holders: Mapping[str, Any], name: str, stays: Bools) -> None:
     elif isinstance(module, ACROSS):
         raise Refused(f"{path}: it normalises over units that are gone, and would not without them")
     for each in names:
-        variable = getattr(module, each)
-        if variable.shape[-1] == len(stays):  # else it is cut already
+        variable = getattr(module, each, None)  # a bias may be left out, or cut already
+        if isinstance(variable, nnx.Variable) and variable.shape[-1] == len(stays):
             _keep(variable, np.flatnonzero(stays), -1)
