@@ -117,6 +117,14 @@ class Space:
     def vectors(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(a.parameter for a in self.axes if a.dim == ENTRIES))
 
+    def alive(self, state: State, layers: Iterable[str]) -> Array:
+        """The units [size] of which any weight is left; of a single version."""
+        left: Any = False
+        for name, one in self.held(state, layers):
+            stays = jnp.any(state.matrices[name].mask, 1 - one.dim)
+            left |= one.gathered(stays.astype(jnp.int32), self.size) > 0
+        return jnp.broadcast_to(left, (self.size,))
+
     def held(self, state: State, layers: Iterable[str]) -> list[tuple[str, Axis]]:
         """The matrices, and their axes, that have the space's units, each once.
 

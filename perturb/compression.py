@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from perturb import network
 from perturb.composition import stages_of
 from perturb.notes import check_finite, norms_note, zeros_note
 from perturb.policy import Calibrate, Norms, Policy, Zeros
+from perturb.shrink import shrink
 from perturb.stage import Context, expand
 from perturb.state import State, take
 from perturb.storage import Storage, storage_of
@@ -28,7 +29,7 @@ class Compression:
     solver did to each layer's Hessian (empty for methods without one); skipped: layers left alone,
     with the reason; storage: weights and bits, the source of ``ratio`` and ``sparsity``; coverage:
     which share of the model's parameters was compressed at all; notes: what a reader of these
-    numbers should know (also warned of).
+    numbers should know (also warned of); specs: how the layers' kernels are read.
     """
 
     model: Any
@@ -39,6 +40,7 @@ class Compression:
     coverage: network.Coverage
     policy: Policy
     notes: tuple[str, ...]
+    specs: Mapping[str, network.LayerSpec] = field(repr=False)
 
     @property
     def matrices(self) -> Mapping[str, Matrix]:
@@ -54,6 +56,11 @@ class Compression:
     def sparsity(self) -> float:
         """The achieved fraction of pruned weights, of the compressed layers."""
         return self.storage.sparsity
+
+    def smaller(self) -> Any:
+        """The model without the units that were dropped and the blocks that were removed, with the
+        same outputs (:func:`perturb.shrink.shrink`)."""
+        return shrink(self.model, self.specs, self.state)
 
 
 class Opened:
@@ -149,4 +156,5 @@ def compress(
         coverage=opened.coverage,
         policy=policy,
         notes=notes,
+        specs=opened.network.specs,
     )

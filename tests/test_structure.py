@@ -15,12 +15,13 @@ from flax import nnx
 
 from experiments.models import llama, resnet, vit
 from perturb import GPTQ, RTN, Magnitude, Wanda
+from perturb.architecture import Block
 from perturb.compression import Opened
 from perturb.methods.adapt.lora import LoRA
 from perturb.methods.rotate.residual import Rotate, hadamard
 from perturb.methods.structure.drop import Drop
 from perturb.methods.structure.remove import RemoveBlocks
-from perturb.network import find_layers, get_vectors, set_vectors, set_weights
+from perturb.network import find_layers, get_vectors, influence, set_vectors, set_weights
 from perturb.policy import Policy
 from perturb.stage import Versions, expand, layerwise, per_layer
 from perturb.state import State
@@ -134,7 +135,6 @@ def smaller(kind: str, units: dict[str, int]) -> Any:
         hidden = config.hidden_size
         for block in model.blocks:
             width = units["heads"] * block.attn.head_size
-            block.attn.num_heads = units["heads"]
             block.attn.qkv = nnx.Linear(hidden, 3 * width, rngs=rngs)
             block.attn.proj = nnx.Linear(width, hidden, rngs=rngs)
             block.mlp.fc1 = nnx.Linear(hidden, units["mlp"], rngs=rngs)
@@ -335,6 +335,141 @@ def test_blocks_go_by_the_loss_or_from_the_end(subjects: dict[str, Subject]) -> 
     assert [gone(again, r) for r in range(3)] == [[0, 1], [0, 1, 2], [0, 2]]
     with pytest.raises(ValueError, match=r"layers.0, layers.1, layers.2"):
         opened.context.check([RemoveBlocks(4)])
+
+
+def four_layers() -> Subject:
+    config = replace(CONFIGS["llama"], num_layers=4)
+    return Subject(build(of(config)), inputs_for("llama"))
+
+
+def gone_blocks(version: Versions, count: int) -> list[int]:
+    matrices = version.one(0).matrices
+    return [i for i in range(count) if not matrices[f"layers.{i}.mlp.up_proj"].mask.any()]
+
+
+def test_the_loss_is_that_of_the_models_without_a_block() -> None:
+    """By brute force: every shorter model, one block after another."""
+    subject = four_layers()
+
+    def logits(stay: Sequence[int]) -> np.ndarray:
+        short = nnx.clone(subject.model)
+        short.layers = nnx.List([short.layers[i] for i in stay])
+        x = np.asarray(answer(short, subject.inputs), np.float64)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    dense = logits(range(4))
+    stay = [0, 1, 2, 3]
+    while len(stay) > 2:
+        rest = [[i for i in stay if i != out] for out in stay]
+        losses = [(np.exp(dense) * (dense - logits(r))).sum(-1).mean() for r in rest]
+        assert np.diff(np.sort(losses))[0] > 1e-3 * min(losses)
+        stay = rest[int(np.argmin(losses))]
+    _, after = applied(subject, RemoveBlocks(2))
+    assert gone_blocks(after, 4) == [i for i in range(4) if i not in stay]
+
+
+def naive_influence(subject: Subject, names: Sequence[str], weights: Any = None) -> list[float]:
+    """Each block called by hand with what the one before returned."""
+    model = subject.model
+    if hasattr(model, "embed_tokens"):
+        x = model.embed_tokens(subject.inputs)
+        blocks = {f"layers.{i}": block for i, block in enumerate(model.layers)}
+    else:
+        x = nnx.relu(model.bn1(model.conv1(subject.inputs)))
+        blocks = {f"layer1.{i}": block for i, block in enumerate(model.layer1)}
+    found = {}
+    for name, block in blocks.items():
+        y = block(x)
+        a, b = (np.asarray(v, np.float64).reshape(-1, v.shape[-1]) for v in (x, y))
+        size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        still = (a == 0).all(1) & (b == 0).all(1)
+        cosine = np.where(still, 1, (a * b).sum(1) / np.where(size > 0, size, 1))
+        w = np.ones(len(a)) if weights is None else np.asarray(weights).reshape(-1)
+        found[name], x = 1 - (w * cosine).sum() / w.sum(), y
+    return [found[n] for n in names]
+
+
+def test_influence_is_how_far_a_block_turns_the_stream(subjects: dict[str, Subject]) -> None:
+    """Of a convolutional model, too, where tokens are places; and with weights of tokens."""
+    subject = four_layers()
+    names = [f"layers.{i}" for i in range(4)]
+    expected = naive_influence(subject, names)
+    batches = [subject.inputs[:2], subject.inputs[2:]]
+    found = influence(subject.model, names, batches)
+    np.testing.assert_allclose([found[n] for n in names], expected, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(np.round(expected, 3))) == 4
+    opened = Opened(subject.model, batches, Policy())
+    after = expand(opened.context.start(), [RemoveBlocks(2, score="influence")], opened.context, 0)
+    assert gone_blocks(after.versions, 4) == sorted(np.argsort(expected)[:2].tolist())
+    weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, (6, 9)), jnp.float32)
+    found = influence(
+        subject.model,
+        names[1:3],
+        subject.inputs,
+        forward=answer,  # inside of nnx.jit
+        token_weights=lambda _: weights,
+    )
+    expected = naive_influence(subject, names[1:3], weights)
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-5, atol=1e-6)
+    image = subjects["resnet"]
+    found = influence(image.model, ["layer1.0", "layer1.1"], image.inputs)
+    expected = naive_influence(image, list(found))
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_influence_goes_to_the_first_of_the_blocks_that_are_there() -> None:
+    subject = four_layers()
+    for i in (1, 2, 3):
+        for layer in (
+            subject.model.layers[i].self_attn.o_proj,
+            subject.model.layers[i].mlp.down_proj,
+        ):
+            layer.kernel[...] = 0 * layer.kernel[...]
+    least = RemoveBlocks(1, score="influence")
+    opened, after = applied(subject, least)
+    assert gone_blocks(after, 4) == [1]
+    again = expand(after, [least], opened.context, 1).versions
+    assert gone_blocks(again, 4) == [1, 2]
+
+
+class Odd(nnx.Module):
+    """Blocks that are no function of one array that keeps its shape."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.steps = nnx.List([Step(kind) for _ in range(2)])
+
+    def __call__(self, x: Array) -> Array:
+        for step in self.steps:
+            x = step(x, x) if self.kind == "two" else step(x)
+            x = x[..., :3]
+        return x
+
+    def architecture(self) -> Any:
+        name = "steps.{}" if self.kind != "name" else "parts.{}"
+        return [], [Block(name.format(i), (f"steps.{i}.layer",)) for i in range(2)]
+
+
+class Step(nnx.Module):
+    def __init__(self, kind: str) -> None:
+        self.layer = nnx.Linear(3, 3 if kind != "wide" else 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Array, more: Array | None = None) -> Array:
+        return self.layer(x) + (0 if more is None else more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("two", r"block steps\.0: .* one array in .*; in: \(5, 3\), \(5, 3\), out: \(5, 3\)"),
+        ("wide", r"block steps\.0: .* in: \(5, 3\), out: \(5, 4\)"),
+        ("name", r"block parts\.0: the model has no module of that name"),
+    ],
+)
+def test_blocks_that_cannot_be_heard_are_refused(kind: str, told: str) -> None:
+    subject = Subject(Odd(kind), jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match=told):
+        applied(subject, RemoveBlocks(1, score="influence"))
 
 
 # ---------------------------------------------------------------------------- rotations

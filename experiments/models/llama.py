@@ -141,7 +141,10 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
 
 
 class Attention(nnx.Module):
-    """Causal self-attention ``[B, T, hidden] -> [B, T, hidden]``."""
+    """Causal self-attention ``[B, T, hidden] -> [B, T, hidden]``.
+
+    How many heads there are its matrices say: a smaller model has fewer than the config.
+    """
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -157,9 +160,10 @@ class Attention(nnx.Module):
         batch, length, _ = x.shape
         frequency = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
         positions = jnp.arange(length)
-        q = self.q_proj(x).reshape(batch, length, config.num_heads, config.head_size)
-        k = self.k_proj(x).reshape(batch, length, config.num_kv_heads, config.head_size)
-        v = self.v_proj(x).reshape(batch, length, config.num_kv_heads, config.head_size)
+        q, k, v = (
+            layer(x).reshape(batch, length, -1, config.head_size)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
         mixed = causal_attention(
             rope(q, positions, frequency), rope(k, positions, frequency), v
         )  # [B,T,H,D]
@@ -250,19 +254,22 @@ class Llama(nnx.Module):
         writes = [entries(table)]
         reads: list[Axis] = []
         norms: list[Folded] = []
-        for i in range(len(self.layers)):
+        for i, layer in enumerate(self.layers):
             at = f"layers.{i}"
             attn, mlp = f"{at}.self_attn", f"{at}.mlp"
             q, k, v, o = (f"{attn}.{n}_proj" for n in "qkvo")
             gate, up, down = (f"{mlp}.{n}_proj" for n in ("gate", "up", "down"))
             heads = Space(
                 f"{at}.heads",
-                config.num_kv_heads,
+                layer.self_attn.k_proj.out_features // size,
                 writes=(rows(q, size * queries), rows(k, size), rows(v, size)),
                 reads=(columns(o, size * queries),),
             )
             hidden = Space(
-                mlp, config.intermediate_size, writes=(rows(gate), rows(up)), reads=(columns(down),)
+                mlp,
+                layer.mlp.down_proj.in_features,
+                writes=(rows(gate), rows(up)),
+                reads=(columns(down),),
             )
             first, second = f"{at}.input_layernorm.scale", f"{at}.post_attention_layernorm.scale"
             spaces += [heads, hidden]

@@ -126,7 +126,7 @@ class ResNet(nnx.Module):
         Channels between blocks are not a space here: a shortcut ties those of a whole stage.
         """
         spaces, blocks = [], []
-        for stage, width in enumerate(self.config.widths, start=1):
+        for stage in range(1, len(self.config.widths) + 1):
             for i, block in enumerate(getattr(self, f"layer{stage}")):
                 at = f"layer{stage}.{i}"
                 norms = [f"{at}.{n}.{kind}" for n in ("bn1", "bn2") for kind in ("scale", "bias")]
@@ -135,7 +135,7 @@ class ResNet(nnx.Module):
                 spaces.append(
                     Space(
                         f"{at}.filters",
-                        width,
+                        block.conv1.out_features,
                         writes=(rows(conv1), *norm),
                         reads=(columns(conv2, repeats=9),),  # [3, 3, channels]
                     )

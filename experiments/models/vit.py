@@ -90,17 +90,19 @@ class PatchEmbed(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention ``[B, T, hidden] -> [B, T, hidden]``; ``qkv`` is fused as in timm."""
+    """Self-attention ``[B, T, hidden] -> [B, T, hidden]``; ``qkv`` is fused as in timm.
+
+    How many heads there are its matrices say: a smaller model has fewer than the config.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs) -> None:
-        self.num_heads = config.num_heads
         self.head_size = config.hidden_size // config.num_heads
         self.qkv = _linear(config, config.hidden_size, 3 * config.hidden_size, rngs)
         self.proj = _linear(config, config.hidden_size, config.hidden_size, rngs)
 
     def __call__(self, x: Array) -> Array:
         batch, length, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_size)
+        qkv = self.qkv(x).reshape(batch, length, 3, -1, self.head_size)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # each [B,T,H,D]
         return self.proj(attention(q, k, v).reshape(batch, length, -1))
 
@@ -187,20 +189,20 @@ class ViT(nnx.Module):
         blocks: list[Removable] = []
         reads: list[Axis] = []
         norms: list[Folded] = []
-        for i in range(config.num_layers):
+        for i, block in enumerate(self.blocks):
             at = f"blocks.{i}"
             qkv, proj = f"{at}.attn.qkv", f"{at}.attn.proj"
             fc1, fc2 = f"{at}.mlp.fc1", f"{at}.mlp.fc2"
             spaces += [
                 Space(
                     f"{at}.heads",
-                    config.num_heads,
+                    block.attn.proj.in_features // size,
                     writes=(rows(qkv, size, 3), entries(f"{qkv}.bias", size, 3)),
                     reads=(columns(proj, size),),
                 ),
                 Space(
                     f"{at}.mlp",
-                    config.mlp_size,
+                    block.mlp.fc2.in_features,
                     writes=tuple(_writing(fc1)),
                     reads=(columns(fc2),),
                 ),

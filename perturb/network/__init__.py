@@ -23,6 +23,8 @@ from perturb.network.norms import (
 )
 from perturb.network.order import blocks_of, call_blocks, call_order, check_runs
 from perturb.network.refused import Refused
+from perturb.network.smaller import cut, in_list
+from perturb.network.stream import influence
 from perturb.network.vectors import get_vectors, has_vector, set_vectors, trained
 
 __all__ = [
@@ -45,11 +47,14 @@ __all__ = [
     "check_runs",
     "combine_norms",
     "coverage",
+    "cut",
     "find_layers",
     "fits",
     "get_vectors",
     "get_weights",
     "has_vector",
+    "in_list",
+    "influence",
     "inputs_notes",
     "inputs_report",
     "matching",

@@ -22,6 +22,7 @@ from perturb.network.capture import capture
 from perturb.network.layers import LayerSpec, get_weights, set_weights
 from perturb.network.norms import norms_of, reestimate
 from perturb.network.segments import Segments
+from perturb.network.stream import influence
 from perturb.network.vectors import set_vectors
 from perturb.state import Parameters
 from perturb.types import Array, Moments
@@ -143,6 +144,18 @@ class Network:
             self.token_weights,
         )
         return made if made.possible else None
+
+    def influence(
+        self, state: Any, batches: Sequence[Any], blocks: Sequence[str]
+    ) -> dict[str, float]:
+        """How much each block turns the stream (:func:`perturb.network.stream.influence`)."""
+        return influence(
+            nnx.merge(self.graphdef, state),
+            blocks,
+            batches,
+            forward=self.forward,
+            token_weights=self.token_weights,
+        )
 
     def norms(self, state: Any, batches: Sequence[Any]) -> dict[str, Array]:
         """Running statistics of the BatchNorms over the batches, as vectors."""

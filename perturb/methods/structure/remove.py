@@ -13,7 +13,7 @@ import numpy as np
 
 from perturb.architecture import Architecture, Block
 from perturb.measure.distance import check_outputs, distance
-from perturb.methods.structure.drop import masked
+from perturb.methods.structure.units import masked
 from perturb.network import weights_of
 from perturb.registry import check_choice
 from perturb.stage import Outcome, Sight
@@ -29,27 +29,31 @@ class RemoveBlocks:
 
     ``n`` of the blocks that the pattern matches, and that are still there, go. Score "loss": one
     after another that without which the outputs on the calibration data are nearest to the dense
-    model's (KL, or the squared difference of a single output; ties go to the first); "last": the
-    last ones. A pattern with n blocks names them: ``RemoveBlocks(2, "layers.[45]")``.
+    model's (KL, or the squared difference of a single output; ties go to the first); "influence":
+    at once those that turn the stream least, by ``1 - E[cos(x, y)]`` over calibration tokens, x the
+    block's input and y its output (the module of the block's name takes one array and returns one
+    of its shape; ties go to the first); "last": the last ones. A pattern with n blocks names them:
+    ``RemoveBlocks(2, "layers.[45]")``.
     Every weight of the block is pruned and its vectors are gone: storage counts none of it. Which
     blocks go is data, not structure, so that versions of a model may lose different ones.
-    Source: Song et al., ICML 2024 (SLEB, arXiv 2402.09025).
+    Source: Song et al., ICML 2024 (SLEB, arXiv 2402.09025); Men et al., 2024 (ShortGPT, arXiv
+    2403.03853) for "influence".
     """
 
     n: int = 1
     where: str = "*"
-    score: Literal["loss", "last"] = "loss"
+    score: Literal["loss", "influence", "last"] = "loss"
 
     name: ClassVar[str] = "remove"
 
     def __post_init__(self) -> None:
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
             raise ValueError(f"n must be a whole number of at least 1, got {self.n!r}")
-        check_choice("score", self.score, ("loss", "last"))
+        check_choice("score", self.score, ("loss", "influence", "last"))
 
     @property
     def needs_stats(self) -> bool:
-        return self.score == "loss"
+        return self.score != "last"
 
     def check(self, architecture: Architecture) -> None:
         self._enough(architecture.removable(self.where))
@@ -72,6 +76,10 @@ class RemoveBlocks:
             candidates = np.flatnonzero(present).tolist()
             if self.score == "last" or len(candidates) == k:
                 present[candidates[-k:]] = False
+                break
+            if self.score == "influence":
+                turns = _influence(state, [blocks[c] for c in candidates], context)
+                present[np.array(candidates)[np.argsort(turns, stable=True)[:k]]] = False
                 break
             present[_cheapest(state, blocks, present, candidates, context)] = False
         return Outcome(_removed(state, blocks, present))
@@ -115,6 +123,14 @@ def _cheapest(
             found = network.outputs(network.state(_off(parameters, blocks, stays)), batch)
             cost[i] += float(_distance(expected, found, weights)[0])
     return candidates[int(np.argmin(np.nan_to_num(cost, nan=np.inf)))]
+
+
+def _influence(state: State, blocks: Sequence[Block], context: Sight) -> list[float]:
+    """Of each block, how much it turns the stream."""
+    held = context.network.state(context.parameters(state))
+    names = [b.name for b in blocks]
+    told = context.network.influence(held, context.context.batches or (), names)
+    return [told[n] for n in names]
 
 
 @partial(jax.jit, static_argnames=("blocks",))
