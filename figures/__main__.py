@@ -110,11 +110,8 @@ def _listing() -> str:
     lines = []
     for drawing in DRAWINGS.values():
         lines += [f"{drawing.name:<12} {drawing.shows}", f"{'':<12} needs {drawing.needs}"]
-    for drawing in CHAINS.values():
-        lines += [
-            f"{drawing.name:<12} {drawing.shows}",
-            f"{'':<12} needs the study {drawing.study}",
-        ]
+    for one in CHAINS.values():
+        lines += [f"{one.name:<12} {one.shows}", f"{'':<12} needs the study {one.study}"]
     for name, (shows, _) in THEORY.items():
         lines += [f"{name:<12} {shows}", f"{'':<12} needs verify.json of python -m theory verify"]
     return "\n".join(lines)
