@@ -342,6 +342,15 @@ def check_single(
             raise ValueError(f"{stage}: {name} shares its matrix with other layers")
 
 
+def check_undestroyed(stage: str, what: str, names: Sequence[str]) -> None:
+    """Refuse to destroy the grids or masks (``what``) of these matrices, if there are any."""
+    if names:
+        raise ValueError(
+            f"{stage} would destroy the {what} of {len(names)} matrices (first: {names[0]}): "
+            "put it first, or allow that with release=True"
+        )
+
+
 def as_stage(stage: Any) -> Stage:
     """A stage, or a method on matrices as one on all layers."""
     if isinstance(stage, Stage):
