@@ -26,15 +26,15 @@ CHUNK = 1 << 22  # elements of the systems that are solved at once
 class OBR:
     """Objective: ``E||(W - W') x||^2`` over grid points under a mask, row by row, in closed form.
 
-    The mask is Wanda's. What a set E of a row's weights loses, ``e_E``, is moved to another set R:
-    ``dw_R = e_E H_ER H_RR^-1``, which minimises ``(e, -dw) H (e, -dw)^T`` over dw; H = E[x x^T] plus
-    damp of its mean diagonal. (i) E: what the mask removes, R: what it keeps; (ii) E: the first
+    The mask is Wanda's. What a set E of a row's weights loses, e, is moved to another set R by
+    ``dw_R = e H_ER H_RR^-1``, which minimises the row's error over dw_R; H = E[x x^T] plus damp of
+    its mean diagonal. (i) E: what the mask removes, R: what it keeps; (ii) E: the first
     ``floor(alpha |R|)`` of the kept columns, which lose what rounding takes from them, R: the
     others. Then the others are rounded as they stand, on the same grid, which is fitted to the
     weights after (i): what (ii) pushes beyond its ends is clipped.
-    Each row has sets of its own, so that each costs two factorisations, ``in^3 / 3`` multiplications
-    each; rows are solved CHUNK elements at a time. The factorisation of all of H comes first, and
-    raises the damping where it fails, as GPTQ does.
+    Each row has sets of its own, so that each costs two factorisations of about ``in^3 / 3``
+    multiplications; CHUNK elements of them are solved at a time. The factorisation of all of H
+    comes first, and raises the damping where it fails, as GPTQ does.
     Settings as in Joint; ``alpha`` in [0, 1], 0 and 1 leave (ii) out.
     Source: Guo, Li, Benini, ICLR 2026 (arXiv 2509.11177), on weights as they come: the paper
     rotates before, and its variant with GPTQ moves errors in (ii) column by column.

@@ -92,8 +92,9 @@ class ShareBasis:
             inputs = reduce(add, [moments[n] for n in layers]) if self.whiten else None
             rank = rank_of(self.ratio, stacked[name].weight.shape)
             u, v = factors_of(stacked[name], rank, inputs)
-            own = [Matrix(*pair) for pair in zip(*(jnp.split(a, len(layers)) for a in u[:2]))]
-            made = {f"{n}{end_u}": m for n, m in zip(layers, own, strict=True)}
+            weights, masks = (jnp.split(a, len(layers)) for a in (u.weight, u.mask))
+            own = zip(layers, weights, masks, strict=True)
+            made = {f"{n}{end_u}": Matrix(w, mask) for n, w, mask in own}
             state = state.with_matrices({**made, f"{name}{end_v}": v})
             for layer in layers:
                 state = state.with_terms(layer, ((f"{layer}{end_u}", f"{name}{end_v}"),))
@@ -101,7 +102,7 @@ class ShareBasis:
 
 
 def groups_of(shapes: Mapping[str, tuple[int, int]], size: int) -> list[Group]:
-    """Groups of ``size`` layers of one kind and shape in consecutive blocks, in the layers' order."""
+    """Groups of ``size`` layers of one kind and shape in consecutive blocks."""
     kinds: dict[tuple[str, tuple[int, int]], dict[int, str]] = {}
     for name, shape in shapes.items():
         parts = name.split(".")
