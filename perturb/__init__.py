@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from perturb.methods.prune.wanda import Wanda
     from perturb.methods.quantize.gptq import GPTQ
     from perturb.methods.quantize.joint import Joint
+    from perturb.methods.quantize.obr import OBR
     from perturb.methods.quantize.rtn import RTN
     from perturb.methods.rotate.residual import Rotate
+    from perturb.methods.scale.awq import AWQ
+    from perturb.methods.scale.smoothquant import SmoothQuant
+    from perturb.methods.share.basis import ShareBasis
     from perturb.methods.structure.drop import Drop
     from perturb.methods.structure.remove import RemoveBlocks
     from perturb.policy import Policy
@@ -45,7 +49,9 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 __all__ = [
+    "AWQ",
     "GPTQ",
+    "OBR",
     "RTN",
     "Chain",
     "Compression",
@@ -64,6 +70,8 @@ __all__ = [
     "RemoveBlocks",
     "Rotate",
     "Scores",
+    "ShareBasis",
+    "SmoothQuant",
     "SparseGPT",
     "Wanda",
     "cache_programs",
@@ -75,7 +83,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AWQ": "methods.scale.awq",
     "GPTQ": "methods.quantize.gptq",
+    "OBR": "methods.quantize.obr",
     "RTN": "methods.quantize.rtn",
     "Chain": "composition",
     "Compression": "compression",
@@ -86,6 +96,8 @@ _HOMES = {
     "NofM": "masks",
     "Policy": "policy",
     "Scores": "scoring.types",
+    "ShareBasis": "methods.share.basis",
+    "SmoothQuant": "methods.scale.smoothquant",
     "SparseGPT": "methods.prune.sparsegpt",
     "Wanda": "methods.prune.wanda",
     "cache_programs": "programs",

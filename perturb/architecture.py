@@ -2,9 +2,10 @@
 
 A SPACE is an index set that axes of several parameters have in common: the hidden units of an MLP,
 the key-value groups of attention heads, the channels of a convolution with their norm, the
-residual stream. Structured pruning drops indices of a space, a rotation rotates it: what a space
-allows is said here, once, by the model's family. A model of a family without this is one block
-with no spaces, and every method on matrices works on it.
+residual stream. Structured pruning drops indices of a space, a rotation rotates it, a scaling
+moves factors from what reads it to what writes it: what a space allows is said here, once, by the
+model's family. A model of a family without this is one block with no spaces, and every method on
+matrices works on it.
 
 A class of models says what it is made of by a method ``architecture()`` that returns
 ``(spaces, blocks)``. An MLP of 64 hidden units without biases, for one:
@@ -25,6 +26,7 @@ from perturb.state import State, uses
 from perturb.types import Array
 
 ROWS, COLUMNS, ENTRIES = 0, 1, -1
+Verb = Literal["drop", "rotate", "scale"]  # what may be done to a space
 EMBEDDING = "embedding"  # the attribute of a table whose rows are vectors of a space
 
 
@@ -34,24 +36,34 @@ class Axis:
 
     parameter: a layer (its matrix [out, in]: dim ROWS or COLUMNS), or a vector's
     ``path.attribute`` (its last axis: ENTRIES). The axis is ``repeats`` equal stretches, in each
-    of which unit u has the ``per`` entries from u per on.
+    of which unit u has the ``per`` entries from u per on; or, of units in ``parts`` equal parts,
+    that for the units of the first part, then for those of the second, and so on.
     """
 
     parameter: str
     dim: int
     per: int = 1
     repeats: int = 1
+    parts: int = 1
 
     def spread(self, units: Array) -> Array:
         """A value for each unit [size] as one for each entry of the axis."""
-        return jnp.tile(jnp.repeat(units, self.per), self.repeats)
+        stretch = jnp.repeat(units.reshape(self.parts, -1), self.per, 1)
+        return jnp.tile(stretch, (1, self.repeats)).reshape(-1)
 
     def gathered(self, entries: Array, size: int) -> Array:
         """Of values for the axis' entries the sum for each unit [size]."""
-        return entries.reshape(self.repeats, size, self.per).sum((0, 2))
+        parts = entries.reshape(self.parts, self.repeats, size // self.parts, self.per)
+        return parts.sum((1, 3)).reshape(-1)
+
+    def largest(self, entries: Array, size: int) -> Array:
+        """Of values for the axis' entries the largest for each unit [size]."""
+        parts = entries.reshape(self.parts, self.repeats, size // self.parts, self.per)
+        return parts.max((1, 3)).reshape(-1)
 
     def times(self, matrix: Array, x: Array) -> Array:
-        """``matrix [size, size]`` on the units of the axis, all else of x as it is."""
+        """``matrix [size, size]`` on the units of the axis (of one part), all else of x as it
+        is."""
         moved = jnp.moveaxis(x, self.dim, 0)
         parts = moved.reshape(self.repeats, len(matrix), -1)
         done = jnp.matmul(matrix, parts, precision="highest")
@@ -63,9 +75,9 @@ def rows(layer: str, per: int = 1, repeats: int = 1) -> Axis:
     return Axis(layer, ROWS, per, repeats)
 
 
-def columns(layer: str, per: int = 1, repeats: int = 1) -> Axis:
+def columns(layer: str, per: int = 1, repeats: int = 1, parts: int = 1) -> Axis:
     """The inputs of a layer; those of a convolution are [*window, channels]: repeats = window."""
-    return Axis(layer, COLUMNS, per, repeats)
+    return Axis(layer, COLUMNS, per, repeats, parts)
 
 
 def entries(vector: str, per: int = 1, repeats: int = 1) -> Axis:
@@ -91,8 +103,12 @@ class Space:
 
     writes: what makes the units' values (rows of matrices; entries of their biases, of norms and
     tables); reads: what uses them (columns of matrices).
-    allows: "drop" (a unit whose writers are 0 has value 0 and changes nothing else) and "rotate"
-    (the values may be any rotation of themselves, once ``norms`` are folded into their readers).
+    allows: "drop" (a unit whose writers are 0 has value 0 and changes nothing else), "rotate"
+    (the values may be any rotation of themselves, once ``norms`` are folded into their readers)
+    and "scale" (factors above 0 may move from the readers of each of ``norms`` to its scale and
+    bias, and from all readers to the ``linear`` writers).
+    linear: the parameters among ``writes`` in which the values are linear together (up of a SwiGLU,
+    not gate): to divide a unit's part of these alone divides its value. () where there are none.
     fixes: "mean" where only rotations that keep the mean of the units commute with the norms
     (LayerNorm subtracts it).
     """
@@ -101,8 +117,9 @@ class Space:
     size: int
     writes: tuple[Axis, ...]
     reads: tuple[Axis, ...]
-    allows: frozenset[Literal["drop", "rotate"]] = frozenset({"drop"})
+    allows: frozenset[Verb] = frozenset({"drop"})
     norms: tuple[Folded, ...] = ()
+    linear: tuple[str, ...] = ()
     fixes: Literal["mean"] | None = None
 
     @property
@@ -167,7 +184,7 @@ class Architecture:
     spaces: Mapping[str, Space]
     blocks: Mapping[str, Block]
 
-    def matching(self, pattern: str, allows: Literal["drop", "rotate"]) -> list[Space]:
+    def matching(self, pattern: str, allows: Verb) -> list[Space]:
         """The spaces that a pattern names and that allow this; ValueError if there is none.
 
         Spaces of layers that are left alone cannot be dropped from, and are passed over.
@@ -239,4 +256,5 @@ def _with_tables(space: Space, layers: Mapping[str, tuple[int, int]]) -> Space:
         writes=tuple(map(moved, space.writes)),
         reads=tuple(map(moved, space.reads)),
         norms=tuple(replace(n, readers=tuple(map(layer, n.readers))) for n in space.norms),
+        linear=tuple(map(layer, space.linear)),
     )

@@ -342,6 +342,15 @@ def check_single(
             raise ValueError(f"{stage}: {name} shares its matrix with other layers")
 
 
+def check_undestroyed(stage: str, what: str, names: Sequence[str]) -> None:
+    """Refuse to destroy the grids or masks (``what``) of these matrices, if there are any."""
+    if names:
+        raise ValueError(
+            f"{stage} would destroy the {what} of {len(names)} matrices (first: {names[0]}): "
+            "put it first, or allow that with release=True"
+        )
+
+
 def as_stage(stage: Any) -> Stage:
     """A stage, or a method on matrices as one on all layers."""
     if isinstance(stage, Stage):
@@ -408,14 +417,20 @@ def _on_versions(
     key: Array,
     moments: Mapping[str, Moments] | None = None,
     only: Iterable[str] | None = None,
+    earlier: Iterable[str] = (),
 ) -> _Done:
-    """A family on all versions at once; ``only``: the layers to work on (default: all)."""
+    """A family on all versions at once; ``only``: the layers to work on (default: all).
+
+    A matrix that they share with ``earlier`` layers, and with no others, is worked on with them.
+    """
     state = before.state
     places = uses(state, dict(before.context.shapes))
     names = [n for n in state.matrices if n in places]
     if only is not None:
         chosen = set(only)
-        names = [n for n in names if all(layer in chosen for layer, _ in places[n])]
+        known = chosen | set(earlier)
+        whose = {n: {layer for layer, _ in places[n]} for n in names}
+        names = [n for n in names if whose[n] <= known and whose[n] & chosen]
     solved: dict[str, Solved] = {}
     for i, mine in enumerate(family[0].assign(names)):
         methods = [stage.methods[i] for stage in family]
@@ -497,8 +512,12 @@ def _on_one(stage: Stage, state: State, before: Versions, index: int, key: Array
 def _block_by_block(
     stage: Layerwise, state: State, reference: Reference, context: Context, key: Array
 ) -> Outcome:
-    """Each block from the inputs that the blocks before it give, as this stage left them."""
+    """Each block from the inputs that the blocks before it give, as this stage left them.
+
+    A matrix that blocks share is worked on in the last of them, with the inputs that each had.
+    """
     network, blocks = context.network, context.blocks
+    heard: dict[str, Moments] = {}
     reports: dict[str, SolveReport] = {}
     current = Versions(context, versions(state), reference, 1)
     passing = network.segments(network.state(current.parameters(0)), context.batches or (), blocks)
@@ -512,7 +531,9 @@ def _block_by_block(
                 passing.advance(k - 1, held)
             moments = passing.moments(k, held, names)
         context.note(starved_note(moments))
-        done = _on_versions([stage], current, key, moments, names)
+        done = _on_versions([stage], current, key, heard | moments, names, heard)
+        shared = {n for n, places in uses(state, dict(context.shapes)).items() if len(places) > 1}
+        heard |= {n: moments[n] for n in names if any(shared & set(p) for p in state.products(n))}
         flat, told = flatten(done)
         reports |= told
         current = Versions(context, flat, reference, 1)

@@ -118,7 +118,8 @@ def transformed(moments: Moments, factor: Array) -> Moments:
     mean = moments.mean
     if mean is not None:
         mean = jnp.matmul(factor, mean[..., None], precision=HIGHEST)[..., 0]
-    return Moments(scatter, moments.count, mean)
+    count = jnp.broadcast_to(moments.count, scatter.shape[:-2])  # of each version of F
+    return Moments(scatter, count, mean)
 
 
 def uses(state: State, layers: Iterable[str]) -> dict[str, list[tuple[str, Product]]]:

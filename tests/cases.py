@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from perturb import (
     GPTQ,
+    OBR,
     RTN,
     GlobalMagnitude,
     GridSpec,
@@ -165,6 +166,9 @@ def compressors() -> dict[str, Any]:
         "joint": Joint(0.37, 3, **b),
         "joint-snap": Joint(0.5, 4, on_grid="snap", **b),
         "joint-2:4-group": Joint(bits=4, scope=NofM(2, 4), grid=GridSpec(False, 8), **b),
+        "obr": OBR(0.37, 3),
+        "obr-2:4-group": OBR(bits=4, scope=NofM(2, 4), grid=GridSpec(False, 8)),
+        "obr-index-ties-tensor": OBR(0.5, 2, grid=GridSpec(per="tensor"), tie="index", alpha=0.25),
         "chain-pq": chain(Wanda(0.5), RTN(4)),
         "chain-qp": chain(RTN(3), SparseGPT(0.5, **b)),
         "chain-pqp": chain(

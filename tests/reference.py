@@ -7,6 +7,7 @@ weight survives. Sources of the formulas:
     OBS        Hassibi, Stork: Optimal brain surgeon, NeurIPS 1992
     GPTQ       Frantar et al.: GPTQ, ICLR 2023, arXiv 2210.17323
     SparseGPT  Frantar, Alistarh: SparseGPT, ICML 2023, arXiv 2301.00774
+    OBR        Guo, Li, Benini: Optimal brain restoration, ICLR 2026, arXiv 2509.11177
     Wanda      Sun et al.: A simple and effective pruning approach for LLMs, ICLR 2024
     tau-b      Kendall: The treatment of ties in ranking problems, Biometrika 1945
     PAVA       Ayer et al., Ann. Math. Stat. 1955
@@ -442,6 +443,48 @@ def joint(
 
 
 # ------------------------------------------------------------------- oracles for tiny layers
+
+
+def obr(
+    W: Floats,
+    gram: Floats,
+    count: float,
+    s: float | None,
+    bits: int,
+    scope: Literal["row"] | NM = "row",
+    alpha: float = 0.5,
+    damp: float = 0.01,
+    already: Bools | None = None,
+    sym: bool = True,
+    granularity: Granularity = "row",
+) -> tuple[Floats, Bools, Floats]:
+    """Optimal brain restoration: ``(weight, keep, weight before any rounding)``.
+
+    Row by row: what the removed weights were is made up for by the kept ones; then what rounding
+    takes from the first ``alpha`` of these, by the others of them. One grid, of the compensated.
+    """
+    H = hessian(gram, count, damp).damped
+    keep = wanda(W, gram, count, s, scope, already)
+    restored = np.zeros_like(W)
+    for i, row in enumerate(W):
+        kept, gone = np.flatnonzero(keep[i]), np.flatnonzero(~keep[i])
+        restored[i, kept] = row[kept]
+        if len(kept) and len(gone):
+            pull = H[np.ix_(kept, gone)] @ row[gone]
+            restored[i, kept] += np.linalg.solve(H[np.ix_(kept, kept)], pull)
+    scale, zero = fit_grid(restored, bits, sym, "half", granularity, False)
+    rounded = round_to_grid(restored, scale, zero, bits)
+    final = restored.copy()
+    for i in range(len(W)):
+        kept = np.flatnonzero(keep[i])
+        first, rest = np.split(kept, [int(alpha * len(kept))])
+        lost = restored[i, first] - rounded[i, first]
+        final[i, first] = rounded[i, first]
+        if len(first) and len(rest):
+            pull = H[np.ix_(rest, first)] @ lost
+            final[i, rest] += np.linalg.solve(H[np.ix_(rest, rest)], pull)
+    final = np.where(keep, round_to_grid(final, scale, zero, bits), 0.0)
+    return final, keep, restored
 
 
 def quadratic_loss(w_hat: Floats, w: Floats, H: Floats) -> float:

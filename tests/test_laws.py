@@ -20,6 +20,7 @@ from flax import nnx
 
 from perturb import (
     GPTQ,
+    OBR,
     RTN,
     GlobalMagnitude,
     GridSpec,
@@ -84,7 +85,7 @@ def run(
 
     Quantizers lay a new grid and do not look at an old one: without it, one program less.
     """
-    if isinstance(stages_of(method)[0], RTN | GPTQ | Joint):
+    if isinstance(stages_of(method)[0], RTN | GPTQ | Joint | OBR):
         layers = layers._replace(grid=None)
     return _run(method, layers, Problem(dense, stats), key)
 
@@ -153,7 +154,7 @@ def names(*kinds: type, **settings: Any) -> list[str]:
     ]
 
 
-PRUNERS = names(Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint)
+PRUNERS = names(Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint, OBR)
 SCORE_PRUNERS = names(Magnitude, GlobalMagnitude, Wanda)
 QUANTIZERS = names(RTN, GPTQ)
 FREE = names(RTN, GPTQ, mask="free")
@@ -573,7 +574,7 @@ def test_a_tie_rule_that_is_fair_to_positions_is_the_default() -> None:
     assert right - left > 0.2
     left, right = kept_left_and_right(Magnitude(0.5, "row"))
     assert abs(right - left) < 0.03
-    for kind in (Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint):
+    for kind in (Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint, OBR):
         assert kind(0.5).tie == "random"
 
 
@@ -653,7 +654,7 @@ def compilations(members: list[Any]) -> int:
     return _run._cache_size() - before
 
 
-@pytest.mark.parametrize("name", names(Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint))
+@pytest.mark.parametrize("name", names(Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint, OBR))
 def test_one_program_serves_every_sparsity(name: str) -> None:
     if isinstance(setting(name, "scope"), NofM):
         return
@@ -661,7 +662,7 @@ def test_one_program_serves_every_sparsity(name: str) -> None:
     assert compilations([make(CASES[name], sparsity=s) for s in (0.1, 0.5, 0.73, 0.0)]) == 0
 
 
-@pytest.mark.parametrize("name", names(RTN, GPTQ, Joint))
+@pytest.mark.parametrize("name", names(RTN, GPTQ, Joint, OBR))
 def test_one_program_serves_every_width(name: str) -> None:
     make = dataclasses.replace
     assert compilations([make(CASES[name], bits=b) for b in (2, 3, 8, 16)]) == 0
@@ -697,14 +698,14 @@ def test_a_family_is_its_members(members: list[Any]) -> None:
 # --------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("kind", [Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint])
+@pytest.mark.parametrize("kind", [Magnitude, GlobalMagnitude, Wanda, SparseGPT, Joint, OBR])
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, 1, float("nan")])
 def test_a_sparsity_outside_its_range_is_refused(kind: Any, sparsity: float) -> None:
     with pytest.raises(ValueError, match=str(sparsity)):
         kind(sparsity)
 
 
-@pytest.mark.parametrize("kind", [RTN, GPTQ, lambda b: Joint(0.5, b)])
+@pytest.mark.parametrize("kind", [RTN, GPTQ, lambda b: Joint(0.5, b), lambda b: OBR(0.5, b)])
 @pytest.mark.parametrize("bits", [1, 17, 2.5, 0, -4])
 def test_unsupported_bits_are_refused(kind: Any, bits: float) -> None:
     with pytest.raises(ValueError, match=f"2 to 16, got {bits}"):

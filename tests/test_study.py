@@ -22,6 +22,7 @@ from experiments.labels import chain_name, label, stage_name
 from experiments.study import Own, Policy, Study, axis, builtin, find, names, pairs, permutations
 from perturb import (
     GPTQ,
+    OBR,
     RTN,
     GlobalMagnitude,
     GridSpec,
@@ -431,6 +432,14 @@ PRUNERS = st.one_of(
         block=_blocks,
     ),
     _any_of(Joint, bits=st.integers(2, 16), grid=_grids, tie=_ties, damp=_damps, block=_blocks),
+    _any_of(
+        OBR,
+        bits=st.integers(2, 16),
+        grid=_grids,
+        tie=_ties,
+        damp=_damps,
+        alpha=st.floats(0, 1, allow_subnormal=False),
+    ),
 )
 QUANTIZERS = st.one_of(
     _any_of(RTN, **_shared),

@@ -1,10 +1,10 @@
 """Which record is which: pruner and quantizer in their order, within one trained model.
 
 A stage with a sparsity and no bits is a pruner, one with bits and no sparsity a quantizer. What a
-chain begins with that leaves the model's function as it is (a rotation) prepares the model: orders
-are compared on the model that it leaves, apart from those on the model as it was. Cells of other
-stages (structured, joint, per-layer rules, adapters) and of longer chains are in no comparison of
-two orders.
+chain begins with that leaves the model's function as it is (a rotation, a scaling) prepares the
+model: orders are compared on the model that it leaves, apart from those on the model as it was.
+Cells of other stages (structured, joint, per-layer rules, adapters) and of longer chains are in no
+comparison of two orders.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from experiments.analysis.rows import Rows
 from experiments.records import Record, draw_of
 
 ORDERS = ("dense", "P", "Q", "PQ", "QP")
-PREPARING = ("rotate",)  # names of the stages that leave the function as it is
+PREPARING = ("rotate", "awq", "smoothquant")  # names of the stages that leave the function as it is
 UNSAID = {"examples": "all", "exclude": "none"}  # of conditions that are as usual, and not recorded
 _GRID_KEYS = {"name", "sparsity", "bits", "ratio"}  # axes of the grid, not part of a method
 

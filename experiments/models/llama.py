@@ -244,7 +244,8 @@ class Llama(nnx.Module):
     def architecture(self) -> tuple[list[Space], list[Removable]]:
         """MLPs ``layers.0.mlp``, key-value groups ``layers.0.heads``, the stream ``residual``.
 
-        A unit of ``heads`` is a key-value head with the query heads that read it.
+        A unit of ``heads`` is a key-value head with the query heads that read it; one of
+        ``values`` a channel of a value head, which all these query heads hand on.
         """
         config = self.config
         size, queries = config.head_size, config.num_heads // config.num_kv_heads
@@ -259,20 +260,31 @@ class Llama(nnx.Module):
             attn, mlp = f"{at}.self_attn", f"{at}.mlp"
             q, k, v, o = (f"{attn}.{n}_proj" for n in "qkvo")
             gate, up, down = (f"{mlp}.{n}_proj" for n in ("gate", "up", "down"))
+            kv_heads = layer.self_attn.k_proj.out_features // size
             heads = Space(
                 f"{at}.heads",
-                layer.self_attn.k_proj.out_features // size,
+                kv_heads,
                 writes=(rows(q, size * queries), rows(k, size), rows(v, size)),
                 reads=(columns(o, size * queries),),
+            )
+            values = Space(
+                f"{at}.values",
+                kv_heads * size,
+                writes=(rows(v),),
+                reads=(columns(o, repeats=queries, parts=kv_heads),),
+                allows=frozenset({"scale"}),
+                linear=(v,),
             )
             hidden = Space(
                 mlp,
                 layer.mlp.down_proj.in_features,
                 writes=(rows(gate), rows(up)),
                 reads=(columns(down),),
+                allows=frozenset({"drop", "scale"}),
+                linear=(up,),
             )
             first, second = f"{at}.input_layernorm.scale", f"{at}.post_attention_layernorm.scale"
-            spaces += [heads, hidden]
+            spaces += [heads, values, hidden]
             blocks.append(Removable(at, (q, k, v, o, gate, up, down), (first, second)))
             writes += [rows(o), rows(down)]
             reads += map(columns, (q, k, v, gate, up))
@@ -286,7 +298,7 @@ class Llama(nnx.Module):
             config.hidden_size,
             writes=tuple(writes),
             reads=tuple(reads),
-            allows=frozenset({"rotate"}),
+            allows=frozenset({"rotate", "scale"}),
             norms=tuple(norms),
         )
         return [*spaces, stream], blocks

@@ -123,6 +123,9 @@ class ResNet(nnx.Module):
     def architecture(self) -> tuple[list[Space], list[Block]]:
         """The filters inside of a block, ``layer1.0.filters``, and blocks with a plain shortcut.
 
+        A ReLU hands factors above 0 on: a filter's value is linear in the scale and bias of its
+        norm.
+
         Channels between blocks are not a space here: a shortcut ties those of a whole stage.
         """
         spaces, blocks = [], []
@@ -138,6 +141,8 @@ class ResNet(nnx.Module):
                         block.conv1.out_features,
                         writes=(rows(conv1), *norm),
                         reads=(columns(conv2, repeats=9),),  # [3, 3, channels]
+                        allows=frozenset({"drop", "scale"}),
+                        linear=tuple(norms[:2]),
                     )
                 )
                 if not block.has_downsample:

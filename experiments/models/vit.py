@@ -219,7 +219,7 @@ class ViT(nnx.Module):
             config.hidden_size,
             writes=tuple(writes),
             reads=(*reads, *map(columns, heads)),
-            allows=frozenset({"rotate"}),
+            allows=frozenset({"rotate", "scale"}),
             norms=(*norms, _folded("norm", *heads)),
             fixes="mean",
         )

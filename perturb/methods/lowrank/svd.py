@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -47,8 +48,7 @@ class LowRank:
     name: ClassVar[str] = "lowrank"
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, (bool, str)) or not 0 <= self.ratio < 1:
-            raise ValueError(f"ratio must lie in [0, 1), got {self.ratio!r}")
+        check_ratio(self.ratio)
 
     @property
     def needs_stats(self) -> bool:
@@ -56,8 +56,7 @@ class LowRank:
 
     def rank(self, shape: tuple[int, int]) -> int:
         """Of a layer [out, in]."""
-        out, n_in = shape
-        return max(1, int((1 - self.ratio) * out * n_in / (out + n_in) + 1e-9))
+        return rank_of(self.ratio, shape)
 
     def layers(self, architecture: Architecture) -> list[str]:
         return matching(architecture, self.where, self.name)
@@ -70,13 +69,24 @@ class LowRank:
         check_single(state, names, context.architecture, self.name)
         held = jax.device_get({n: state.matrices[n] for n in names})
         if not self.release:
-            _check_kept(held)
+            check_kept(held, self.name)
         moments = context.moments if self.whiten else {}
         for name, matrix in held.items():
-            made = _factors(matrix, self.rank(matrix.weight.shape), moments.get(name))
+            made = factors_of(matrix, self.rank(matrix.weight.shape), moments.get(name))
             pair = {f"{name}{end}": m for end, m in zip(FACTORS, made, strict=True)}
             state = state.with_matrices(pair).with_terms(name, (tuple(pair),))
         return Outcome(state)
+
+
+def check_ratio(ratio: object) -> None:
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise ValueError(f"ratio must lie in [0, 1), got {ratio!r}")
+
+
+def rank_of(ratio: float, shape: tuple[int, int]) -> int:
+    """The largest rank whose factors of a matrix [out, in] save that fraction of it; 1 or more."""
+    out, n_in = shape
+    return max(1, int((1 - ratio) * out * n_in / (out + n_in) + 1e-9))
 
 
 def _dropped(matrix: Matrix) -> tuple[Bools, Bools]:
@@ -85,7 +95,8 @@ def _dropped(matrix: Matrix) -> tuple[Bools, Bools]:
     return np.any(mask, axis=1, keepdims=True), np.any(mask, axis=0, keepdims=True)
 
 
-def _check_kept(held: dict[str, Matrix]) -> None:
+def check_kept(held: Mapping[str, Matrix], stage: str) -> None:
+    """Refuse to lose the grids, or the masks that are no whole rows and columns, of these."""
     laid = [n for n, m in held.items() if m.grid is not None]
     cut = []
     for n, m in held.items():
@@ -95,7 +106,7 @@ def _check_kept(held: dict[str, Matrix]) -> None:
         if names:
             told = ", ".join(names[:SHOWN])
             raise ValueError(
-                f"lowrank would destroy the {what} of {len(names)} matrices ({told}): put it "
+                f"{stage} would destroy the {what} of {len(names)} matrices ({told}): put it "
                 "first, or allow that with release=True"
             )
 
@@ -117,8 +128,8 @@ def _root(moments: Moments) -> _Root:
     return _Root((vectors * values) @ vectors.T, (vectors / values) @ vectors.T)
 
 
-def _factors(matrix: Matrix, rank: int, moments: Moments | None) -> tuple[Matrix, Matrix]:
-    """U [out, rank] and V [rank, in]."""
+def factors_of(matrix: Matrix, rank: int, moments: Moments | None) -> tuple[Matrix, Matrix]:
+    """U [out, rank] and V [rank, in]; moments: whiten with these."""
     dtype = matrix.weight.dtype
     weight = np.asarray(matrix.weight, np.float64)
     whitened = None if moments is None else _root(moments)

@@ -16,7 +16,7 @@ from perturb.architecture import ENTRIES, Architecture, Folded, Space
 from perturb.family import layer_key
 from perturb.network import LayerSpec, Network, find_layers
 from perturb.registry import check_choice
-from perturb.stage import Outcome, Sight
+from perturb.stage import Outcome, Sight, check_undestroyed
 from perturb.state import Parameters, State, fresh, layer_weight
 from perturb.types import Array, Matrix
 
@@ -212,9 +212,5 @@ def _check_kept(before: State, after: State, stage: Any) -> None:
     ]
     old, new = ({n: m.mask for n, m in s.matrices.items()} for s in (before, after))
     cut = [n for n, same in jax.device_get(_same(old, new)).items() if not same]
-    for what, names in (("grid", laid), ("mask", cut)):
-        if names:
-            raise ValueError(
-                f"{stage.name} would destroy the {what} of {len(names)} matrices (first: "
-                f"{names[0]}): put it first, or allow that with release=True"
-            )
+    check_undestroyed(stage.name, "grid", laid)
+    check_undestroyed(stage.name, "mask", cut)
