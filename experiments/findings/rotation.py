@@ -12,9 +12,13 @@ from experiments.analysis.chains import Chain, Chains
 from experiments.findings.types import Finding, Row, chains, records, row, rows_of_ranks, summary
 from experiments.summary import Comparison
 
-STUDY = "quarot"
+STUDIES = ("quarot", "rotation")
 LOG = "neg_nll"
 FIVE = "0.05"
+
+
+def _models() -> list[Chains]:
+    return [held for study in STUDIES for held in chains(study, LOG)]
 
 
 def is_turn(stage: str) -> bool:
@@ -46,11 +50,9 @@ def told(start: Chain, *methods: str) -> str:
 def _trends() -> list[Row]:
     """Of every pruner and quantizer, rotated or not: tau along bits, as in the paper's figure."""
     rows: list[Row] = []
-    if not records(STUDY):
-        return rows
-    found = summary(STUDY)
-    for c in found.comparisons:
-        if c.measure == LOG:
+    stored = [summary(study) for study in STUDIES if records(study)]
+    for found in stored:
+        for c in (c for c in found.comparisons if c.measure == LOG):
             model = c.model.rpartition(":")[2].replace("_", "-")
             rows.append(
                 Row(
@@ -72,7 +74,7 @@ def _methods(c: Comparison) -> str:
 
 def _blocks() -> Iterable[Row]:
     """SLEB has one amount, so its gap is ordered as the bits are: A should grow with them."""
-    for held in chains(STUDY, LOG):
+    for held in _models():
         for start in turned(held):
             stages = after(held, start)
             for pruner in (s for s in stages if s.startswith("remove")):
@@ -90,7 +92,7 @@ def _blocks() -> Iterable[Row]:
 
 def _reported() -> Iterable[Row]:
     """The paper's own cell: 5 % (or one block) with QuaRot at 4 bits, where pruning first wins."""
-    for held in chains(STUDY, LOG):
+    for held in _models():
         for start in turned(held):
             if not start:
                 continue
@@ -104,7 +106,7 @@ def _reported() -> Iterable[Row]:
 
 def amplified() -> Iterable[Row]:
     """What pruning alone costs more of the rotated model; the dense models are one function."""
-    for held in chains(STUDY, LOG):
+    for held in _models():
         for start in turned(held)[1:]:
             for pruner in after(held, start):
                 _, amount = parts(pruner)
@@ -120,7 +122,7 @@ FOUR = Finding(
     claim="A(Q→P) grows with C*_P − C_Q for every pair; at 5 % and 4 bits pruning goes first.",
     source="Kim et al., second figure: LLaMA-3 8B, RTN, OPTQ, QuaRot with RTN and with GPTQ",
     reported="5 % with QuaRot at 4 bits: A = −49.9 (SparseGPT) and −9.4 (SLEB) perplexity",
-    studies=(STUDY,),
+    studies=STUDIES,
     rows=lambda: [*_trends(), *_blocks(), *_reported()],
     figure="quarot",
 )
@@ -130,7 +132,7 @@ AMPLIFIED = Finding(
     claim="Pruning a rotated model costs more than pruning the model as it is.",
     source="Kim et al., finding 3: LLaMA-3 8B, perplexity against the pruning ratio",
     reported="SparseGPT, 40 %: perplexity 8.477, after the rotation 98.213",
-    studies=(STUDY,),
+    studies=STUDIES,
     rows=lambda: list(amplified()),
     figure="rotation",
 )
