@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from perturb.methods.prune.magnitude import Magnitude
     from perturb.methods.prune.sparsegpt import SparseGPT
     from perturb.methods.prune.wanda import Wanda
+    from perturb.methods.quantize.activations import Activations
     from perturb.methods.quantize.gptq import GPTQ
     from perturb.methods.quantize.joint import Joint
     from perturb.methods.quantize.rtn import RTN
@@ -46,6 +47,7 @@ __version__ = "0.3.0"
 __all__ = [
     "GPTQ",
     "RTN",
+    "Activations",
     "Chain",
     "Compression",
     "Distill",
@@ -75,6 +77,7 @@ __all__ = [
 _HOMES = {
     "GPTQ": "methods.quantize.gptq",
     "RTN": "methods.quantize.rtn",
+    "Activations": "methods.quantize.activations",
     "Chain": "composition",
     "Compression": "compression",
     "GlobalMagnitude": "methods.prune.global_magnitude",

@@ -27,7 +27,7 @@ def stages() -> Mapping[str, type]:
     """All stages of models, by name."""
     classes = (
         c
-        for m in modules("structure", "rotate", "adapt", "lowrank", "mixed")
+        for m in modules("structure", "rotate", "adapt", "lowrank", "mixed", "quantize")
         for c in vars(m).values()
     )
     own = (c for c in classes if isinstance(c, type) and hasattr(c, "on_state"))

@@ -122,7 +122,7 @@ def _by_outputs(
         count = 0.0
         for i, name in enumerate(names):
             for j, other in enumerate(others):
-                one = Parameters(dict(own.weights) | {name: other.weights[name]}, own.vectors)
+                one = own._replace(weights=dict(own.weights) | {name: other.weights[name]})
                 found = network.outputs(network.state(one), batch)
                 total, number = jax.device_get(_distance(expected, found, weights))
                 costs[i, j] += float(total)
@@ -170,7 +170,7 @@ def _quadratic_forms(
     matrices = dict(parameters.weights)
 
     def logits(w: dict[str, Array]) -> Array:
-        out = outputs(model, Parameters(w, parameters.vectors), batch)
+        out = outputs(model, parameters._replace(weights=w), batch)
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
     z, back = jax.vjp(logits, matrices)
