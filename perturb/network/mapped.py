@@ -108,7 +108,8 @@ def set_inputs(
         module.input_turn = None if by.turn is None else nnx.List([MapValue(f) for f in by.turn])
         module.input_bits = None if by.bits is None else MapValue(by.bits)
         module.input_clip = None if by.clip is None else MapValue(by.clip)
-        made: Any = _mapping(type(module))
+        cls: Any = type(module)
+        made: Any = _mapping(cls)
         module.__class__ = made
 
 
