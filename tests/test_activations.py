@@ -32,9 +32,11 @@ from perturb import (
 from perturb.compression import Opened
 from perturb.inputs import InputMap, mapped, rounded, turned
 from perturb.methods.rotate.residual import online_turn
+from perturb.naming import parse
 from perturb.network.apply import _outputs
 from perturb.network.mapped import Mapped
 from perturb.policy import Policy
+from perturb.registry import to_config
 from perturb.stage import Versions, expand
 from perturb.state import Parameters
 
@@ -389,6 +391,17 @@ def test_scores_compare_what_the_models_compute(model: Any) -> None:
     assert found.outputs["A"].kl > 10 * found.outputs["B"].kl
     assert found.total["A"].out_rel == 0  # no weight has changed
     assert found.total["AB"].out_rel == found.total["BA"].out_rel == found.total["B"].out_rel
+
+
+def test_records_of_rotations_before_online_ones_are_the_same() -> None:
+    assert to_config(Rotate()) == {"name": "rotate", "seed": 0, "kind": "random", "release": False}
+    assert to_config(Rotate(online=True))["online"] is True
+    assert to_config(parse("activations:4")) == {
+        "name": "activations",
+        "width": 4,
+        "clip": 1.0,
+        "where": "*",
+    }
 
 
 # ----------------------------------------------------------------------------------- refusals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from perturb.architecture import COLUMNS, ENTRIES, Architecture, Folded, Space, 
 from perturb.family import layer_key
 from perturb.inputs import InputMap, rounded_layers, turned, turned_layers
 from perturb.network import LayerSpec, Network, find_layers
-from perturb.registry import check_choice
+from perturb.registry import LATER, check_choice
 from perturb.stage import Outcome, Sight
 from perturb.state import Parameters, State, fresh, layer_weight
 from perturb.types import Array, Matrix
@@ -50,7 +50,7 @@ class Rotate:
     seed: int = 0
     kind: Kind = "random"
     release: bool = False
-    online: bool = False
+    online: bool = field(default=False, metadata=LATER)
 
     name: ClassVar[str] = "rotate"
     needs_stats: ClassVar[bool] = False
