@@ -14,12 +14,10 @@ from flax import nnx
 from experiments.models import resnet
 from experiments.models.llama import LlamaConfig, rope_frequencies
 from perturb import (
-    GPTQ,
     RTN,
     Activations,
     Drop,
     LoRA,
-    MixedPrecision,
     RemoveBlocks,
     Rotate,
     Wanda,
@@ -44,9 +42,8 @@ from .conftest import UserModel
 from .test_structure import build, of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-CONFIG = LlamaConfig(20, 16, 20, 2, 4, 2, head_dim=6, tie_word_embeddings=False)
+CONFIG = LlamaConfig(20, 16, 20, 1, 4, 2, head_dim=6, tie_word_embeddings=False)
 TOKENS = np.random.default_rng(3).integers(0, 20, (6, 9))
-B = {"block": 16}
 Floats = np.ndarray
 
 
@@ -260,13 +257,13 @@ def test_online_rotations_keep_the_outputs(exact: Any, width: int) -> None:
     reference = run.network.state(after.reference.parameters)
     assert np.abs(run.network.outputs(reference, TOKENS) - dense).max() <= 1e-10 * scale
     _, offline = follow(subject, Rotate(kind="hadamard"))
-    inner = {f"layers.{i}.{n}_proj" for i in (0, 1) for n in ("mlp.down", "self_attn.o")}
+    inner = {"layers.0.mlp.down_proj", "layers.0.self_attn.o_proj"}
     assert set(after.one(0).inputs) == set(after.reference.parameters.inputs) == inner
     for name, w in after.reference.weights.items():
         other = np.asarray(offline.reference.weights[name])
         assert (np.abs(np.asarray(w) - other).max() > 0.01) == (name in inner)
     # what the weights act on is turned with them
-    name = "layers.1.mlp.down_proj"
+    name = "layers.0.mlp.down_proj"
     whole = np.kron(*(np.asarray(f) for f in after.reference.parameters.inputs[name].turn))
     gram = np.asarray(offline.reference.moments[name].gram)
     found = np.asarray(after.reference.moments[name].gram)
@@ -300,18 +297,18 @@ def test_an_online_rotation_spreads_hidden_outliers(model: Any) -> None:
 # -------------------------------------------------------------------------- everything that runs
 
 
-@pytest.mark.parametrize("stages", [(Activations(4),), (Rotate(online=True), Activations(4))])
 def test_block_by_block_is_running_everything_again(
-    model: Any, stages: Any, monkeypatch: pytest.MonkeyPatch
+    model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = (*stages, GPTQ(4, **B))
+    stages = (Rotate(online=True), Activations(4))
+    every = (*stages, Wanda(0.5))
     _, in_parts = follow(model, *every, calibrate="sequential")
     monkeypatch.setattr(network.Network, "segments", lambda *_: None)
     _, again = follow(model, *every, calibrate="sequential")
     for name, matrix in again.one(0).matrices.items():
         found = in_parts.one(0).matrices[name]
         np.testing.assert_allclose(found.weight, matrix.weight, rtol=1e-5, atol=1e-5)
-    _, unaware = follow(model, *stages[:-1], GPTQ(4, **B), calibrate="sequential")
+    _, unaware = follow(model, *stages[:-1], Wanda(0.5), calibrate="sequential")
     assert any(
         np.any(unaware.one(0).matrices[n].weight != m.weight)
         for n, m in again.one(0).matrices.items()
@@ -337,18 +334,17 @@ def test_norms_are_estimated_behind_rounded_inputs() -> None:
 def test_training_and_removing_run_the_mapped_model(model: Any) -> None:
     """What trains passes through rounding; what compares outputs compares rounded ones."""
     run, before = follow(model, Activations(3))
-    _, after = follow(model, Activations(3), LoRA(2, 40, 3e-3))
+    _, after = follow(model, Activations(3), LoRA(2, 30, 3e-3))
     dense = outputs(run, run.context.start())
     lost = [((outputs(run, v) - dense) ** 2).mean() for v in (before, after)]
     assert lost[1] < 0.8 * lost[0]
     assert set(after.one(0).inputs) == set(run.network.specs)
-    for stage in (RemoveBlocks(1), MixedPrecision(4.0, (3, 8), sensitivity="hessian", probes=2)):
-        found = follow(model, Activations(3), stage)[1]
-        assert set(found.parameters(0).inputs) == set(run.network.specs)
+    removed = follow(model, Activations(3), RemoveBlocks(1))[1]
+    assert set(removed.parameters(0).inputs) == set(run.network.specs)
 
 
 def test_the_compressed_model_maps_its_inputs_itself(model: Any) -> None:
-    stages = (Rotate(online=True), Activations(4), GPTQ(4, **B))
+    stages = (Rotate(online=True), Activations(4), RTN(4))
     run, after = follow(model, *stages)
     done = compress(model, chain(*stages), [TOKENS])
     expected = outputs(run, after)
@@ -381,9 +377,6 @@ def test_layers_of_all_kinds_are_rounded_where_their_matrix_acts(
     assert 0.01 < np.abs(found - dense).max() / np.abs(dense).max() < 1
     exported = run.network.model(parameters)
     np.testing.assert_allclose(exported(images), found, rtol=1e-4, atol=1e-4)
-    moments = after.moments
-    for name in ("blocks.0.out", "blocks.1.mix", "heads.classes"):
-        assert np.isfinite(take_first(moments[name]).gram).all()
 
 
 def test_scores_compare_what_the_models_compute(model: Any) -> None:
