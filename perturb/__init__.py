@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from perturb.methods.prune.magnitude import Magnitude
     from perturb.methods.prune.sparsegpt import SparseGPT
     from perturb.methods.prune.wanda import Wanda
+    from perturb.methods.quantize.activations import Activations
     from perturb.methods.quantize.gptq import GPTQ
     from perturb.methods.quantize.joint import Joint
     from perturb.methods.quantize.obr import OBR
@@ -53,6 +54,7 @@ __all__ = [
     "GPTQ",
     "OBR",
     "RTN",
+    "Activations",
     "Chain",
     "Compression",
     "Distill",
@@ -87,6 +89,7 @@ _HOMES = {
     "GPTQ": "methods.quantize.gptq",
     "OBR": "methods.quantize.obr",
     "RTN": "methods.quantize.rtn",
+    "Activations": "methods.quantize.activations",
     "Chain": "composition",
     "Compression": "compression",
     "GlobalMagnitude": "methods.prune.global_magnitude",

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from perturb.inputs import turned_layers
 from perturb.state import State, uses
 from perturb.types import Array
 
@@ -147,8 +148,14 @@ class Space:
 
         layers: all of the model. A layer's rows are those of the first matrices of its products,
         its columns those of the last. Raises ValueError for a matrix that a layer outside of the
-        space is made of, too.
+        space is made of, too, and for one whose inputs are turned as the model runs.
         """
+        for one in self.reads:
+            if one.dim == COLUMNS and one.parameter in turned_layers(state.inputs):
+                raise ValueError(
+                    f"{self.name}: the inputs of {one.parameter} are turned as the model runs, so "
+                    "that its columns are no units of the space: apply this before that rotation"
+                )
         found: dict[tuple[str, int], Axis] = {}
         inside = {(a.parameter, a.dim) for a in self.axes}
         for one in self.axes:

@@ -27,7 +27,9 @@ def stages() -> Mapping[str, type]:
     """All stages of models, by name."""
     classes = (
         c
-        for m in modules("structure", "rotate", "scale", "adapt", "lowrank", "share", "mixed")
+        for m in modules(
+            "structure", "rotate", "scale", "adapt", "lowrank", "share", "mixed", "quantize"
+        )
         for c in vars(m).values()
     )
     own = (c for c in classes if isinstance(c, type) and hasattr(c, "on_state"))

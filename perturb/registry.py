@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 METHODS: dict[str, type] = {}
 LEAVES = ("sparsity", "bits")  # traced: one compilation serves all ratios and bit widths
+LATER = {"later": True}  # metadata of a setting that came later: see to_config
 SHOWN = 3  # layers that a message names
 
 
@@ -180,13 +181,18 @@ def _check_divides(
 
 
 def to_config(compressor: Any) -> dict[str, Any]:
-    """Name and every setting as plain JSON values."""
+    """Name and every setting as plain JSON values. A setting that came LATER than records of its
+    class is told unless it has its default: what was recorded before it is the same."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, NofM):
             return str(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            told = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            for f in dataclasses.fields(value):
+                if f.metadata.get("later") and told[f.name] == f.default:
+                    del told[f.name]
+            return {name: plain(v) for name, v in told.items()}
         if isinstance(value, (np.generic, np.ndarray, jax.Array)):
             return value.item()
         return value

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from perturb.inputs import InputMap
 from perturb.trees import STATIC, register_tree
 from perturb.types import Array, Matrix, Moments, Problem
 
@@ -37,6 +38,7 @@ class Parameters(NamedTuple):
 
     weights: Mapping[str, Array]  # matrices [out, in], by layer
     vectors: Mapping[str, Array]  # by path.attribute; absent: the model's own
+    inputs: Mapping[str, InputMap] = {}  # what acts on layers' inputs; absent: nothing
 
 
 @register_tree
@@ -45,11 +47,14 @@ class State:
     """Matrices and vectors by name; ``terms``: layers that are more, or less, than their matrix.
 
     kept: of vectors that lost entries, which are still there (False: dropped, and 0).
+    inputs: what acts on layers' inputs as the model runs, by layer: its matrices act on the mapped
+    inputs. Storage counts none of it.
     """
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Array] = field(default_factory=dict)
     kept: Mapping[str, Array] = field(default_factory=dict)
+    inputs: Mapping[str, InputMap] = field(default_factory=dict)
     terms: tuple[tuple[str, tuple[Product, ...]], ...] = field(default=(), metadata=STATIC)
 
     @property
@@ -66,6 +71,9 @@ class State:
 
     def with_vectors(self, vectors: Mapping[str, Array]) -> State:
         return replace(self, vectors={**self.vectors, **vectors})
+
+    def with_inputs(self, inputs: Mapping[str, InputMap]) -> State:
+        return replace(self, inputs={**self.inputs, **inputs})
 
     def with_terms(self, layer: str, products: Iterable[Product]) -> State:
         """The layer made of these; matrices that no layer is made of any more are dropped."""
@@ -108,7 +116,7 @@ def layer_weight(state: State, layer: str, shape: tuple[int, int]) -> Array:
 def parameters_of(state: State, shapes: Mapping[str, tuple[int, int]]) -> Parameters:
     """What a model is given to be this version of itself; shapes: (out, in) by layer."""
     weights = {layer: layer_weight(state, layer, shape) for layer, shape in shapes.items()}
-    return Parameters(weights, state.vectors)
+    return Parameters(weights, state.vectors, state.inputs)
 
 
 def transformed(moments: Moments, factor: Array) -> Moments:

@@ -582,6 +582,30 @@ def test_orders_on_a_rotated_model_are_compared_apart():
     assert (choice.setting, choice.usual, choice.value) == ("policy: prepared", "no", "rotate")
 
 
+def test_preparations_of_one_name_are_told_by_their_settings():
+    """Rounded activations are a model of their own, of each width; what came later is told where
+    it is set."""
+
+    def after(*stages):
+        return [identified(r | {"stages": [*stages, *r["stages"]]}) for r in HAND_MADE]
+
+    turn, wide, narrow = (
+        {"name": "rotate", "seed": 0},
+        {"name": "activations", "width": 8, "clip": 1.0},
+        {"name": "activations", "width": 4, "clip": 1.0},
+    )
+    every = [*after(turn), *after(turn | {"online": True}), *after(turn, wide), *after(narrow)]
+    summary = summarize(every, replicates=20)
+    assert summary.notes == summary.problems == ()
+    assert summary.models == (
+        "llama-docs [prepared=rotate]",
+        "llama-docs [prepared=rotate (online=true)]",
+        "llama-docs [prepared=rotate+activations (width=8)]",
+        "llama-docs [prepared=activations (width=4)]",
+    )
+    assert [order_of(r) for r in after(narrow)] == [order_of(r) for r in HAND_MADE]
+
+
 def test_policies_are_compared_apart_and_named_by_what_differs():
     """Each as if the other were not there; nothing is pooled, and every one has its totals."""
 

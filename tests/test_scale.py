@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perturb import AWQ, RTN, Drop, GridSpec, RemoveBlocks, SmoothQuant, Wanda, layerwise
+from perturb import (
+    AWQ,
+    RTN,
+    Activations,
+    Drop,
+    GridSpec,
+    RemoveBlocks,
+    Rotate,
+    SmoothQuant,
+    Wanda,
+    layerwise,
+)
 from perturb.architecture import Axis
 from perturb.compression import Opened
 from perturb.methods.scale.common import groups
@@ -343,6 +354,15 @@ def test_groups_that_lack_nothing_are_scaled_beside_those_that_do(subjects: Any)
     found = outputs(opened, after, subject.inputs)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert moved(start, after) == {"blocks.0.attn.qkv", "blocks.1.attn.qkv", "blocks.1.mlp.fc1"}
+
+
+def test_inputs_that_are_rounded_or_turned_are_not_scaled(subjects: Any) -> None:
+    for first, told in (
+        (Activations(8), r"awq would change what the inputs of .* are rounded to"),
+        (Rotate(online=True), "turned"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            applied(subjects["llama"], first, AWQ(RTN(3)))
 
 
 def test_wrong_settings_are_refused_and_names_are_read(subjects: Any) -> None:

@@ -1,10 +1,11 @@
 """Which record is which: pruner and quantizer in their order, within one trained model.
 
 A stage with a sparsity and no bits is a pruner, one with bits and no sparsity a quantizer. What a
-chain begins with that leaves the model's function as it is (a rotation, a scaling) prepares the
-model: orders are compared on the model that it leaves, apart from those on the model as it was.
-Cells of other stages (structured, joint, per-layer rules, adapters) and of longer chains are in no
-comparison of two orders.
+chain begins with that changes no weight's precision prepares the model (a rotation, a scaling, the
+rounding of activations): orders are compared on the model that it leaves, whose record is the dense
+one there, apart from those on the model as it was. (The distances that records hold are all from
+the model as it was given.) Cells of other stages (structured, joint, per-layer rules, adapters) and
+of longer chains are in no comparison of two orders.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from experiments.analysis.rows import Rows
 from experiments.records import Record, draw_of
 
 ORDERS = ("dense", "P", "Q", "PQ", "QP")
-PREPARING = ("rotate", "awq", "smoothquant")  # names of the stages that leave the function as it is
+PREPARING = ("rotate", "awq", "smoothquant", "activations")  # stages that prepare a model
 UNSAID = {"examples": "all", "exclude": "none"}  # of conditions that are as usual, and not recorded
 _GRID_KEYS = {"name", "sparsity", "bits", "ratio"}  # axes of the grid, not part of a method
 
@@ -102,15 +103,34 @@ def subjects(records: Iterable[Record]) -> dict[str, Subject]:
     """Cell id -> its subject; policy and preparation are told where the records have several."""
     held = list(records)
     named = _difference(record["policy"] for record in held)
-    several = len({prepared(record) for record in held}) > 1
+    preparations = _preparations(held)
+    several = len(set(preparations.values())) > 1
     found = {}
     for record in held:
         settings = named[_text(record["policy"])]
         if several:
-            settings += (("prepared", "+".join(prepared(record)) or "no"),)
+            settings += (("prepared", preparations[record["cell"]]),)
         policy = ", ".join(f"{key}={value}" for key, value in settings)
         found[record["cell"]] = Subject(record["model"], policy, settings)
     return found
+
+
+def _preparations(records: Iterable[Record]) -> dict[str, str]:
+    """Cell id -> what its model is prepared by, with the settings in which stages of one name
+    differ; "no" of nothing."""
+    begun = {r["cell"]: [_flat(s) for s in r["stages"][: len(prepared(r))]] for r in records}
+    values: dict[tuple[str, str], set[str]] = defaultdict(set)
+    every = [stage for stages in begun.values() for stage in stages]
+    keys = {key for stage in every for key in stage} - {"name"}
+    for stage in every:
+        for key in keys:
+            values[stage["name"], key].add(_setting(stage, key))
+
+    def told(stage: Config) -> str:
+        differ = (k for k in sorted(stage) if len(values[stage["name"], k]) > 1)
+        return str(Named(stage["name"], tuple((k, _told(stage, k)) for k in differ)))
+
+    return {cell: "+".join(map(told, stages)) or "no" for cell, stages in begun.items()}
 
 
 def _difference(policies: Iterable[Config]) -> dict[str, tuple[tuple[str, str], ...]]:

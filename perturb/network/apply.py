@@ -18,9 +18,10 @@ import jax
 from flax import nnx
 
 from perturb.network.batches import Forward, TokenWeights, call, compiled
-from perturb.network.capture import capture
+from perturb.network.capture import captured
 from perturb.network.layers import LayerSpec, get_weights, set_weights
-from perturb.network.norms import norms_of, reestimate
+from perturb.network.mapped import running, set_inputs, with_inputs
+from perturb.network.norms import norms_of, reestimated
 from perturb.network.segments import Segments
 from perturb.network.stream import influence
 from perturb.network.vectors import set_vectors
@@ -36,7 +37,8 @@ def _placed(graphdef: Any, state: Any, parameters: Parameters, specs: Any) -> An
 
 
 def _outputs(graphdef: Any, state: Any, batch: Any, forward: Forward) -> Any:
-    return forward(nnx.merge(graphdef, state), batch)
+    with running(graphdef, state) as model:
+        return forward(model, batch)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Pure:
     def __call__(self, state: Any, parameters: Parameters, batch: Any) -> Any:
         state = jax.tree.map(lambda a: a, state)  # variables that belong to this very trace
         placed = _placed(self.graphdef, state, parameters, self.specs)
+        placed = with_inputs(placed, parameters.inputs, dict(self.specs))
         return _outputs(self.graphdef, placed, batch, self.forward)
 
 
@@ -86,20 +89,24 @@ class Network:
         return bool(norms_of(self.given))
 
     def state(self, parameters: Parameters) -> Any:
-        """The model's variables with these matrices and vectors in them; under a jit, too."""
-        if not parameters.weights and not parameters.vectors:
-            return self._state
-        plain = Parameters(dict(parameters.weights), dict(parameters.vectors))
-        return self._place(self._state, plain)
+        """The model's variables with these matrices and vectors in them, and what acts on its
+        layers' inputs; under a jit, too."""
+        placed = self._state
+        if parameters.weights or parameters.vectors:
+            plain = Parameters(dict(parameters.weights), dict(parameters.vectors))
+            placed = self._place(self._state, plain)
+        return with_inputs(placed, parameters.inputs, self.specs)
 
     def model(self, parameters: Parameters) -> Any:
-        """A copy of the model that holds them.
+        """A copy of the model that holds them; layers whose inputs are mapped are of subclasses
+        that do so (:func:`perturb.network.mapped.set_inputs`).
 
         Raises ValueError for a weight that the model's own dtype cannot hold.
         """
         copy = nnx.clone(self.given)
         set_weights(copy, self.specs, parameters.weights)
         set_vectors(copy, parameters.vectors)
+        set_inputs(copy, parameters.inputs, self.specs)
         return copy
 
     def outputs(self, state: Any, batch: Any) -> Any:
@@ -120,15 +127,10 @@ class Network:
     def moments(
         self, state: Any, batches: Sequence[Any], layers: Sequence[str] | None = None
     ) -> dict[str, Moments]:
-        """Moments of the layers' inputs over the batches (:func:`perturb.network.capture`)."""
+        """Moments of the layers' inputs, as they are mapped, over the batches
+        (:func:`perturb.network.capture`)."""
         specs = self.specs if layers is None else {n: self.specs[n] for n in layers}
-        return capture(
-            nnx.merge(self.graphdef, state),
-            specs,
-            batches,
-            forward=self.forward,
-            token_weights=self.token_weights,
-        )
+        return captured(self.graphdef, state, specs, batches, self.forward, self.token_weights)
 
     def segments(
         self, state: Any, batches: Sequence[Any], blocks: Sequence[Sequence[str]]
@@ -161,12 +163,7 @@ class Network:
         """Running statistics of the BatchNorms over the batches, as vectors."""
         if not self.has_norms:
             return {}
-        found = reestimate(
-            nnx.merge(self.graphdef, state),
-            batches,
-            forward=self.forward,
-            token_weights=self.token_weights,
-        )
+        found = reestimated(self.graphdef, state, batches, self.forward, self.token_weights)
         return {
             f"{name}.{kind}": value
             for name, pair in found.items()

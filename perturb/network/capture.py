@@ -23,6 +23,7 @@ from perturb.network.batches import (
 from perturb.network.features import features
 from perturb.network.hear import ears_of, lane_of, placed, tapped
 from perturb.network.layers import KINDS, LayerSpec, by_kernel, one_of, replicated, wide
+from perturb.network.mapped import bare, running
 from perturb.network.order import check_called
 from perturb.network.refused import Refused, explained, some
 from perturb.network.replay import Hear, Note, check, nested, replay, tell
@@ -143,8 +144,10 @@ def listened(
 
         def run(*inputs: Any) -> None:
             state, batch = rebuild(inputs)
-            model = nnx.merge(graphdef, state)
-            with tapped(model, ears_of(chosen, listen), KINDS):
+            with (
+                running(graphdef, state) as model,
+                tapped(model, ears_of(chosen, listen), KINDS),
+            ):
                 forward(model, batch)
 
         closed = jax.make_jaxpr(run)(*inputs)
@@ -277,6 +280,18 @@ def capture(
     called, or that is called where it cannot be heard; and for weights that apply to no layer.
     """
     graphdef, state = nnx.split(model)
+    return captured(graphdef, state, specs, calibration, forward, token_weights)
+
+
+def captured(
+    graphdef: Any,
+    state: Any,
+    specs: Mapping[str, LayerSpec],
+    calibration: Any,
+    forward: Forward = call,
+    token_weights: TokenWeights | None = None,
+) -> dict[str, Moments]:
+    """:func:`capture` of a model that is split; of a state with input maps the mapped inputs'."""
     run = compiled(_moments, graphdef, tuple(specs.values()), forward)
 
     def heard() -> Iterator[tuple[Heard, Any]]:
@@ -286,7 +301,7 @@ def capture(
                 told = run(state, batch, weights)
             yield told, weights
 
-    return gathered(model, specs, heard())
+    return gathered(nnx.merge(graphdef, bare(state)), specs, heard())
 
 
 def gathered(

@@ -40,13 +40,29 @@ def features(module: Any, spec: LayerSpec, x: Array) -> Array:
     return x.reshape(-1, *x.shape[len(batch) : x.ndim - len(axes)], n_in)
 
 
+def contracted_axes(module: Any, ndim: int, einsum: str | None = None) -> tuple[int, ...]:
+    """The axes of a layer's inputs that its matrix contracts, in its own order; of a convolution
+    the channels, at each position. einsum: the one it is called with, if not its own."""
+    if isinstance(module, nnx.Einsum):
+        axes = _einsum_places(einsum or module.einsum_str, ndim)
+        return tuple(axes[d] for d in einsum_roles(einsum or module.einsum_str or "")[1])
+    if isinstance(module, nnx.LinearGeneral):
+        return tuple(sorted(a % ndim for a in module.axis))
+    return (ndim - 1,)
+
+
+def _einsum_places(einsum: str | None, ndim: int) -> dict[str, int]:
+    """The axis of each of the inputs' dims."""
+    before, dots, after = einsum_dims(einsum or "")[0].partition("...")
+    place = {d: i for i, d in enumerate(before)}
+    return place | {d: ndim - len(after) + i for i, d in enumerate(after if dots else "")}
+
+
 def _einsum_axes(einsum: str | None, x: Array) -> tuple[Array, list[int], list[int]]:
     """The inputs, summed over what the output does not have, and which of their axes number
     matrices, and which are contracted."""
-    inputs, kernel, output = einsum_dims(einsum or "")
-    before, dots, after = inputs.partition("...")
-    place = {d: i for i, d in enumerate(before)}
-    place |= {d: x.ndim - len(after) + i for i, d in enumerate(after if dots else "")}
+    _, kernel, output = einsum_dims(einsum or "")
+    place = _einsum_places(einsum, x.ndim)
     lost = tuple(i for d, i in place.items() if d not in kernel and d not in output)
     batch, contracted = einsum_roles(einsum or "")
     x = jnp.sum(x, lost, keepdims=True) if lost else x

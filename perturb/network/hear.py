@@ -74,10 +74,13 @@ def _methods(kinds: Iterable[type]) -> list[tuple[type, str]]:
 def tapped(model: nnx.Module, ears: Mapping[str, Ear], kinds: tuple[type, ...]) -> Iterator[None]:
     """Let the ears hear every call of the modules of these names, by the kinds' own ``__call__``.
 
+    Of two tappings within one another the outer one's ears come first, and the inner's hear what
+    they hand on.
+
     It is the kind's ``__call__`` that is exchanged, for the time being: what reaches it is what the
     matrix acts on, whatever a subclass did before, and no module changes its class.
     """
-    tapped = []
+    tapped: list[tuple[Any, Ear | None]] = []
     with _lock:
         for method in _methods(kinds):
             if not _open[method]:
@@ -88,14 +91,17 @@ def tapped(model: nnx.Module, ears: Mapping[str, Ear], kinds: tuple[type, ...]) 
         for path, module in list(nnx.iter_modules(model)):
             ear = ears.get(name_of(path, module))
             if ear is not None and isinstance(module, kinds):
-                object.__setattr__(module, EAR, ear)
+                before = vars(module).get(EAR)
+                object.__setattr__(module, EAR, ear if before is None else _both(before, ear))
                 if ear.spec is not None and ear.spec.stacked:
                     setattr(module, LANE, _lanes(module, ear.spec))
-                tapped.append(module)
+                tapped.append((module, before))
         yield
     finally:
-        for module in tapped:
+        for module, before in tapped:
             vars(module).pop(EAR, None)
+            if before is not None:
+                object.__setattr__(module, EAR, before)
             if hasattr(module, LANE):
                 delattr(module, LANE)
         for ear in ears.values():
@@ -105,6 +111,19 @@ def tapped(model: nnx.Module, ears: Mapping[str, Ear], kinds: tuple[type, ...]) 
                 _open[method] -= 1
                 if not _open[method]:
                     type.__setattr__(*method, _plain.pop(method))
+
+
+def _both(outer: Ear, inner: Ear) -> Ear:
+    """One that is new to every cache: the outer's ``around``, about the inner's."""
+
+    def around(original: Callable[..., Any], module: Any, given: dict[str, Any]) -> Any:
+        def then(**given: Any) -> Any:
+            heard = inner.around
+            return original(**given) if heard is None else heard(original, module, given)
+
+        return then(**given) if outer.around is None else outer.around(then, module, given)
+
+    return Ear(around)
 
 
 def _lanes(module: Any, spec: LayerSpec) -> Any:

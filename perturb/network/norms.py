@@ -23,6 +23,7 @@ from perturb.network.batches import (
 )
 from perturb.network.hear import EAR, Ear, placed, tapped
 from perturb.network.layers import name_of, replicated, wide
+from perturb.network.mapped import bare, running
 from perturb.network.refused import explained
 from perturb.network.replay import Note, check, replay, tell
 from perturb.types import Array
@@ -62,7 +63,7 @@ def _norm_moments(
     """Of the norms that the weights apply to, and of the others."""
     inputs, tree = jax.tree.flatten((state, batch))
     rebuild = partial(jax.tree.unflatten, tree)
-    kept = {n: (m.mean[...], m.var[...]) for n, m in _norms(nnx.merge(graphdef, state))}
+    kept = {n: (m.mean[...], m.var[...]) for n, m in _norms(nnx.merge(graphdef, bare(state)))}
 
     once: set[str] = set()
 
@@ -90,8 +91,10 @@ def _norm_moments(
 
         def run(*inputs: Any) -> None:
             state, batch = rebuild(inputs)
-            model = nnx.merge(graphdef, state)
-            with tapped(model, {n: ear(n) for n in names}, (nnx.BatchNorm,)):
+            with (
+                running(graphdef, state) as model,
+                tapped(model, {n: ear(n) for n in names}, (nnx.BatchNorm,)),
+            ):
                 forward(model, batch)
 
         closed = jax.make_jaxpr(run)(*inputs)
@@ -190,9 +193,19 @@ def reestimate(
     Batches count by their examples (the length of the first array), for norms that token weights
     apply to by the sum of these. {} without a BatchNorm.
     """
-    graphdef, state = nnx.split(model)
     if not norms_of(model):
         return {}
+    return reestimated(*nnx.split(model), batches, forward, token_weights)
+
+
+def reestimated(
+    graphdef: Any,
+    state: Any,
+    batches: Any,
+    forward: Forward = call,
+    token_weights: TokenWeights | None = None,
+) -> NormMoments:
+    """:func:`reestimate` of a model with norms that is split."""
     run = compiled(_norm_moments, graphdef, forward)
     weighted, plain, sums, sizes = [], [], [], []
     for i, batch in enumerate(batches_of(batches)):

@@ -20,6 +20,7 @@ from jax.extend import core
 from perturb.network.batches import Forward, TokenWeights, call, weights_of
 from perturb.network.capture import Heard, Listened, gathered, listened
 from perturb.network.layers import LayerSpec
+from perturb.network.mapped import bare
 from perturb.network.replay import Part, called_notes, play, replay, tell_again
 from perturb.types import Moments
 
@@ -132,7 +133,7 @@ class Segments:
         forward: Forward = call,
         token_weights: TokenWeights | None = None,
     ) -> None:
-        self._specs, self._model = specs, nnx.merge(graphdef, state)
+        self._specs, self._model = specs, nnx.merge(graphdef, bare(state))
         modules = [{specs[n].module for n in block} for block in blocks]
         programs: dict[Any, _Program] = {}
         self._batches: list[tuple[_Program, Known, Any]] = []

@@ -65,7 +65,7 @@ def by_outputs(
         count = 0.0
         for i, name in enumerate(names):
             for j, other in enumerate(others):
-                one = Parameters(dict(own.weights) | {name: other.weights[name]}, own.vectors)
+                one = own._replace(weights=dict(own.weights) | {name: other.weights[name]})
                 found = network.outputs(network.state(one), batch)
                 total, number = jax.device_get(_distance(expected, found, weights))
                 costs[i, j] += float(total)
@@ -113,7 +113,7 @@ def _quadratic_forms(
     matrices = dict(parameters.weights)
 
     def logits(w: dict[str, Array]) -> Array:
-        out = outputs(model, Parameters(w, parameters.vectors), batch)
+        out = outputs(model, parameters._replace(weights=w), batch)
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
     z, back = jax.vjp(logits, matrices)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from perturb.architecture import COLUMNS, ENTRIES, Architecture, Axis, Space, entries
+from perturb.inputs import rounded_layers
 from perturb.stage import Outcome, Sight, check_undestroyed
 from perturb.state import ADAPTER, Parameters, State, fresh
 from perturb.types import Array, Matrix, Moments
@@ -79,6 +80,13 @@ def rescaled(
     layers = tuple(architecture.layers)
     held = {g.name: g.held(state, layers) for g in mine}
     touched = dict.fromkeys(name for pairs in held.values() for name, _ in pairs)
+    read = {a.parameter for g in mine for a in g.reads}
+    rounded = [n for n in rounded_layers(state.inputs) if n in read]
+    if rounded:
+        raise ValueError(
+            f"{stage.name} would change what the inputs of {rounded[0]} are rounded to "
+            f"({len(rounded)} such): put it before activations"
+        )
     if not stage.release:
         laid = [n for n in touched if state.matrices[n].grid is not None]
         check_undestroyed(stage.name, "grid", laid)
@@ -95,12 +103,12 @@ def rescaled(
         factors[group.name] = factors_of(tuple(axes), group.size, tuple(readers))
     named = [v for g in mine for v in g.vectors]
     pair = []
-    reference = State(_dense(dict(known.weights)), known.vectors)
+    reference = State(_dense(dict(known.weights)), known.vectors, inputs=known.inputs)
     for one_of in (state, reference):
         full = one_of.with_vectors(context.vectors(one_of.vectors, named))
         pair.append(_scaled(full, factors, mine, layers))
     weights = {n: m.weight for n, m in pair[1].matrices.items()}
-    return Outcome(pair[0], reference=Parameters(weights, pair[1].vectors))
+    return Outcome(pair[0], reference=Parameters(weights, pair[1].vectors, pair[1].inputs))
 
 
 @jax.jit

@@ -140,7 +140,7 @@ def _off(parameters: Parameters, blocks: tuple[Block, ...], stays: Array) -> Par
     for block, here in zip(blocks, stays, strict=True):
         for part, names in ((weights, block.layers), (vectors, block.vectors)):
             part |= {n: jnp.where(here, part[n], 0) for n in names if n in part}
-    return Parameters(weights, vectors)
+    return parameters._replace(weights=weights, vectors=vectors)
 
 
 @partial(jax.jit, static_argnames=("blocks",))
