@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,7 +39,11 @@ from perturb.cli import BadInput
 from perturb.files import write_atomic
 from perturb.policy import CHOICES
 
+if TYPE_CHECKING:
+    from experiments.study import Study
+
 MANY_SEEDS = 1000
+ALL = "all"  # studies
 AMOUNT = re.compile(r"(.+?)-([\d.]+(?:e[-+]\d+)?)")  # ends a stage's name; 1e-05 is one amount
 EPILOG = """\
 examples:
@@ -50,6 +54,10 @@ examples:
       3 sparsities x 4 bit widths under 3 calibration draws, print what was found, draw it
   python -m experiments run embedded --seeds 10
       the same on ten trainings of each model; what is there already is kept
+  python -m experiments run all
+      every study there is, one after another; some hours on two cores
+  python -m experiments run quarot --size gpu
+      the same study on larger models
   python -m experiments run my_study.py --models llama-text --text notes.txt
       your own grid (a file that defines STUDY) on your own text
   python -m experiments report results/embedded
@@ -76,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("list", help="the studies and the models there are")
     run = commands.add_parser("run", help="run a study, or go on with it")
-    run.add_argument("study", help="a study's name, or a .py file that defines STUDY")
+    run.add_argument("study", help="a study's name, a .py file that defines STUDY, or all")
+    run.add_argument(
+        "--size", default="small", help="small (two cores), gpu or paper: on larger models"
+    )
     run.add_argument("--out", type=Path, default=Path("results"), help="default: results/")
     run.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the study's")
     run.add_argument("--seeds", type=int, metavar="N", help="training seeds 0..N-1")
@@ -203,27 +214,39 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    import jax
-
-    from experiments.runner import Clock, run_study
+    from experiments.sizes import sized
     from experiments.study import find
+    from experiments.study import names as studies
     from perturb.backend import compile_quickly
     from perturb.programs import cache_programs
 
     seeds = arguments.seeds
     if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
         raise BadInput(f"--seeds {seeds}: must be at least 1 and at most {MANY_SEEDS}")
-    study = find(arguments.study).with_options(
-        models=tuple(arguments.models) if arguments.models else None,
-        seeds=tuple(range(seeds)) if seeds else None,
-    )
-    changed = {k: v for k in CHOICES if (v := getattr(arguments, k)) is not None}
-    if changed:
-        policies = (dataclasses.replace(p, **changed) for p in study.policies)
-        study = study.with_options(policies=tuple(dict.fromkeys(policies)))
-    _check(study, arguments)
+    wanted = studies() if arguments.study == ALL else [arguments.study]
+    chosen = []
+    for name in wanted:
+        study = sized(find(name), arguments.size).with_options(
+            models=tuple(arguments.models) if arguments.models else None,
+            seeds=tuple(range(seeds)) if seeds else None,
+        )
+        changed = {k: v for k in CHOICES if (v := getattr(arguments, k)) is not None}
+        if changed:
+            policies = (dataclasses.replace(p, **changed) for p in study.policies)
+            study = study.with_options(policies=tuple(dict.fromkeys(policies)))
+        _check(study, arguments)
+        chosen.append(study)
     compile_quickly()
     cache_programs()
+    codes = [_run_one(study, arguments, console) for study in chosen]
+    return max(codes)
+
+
+def _run_one(study: Study, arguments: argparse.Namespace, console: Console) -> int:
+    """Run, report and draw one study; 1 if cells failed or nothing could be drawn."""
+    import jax
+
+    from experiments.runner import Clock, run_study
 
     folder = arguments.out / study.name
     path = folder / RECORDS

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.findings import lora, stages
+from experiments.findings.mixed import setting
 from experiments.findings.rotation import LOG, parts
 from experiments.findings.types import Finding, Row, chains, row, summary
 from experiments.summary import Summary
 
 CLAIMS = "claims"
+JOINT = "joint"
 
 
 def _all(held: Chains, *starts: str) -> list[tuple[str, ...]]:
@@ -95,6 +97,19 @@ def always() -> Iterable[Row]:
                 )
 
 
+def joint() -> Iterable[Row]:
+    """Each joint method against the better order of SparseGPT and GPTQ, chosen on the mean."""
+    for held in chains(JOINT, LOG):
+        for chain in held.having(lambda c: bool(c) and c[-1].startswith(("obr", "joint"))):
+            *start, method = chain
+            pair = ("sparsegpt-0.5", f"gptq-{setting(method, 'bits') or 4}")
+            both = [(*start, *order) for order in (pair, pair[::-1])]
+            if all(c in held.rows for c in both):
+                more = held.rows[chain] - held.rows[lora.best(held, both)]
+                told = f"{method}{', rotated, 4-bit activations' if start else ''}"
+                yield row(held, told, "joint less the better order, nats", more)
+
+
 def _finding(
     key: str,
     title: str,
@@ -161,5 +176,14 @@ FINDINGS = (
         "pairwise orders are kept",
         (stages.STUDY,),
         stages.insertion,
+    ),
+    _finding(
+        "C-7",
+        "Both at once",
+        "A joint method is better than either order of pruning and quantizing.",
+        "Optimal Brain Restoration (arXiv 2509.11177); SparseGPT's joint mode (arXiv 2301.00774)",
+        "LLaMA-2-7B, W4A4KV4 and 50 %: QuaRot with Wanda 5868, SparseGPT with GPTQ 12.94",
+        (JOINT,),
+        joint,
     ),
 )

@@ -29,3 +29,11 @@ def llama_docs(seed: int = 0) -> Task:
 
 def llama_docs_deep(seed: int = 0) -> Task:
     return _untied("llama-docs-deep", seed)
+
+
+def llama_docs_10m(seed: int = 0) -> Task:
+    return _untied("llama-docs-10m", seed)
+
+
+def llama_docs_100m(seed: int = 0) -> Task:
+    return _untied("llama-docs-100m", seed)
