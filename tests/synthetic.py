@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -210,3 +210,33 @@ class _World:
             **method,
             **self.common,
         )
+
+
+def make_chains(
+    loss: Callable[[tuple[str, ...], int], float],
+    chains: Sequence[tuple[str, ...]],
+    *,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    clusters: int = 60,
+    noise: float = 0.02,
+    study: str = "synthetic",
+    model: str = "llama-docs",
+    ratio: float = 4.0,
+) -> list[Record]:
+    """Records of chains of any stages, by their names: per token ``1 + loss(chain, seed)`` nats,
+    and noise on every cluster, most of which all chains of a training share."""
+    records = []
+    for seed in seeds:
+        shared = np.random.default_rng([seed, clusters]).normal(0, 0.3, clusters)
+        for chain in [(), *chains]:
+            draws = np.random.default_rng([seed, *(zlib.crc32(s.encode()) for s in chain)])
+            own = draws.normal(0, noise, clusters)
+            nll = 10 * (1 + loss(chain, seed) + shared + (own - own.mean() if chain else 0))
+            record = make_record(
+                "dense", nll=nll, count=np.full(clusters, 10), seed=seed, study=study, model=model
+            )
+            name = ">".join(chain) or "dense"
+            stages = [{"name": s.partition("[")[0].partition("-")[0], "label": s} for s in chain]
+            record |= {"stages": stages, "label": f"{model}/s{seed}/{name}", "ratio": ratio}
+            records.append(identified(record))
+    return records

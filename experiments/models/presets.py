@@ -167,7 +167,7 @@ _LLAMA_DOCS_DEEP = replace(
         num_kv_heads=2,
     ),
     training=Training(steps=600, batch=16, learning_rate=4e-3, warmup=60),
-    expected="2.62 bits per byte (seed 0), a byte trigram 2.98; 262 s beside other work",
+    expected="2.62 to 2.71 bits per byte (seeds 0-4), a byte trigram 2.98; 260 s beside other work",
     description="Llama, eight layers of width 64, on the bytes of installed packages' docstrings",
 )
 

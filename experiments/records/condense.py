@@ -11,7 +11,6 @@ import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,18 +30,19 @@ def condense(record: Record, groups: int = GROUPS) -> Record:
         return kept
     sums = decode_sums(record)
     count = len(next(iter(sums.values())))
-    place = np.random.default_rng(count).permutation(count) % min(groups, count)
-    pooled: dict[str, Any] = {}
-    for name, values in sums.items():
-        total = np.zeros(min(groups, count))
-        np.add.at(total, place, values.astype(float))
-        pooled[name] = np.rint(total).astype(int) if name in INTEGERS else total
-    kept["sums"] = encode_sums(pooled)
+    if count > groups:
+        place = np.random.default_rng(count).permutation(count) % groups
+        kept["sums"] = encode_sums({n: _pooled(n, values, place) for n, values in sums.items()})
     kept["layers"] = {
         layer: {key: measured[key] for key in LAYER if key in measured}
         for layer, measured in record["layers"].items()
     }
     return kept
+
+
+def _pooled(name: str, values: np.ndarray, place: np.ndarray) -> np.ndarray:
+    total = np.bincount(place, values.astype(float))
+    return np.rint(total).astype(int) if name in INTEGERS else total
 
 
 def store(records: Iterable[Record], path: Path, groups: int = GROUPS) -> None:

@@ -11,10 +11,10 @@ from functools import partial
 from itertools import product
 
 from experiments.study import Study, axis, permutations
-from perturb import GPTQ, RTN, Drop, LoRA, Magnitude, RemoveBlocks, SparseGPT
+from perturb import GPTQ, RTN, Drop, LoRA, Magnitude, SparseGPT
 
 FIVE = (
-    axis(RemoveBlocks, n=1),
+    axis(Drop, space="*.heads", ratio=0.5),
     axis(Drop, space="*.mlp", ratio=0.125),
     axis(SparseGPT, sparsity=0.4),
     axis(GPTQ, bits=4),
@@ -32,7 +32,7 @@ HALVES = tuple(
 STUDY = Study(
     name="multistage",
     description="all 120 orders of five methods, and pruning before and after a quantizer",
-    models=("llama-docs-deep",),
+    models=("llama-docs-mini",),
     seeds=(0, 1, 2, 3, 4),
     plans=permutations(*FIVE) + HALVES,
 )

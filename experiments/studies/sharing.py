@@ -18,7 +18,7 @@ BITS = (12, 6, 5, 4, 3)
 STUDY = Study(
     name="sharing",
     description="low rank and a basis that blocks share, before or after quantizing or pruning",
-    models=("llama-docs-deep",),
+    models=("llama-docs-mini",),
     seeds=(0, 1, 2, 3, 4),
     plans=pairs(
         [

@@ -1,0 +1,418 @@
+"""Findings in worlds whose truth is known: the statistics by hand, the verdicts, the document."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.analysis import summarize
+from experiments.analysis.chains import Chains, chains_of
+from experiments.findings import (
+    granularity,
+    lora,
+    mixed,
+    others,
+    rotation,
+    sharing,
+    stages,
+    types,
+)
+from experiments.findings.__main__ import FILE, document, main
+from experiments.findings.catalogue import FINDINGS
+from experiments.findings.types import ABSENT, PARTLY, Row, by_model, overall
+from experiments.records import decode_sums, load
+from experiments.records.condense import GROUPS, condense, store
+from experiments.sizes import LARGER, sized
+from experiments.study import builtin, find
+from experiments.summary import FAILS, HOLDS, NO_VERDICT, Estimate
+from tests.synthetic import make_chains, make_study
+
+LOG = "neg_nll"
+COSTS = {"a": 0.01, "b": 0.03, "c": 0.09}
+
+
+def of(records: list) -> Chains:
+    (held,) = chains_of(records, LOG, replicates=200)
+    return held
+
+
+def all_orders(names: Iterable[str]) -> list[tuple[str, ...]]:
+    names = list(names)
+    return [c for n in range(1, len(names) + 1) for c in itertools.permutations(names, n)]
+
+
+def inversions(chain: Sequence[str]) -> int:
+    """Pairs of which the stronger stands first."""
+    return sum(COSTS[x] > COSTS[y] for x, y in itertools.combinations(chain, 2))
+
+
+def world(swap: float) -> Chains:
+    """Each pair that has the stronger first costs ``swap`` more; trainings differ."""
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        total = sum(COSTS[s] for s in chain)
+        return total * (1 + 0.1 * seed) + swap * inversions(chain)
+
+    return of(make_chains(loss, all_orders(COSTS)))
+
+
+# ------------------------------------------------------------------------------- chains
+
+
+def test_chains_are_compared_run_by_run() -> None:
+    held = world(0.02)
+    assert held.ids == tuple((seed, 0) for seed in range(5))
+    assert set(held.rows) == {(), *all_orders(COSTS)}
+    found = held.contrast(("a", "c"), ("c", "a"))
+    assert found.value == pytest.approx(0.02, abs=1e-5)
+    assert found.low < 0.02 < found.high
+    assert held.loss(("b",)).value == pytest.approx(0.03 * 1.2, abs=1e-5)
+    a = held.advantage("a", "c", before=("b",))
+    np.testing.assert_allclose(a[:, 0], 0.02, atol=1e-5)
+    assert held.ratio["a",] == 4.0
+
+
+def test_a_run_that_lacks_a_chain_is_left_out_of_its_contrasts() -> None:
+    records = make_chains(lambda c, s: 0.1 * len(c), [("a",), ("b",)], seeds=(0, 1, 2))
+    lacking = [r for r in records if r["label"] != "llama-docs/s2/b"]
+    held = of(lacking)
+    assert np.isnan(held.rows["b",][2]).all()
+    assert held.contrast(("a",), ("b",)).value == pytest.approx(0.0, abs=1e-5)
+
+
+def test_policies_and_models_are_apart() -> None:
+    one = make_chains(lambda c, s: 0.1 * len(c), [("a",)], seeds=(0, 1))
+    other = [r | {"cell": r["cell"] + "x", "policy": {"norms": "keep"}} for r in one]
+    third = make_chains(lambda c, s: 0.2, [("a",)], seeds=(0, 1), model="m")
+    found = chains_of(one + other + third, LOG, replicates=20)
+    assert [(c.model, c.policy) for c in found] == [
+        ("llama-docs", "norms=unset"),
+        ("llama-docs", "norms=keep"),
+        ("m", "norms=unset"),
+    ]
+
+
+# ----------------------------------------------------------------------- condensed records
+
+
+def test_condensed_records_say_the_same_in_a_few_groups(tmp_path: Path) -> None:
+    records = make_study(seeds=(0, 1, 2), clusters=400, models={"llama-docs": "text"}, bits=(8, 3))
+    path = tmp_path / "s.jsonl.gz"
+    store(records, path)
+    first = path.read_bytes()
+    store(reversed(list(reversed(records))), path)
+    assert path.read_bytes() == first
+    small = load(path)
+    assert len(small) == len(records)
+    for record, short in zip(records, small, strict=True):
+        before, after = decode_sums(record), decode_sums(short)
+        assert len(after["count"]) == GROUPS
+        for name, values in before.items():
+            assert after[name].sum() == pytest.approx(values.sum(), rel=1e-5)
+        assert short["stages"] == record["stages"]
+        assert condense(short) == short  # once is enough
+    assert len(first) < 0.2 * len("".join(map(repr, records)))
+    whole, condensed = (summarize(r, replicates=300) for r in (records, small))
+    for one, two in zip(whole.comparisons, condensed.comparisons, strict=True):
+        for a, b in zip(one.cells, two.cells, strict=True):
+            assert b.advantage == pytest.approx(a.advantage, abs=2e-6)
+            assert 0.4 < (b.high - b.low) / (a.high - a.low) < 2.5
+
+
+# ------------------------------------------------------------------------------ statistics
+
+
+def naive_beaten(held: Chains, names: Sequence[str]) -> list[float]:
+    """By loops: of every run, the share of other orders worse than the sorted one."""
+    shares = []
+    for r in range(len(held.ids)):
+        best = tuple(sorted(names, key=lambda s: -held.rows[(s,)][r, 0]))
+        own = held.rows[best][r, 0]
+        rest = [held.rows[c][r, 0] for c in itertools.permutations(names) if c != best]
+        shares.append(float(np.mean([own > x for x in rest])))
+    return shares
+
+
+@pytest.mark.parametrize(("swap", "said"), [(0.02, HOLDS), (-0.02, FAILS)])
+def test_sorting_is_judged_by_the_orders_that_it_beats(swap: float, said: str) -> None:
+    held = world(swap)
+    names = stages.five(held)
+    assert names == ["a", "b", "c"]
+    share = stages.beaten(held, names)
+    np.testing.assert_allclose(share[:, 0], naive_beaten(held, names))
+    assert share[:, 0].mean() == (1.0 if swap > 0 else 0.0)
+    regret = stages.regret(held, names)[:, 0]
+    np.testing.assert_allclose(regret, 0.0 if swap > 0 else 1.0, atol=1e-6)
+    found = types.row(held, "", "", held.over(share, 0, 1), above=0.5)
+    assert found.verdict == said
+
+
+def test_where_order_does_nothing_sorting_is_undecided() -> None:
+    draws = np.random.default_rng(3)
+    noise = {(c, s): draws.normal(0, 0.01) for c in all_orders(COSTS) for s in range(5)}
+    held = of(make_chains(lambda c, s: sum(COSTS[x] for x in c) + noise.get((c, s), 0),
+                          all_orders(COSTS)))  # fmt: skip
+    share = stages.beaten(held, stages.five(held))
+    found = types.row(held, "", "", held.over(share, 0, 1), above=0.5)
+    assert found.verdict == NO_VERDICT
+
+
+def test_a_pairs_order_beside_others_is_counted_over_all_contexts() -> None:
+    """Alone the weaker first is better; with c before it, the other way round."""
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        flipped = "c" in chain and chain.index("c") == 0
+        sign = -1 if flipped else 1
+        pairs = [p for p in itertools.combinations(chain, 2) if set(p) == {"a", "b"}]
+        return 0.1 * len(chain) + sum(sign * 0.02 * (p == ("b", "a")) for p in pairs)
+
+    held = of(make_chains(loss, all_orders(COSTS), noise=0.0))
+    share = stages.kept(held)
+    # pairs a-b: behind c flipped, before c kept; the other pairs tie alone: a half each
+    contexts = {("a", "b"): [0.0, 1.0]}
+    others_ = [0.5, 0.5] * 2
+    assert share[:, 0] == pytest.approx(np.mean([*contexts["a", "b"], *others_]))
+
+
+def test_ranks_of_rows_are_kendalls() -> None:
+    from scipy.stats import kendalltau
+
+    draws = np.random.default_rng(0)
+    values = np.round(draws.normal(size=(3, 2, 6)), 1)
+    found = types.rows_of_ranks(values)
+    for r, b in itertools.product(range(3), range(2)):
+        assert found[r, b] == pytest.approx(kendalltau(np.arange(6), values[r, b])[0])
+
+
+# ------------------------------------------------------------------- findings, end to end
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts records in the place of a stored study's."""
+    for cached in (types.records, types.chains, types.summary):
+        cached.cache_clear()
+    monkeypatch.setattr(types, "STORED", tmp_path)
+
+    def put(study: str, records: list) -> None:
+        store(records, tmp_path / f"{study}.jsonl.gz")
+
+    yield put
+    for cached in (types.records, types.chains, types.summary):
+        cached.cache_clear()
+
+
+TURN, SLEB = "rotate[kind=hadamard]", "remove"
+
+
+def verdicts(rows: Iterable[Row]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.tested, set()).add(row.verdict)
+    return found
+
+
+@pytest.mark.parametrize("worse", [0.05, -0.05])
+def test_what_a_rotation_does_to_pruning(stored: Callable[..., None], worse: float) -> None:
+    pruners = ("magnitude-0.2", "sparsegpt-0.5", SLEB)
+    chains = [(TURN,), *((p,) for p in pruners), *((TURN, p) for p in pruners), ("gptq-4",)]
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        return 0.1 * (len(chain) - (TURN in chain)) + worse * (TURN in chain and len(chain) > 1)
+
+    stored("quarot", make_chains(loss, chains, study="quarot"))
+    rows = list(rotation.amplified())
+    assert [r.protocol for r in rows] == list(pruners)
+    assert {r.verdict for r in rows} == {HOLDS if worse > 0 else FAILS}
+    assert [r.value.value for r in rows] == pytest.approx([worse] * 3, abs=1e-4)
+
+
+def test_blocks_that_do_not_meet_the_quantizer(stored: Callable[..., None]) -> None:
+    """A is 0 exactly for blocks at all widths but 4, never for weights."""
+    fine = {"magnitude-0.125": 0.01, "sparsegpt-0.125": 0.02, SLEB: 0.0}
+    widths = [f"rtn-{b}" for b in (9, 8, 7, 4)]
+    pairs = [o for p in fine for q in widths for o in ((p, q), (q, p))]
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        base = 0.1 * len(chain)
+        if len(chain) == 2 and chain[0].startswith("rtn"):
+            base += fine[chain[1]] + 0.003 * (chain == ("rtn-4", SLEB))
+        return base
+
+    singles = [(s,) for s in (*fine, *widths)]
+    stored("granularity", make_chains(loss, singles + pairs, study="granularity", noise=0.0))
+    (held,) = types.chains("granularity", LOG)
+    assert granularity.granularities(held)[SLEB] == "blocks"
+    assert (granularity.by_grid(held, SLEB, "rtn", granularity.FINE) == 0).all()
+    a = granularity.by_grid(held, "magnitude-0.125", "rtn")
+    np.testing.assert_allclose(a[:, 0], -0.01, atol=1e-5)
+    found = verdicts(granularity.GRANULARITY.rows())
+    assert found["cells at 7 to 9 bits with A = 0 exactly, less a half"] == {HOLDS}
+    told = next(t for t in found if t.startswith("mean |A|"))
+    assert found[told] == {HOLDS}
+
+
+def test_lora_last_and_what_it_keeps(stored: Callable[..., None]) -> None:
+    trio = ("magnitude-0.5", "rtn-4", "lora[rank=8]")
+    chains = all_orders(trio)
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        base = 0.1 * len(chain)
+        if trio[0] in chain and trio[1] in chain:
+            early = chain.index(trio[1]) < chain.index(trio[0])
+            base += 0.04 * early * (0.5 if chain[-1] == trio[2] else 1)
+        if trio[2] in chain:
+            base -= 0.05 * (chain[-1] == trio[2])
+        return base
+
+    stored("lora", make_chains(loss, chains, study="lora"))
+    (held,) = types.chains("lora", LOG)
+    assert lora.triples(held) == [trio]
+    rows = {r.tested: r for r in lora.ADAPTERS.rows()}
+    assert {r.verdict for r in rows.values()} == {HOLDS}
+    assert rows["LoRA last less LoRA anywhere earlier, nats"].value.value == pytest.approx(
+        0.05, abs=2e-3
+    )
+    smaller = rows["mean |A| without LoRA less that with LoRA behind, nats"]
+    assert smaller.value.value == pytest.approx(0.02, abs=2e-3)
+
+
+def test_mixed_precision_by_budget_and_its_control(stored: Callable[..., None]) -> None:
+    def stage(order: str, budget: float, by: str) -> str:
+        told = [f"budget={budget}"] if budget != 4.0 else []
+        told += [f"quantizer={by}"] if by != "rtn-4" else []
+        told += [f"sensitivity=hessian,order={order}"]
+        return f"mixed[{','.join(told)}]"
+
+    gain = {6.0: 0.001, 5.0: 0.01, 4.0: 0.03, 3.0: 0.09}
+    chains = {
+        (stage(o, b, q),): 0.1 + (gain[b] if o == "strong-first" and q == "gptq-4" else 0)
+        for o in ("at-once", "strong-last", "strong-first")
+        for b in gain
+        for q in ("gptq-4", "rtn-4")
+    }
+    stored("mixed", make_chains(lambda c, s: chains.get(c, 0.0), list(chains), study="mixed",
+                                noise=1e-5))  # fmt: skip
+    rows = list(mixed.MIXED.rows())
+    assert {r.verdict for r in rows} == {HOLDS}
+    assert [r.protocol for r in rows] == [f"{b:g} bits, GPTQ" for b in gain] + ["GPTQ"]
+    assert rows[-1].value.value == 1.0
+    ((_, control),) = mixed.controls()
+    assert control < 1e-3
+
+
+def test_sharing_goes_by_the_gap_where_it_does(stored: Callable[..., None]) -> None:
+    thin = {"lowrank[ratio=0.1,whiten=True]": 0.03, "lowrank[ratio=0.4,whiten=True]": 0.3}
+    bits = {"gptq-8": 0.01, "gptq-4": 0.1, "gptq-3": 0.5}
+    pairs = [o for p in thin for q in bits for o in ((p, q), (q, p))]
+    cost = thin | bits
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        base = sum(cost[s] for s in chain)
+        return base + 0.1 * max(0.0, np.subtract(*(cost[s] for s in chain))) * (len(chain) == 2) \
+            if len(chain) == 2 else base  # fmt: skip
+
+    singles = [(s,) for s in cost]
+    stored("sharing", make_chains(loss, singles + pairs, study="sharing", noise=1e-5))
+    (held,) = types.chains("sharing", LOG)
+    assert list(sharing.thinned(held, "lowrank")) == [0.1, 0.4]
+    assert sharing.others(held)["gptq"] == ["gptq-3", "gptq-4", "gptq-8"]
+    assert {r.verdict for r in sharing.SHARING.rows()} == {HOLDS}
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_what_others_claim_of_distilling(stored: Callable[..., None], between: bool) -> None:
+    trio = ("magnitude-0.5", "distill[learning_rate=0.001]", "rtn-4")
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        base = 0.1 * len(chain) + 0.05 * (len(chain) > 1 and chain[0] == "rtn-4")
+        return base - 0.03 * (chain == trio) * (1 if between else -1)
+
+    singles = [("sparsegpt-0.5",), ("gptq-4",)]
+    stored("claims", make_chains(loss, all_orders(trio) + singles, study="claims"))
+    assert [r.verdict for r in others.between()] == [HOLDS if between else FAILS]
+    assert [r.verdict for r in others.early()] == [HOLDS]
+
+
+def test_three_methods_against_one_at_equal_storage(stored: Callable[..., None]) -> None:
+    three = ("lowrank[whiten=True]", "wanda-0.375", "rtn-8")
+    losses = {three: 0.1, ("rtn-4",): 0.2, ("wanda-0.75",): 0.05}
+    losses |= {("lowrank[ratio=0.75,whiten=True]",): 0.3}
+    stored("claims", make_chains(lambda c, s: losses.get(c, 0.01), list(losses), study="claims"))
+    rows = list(others.storage())
+    assert [r.verdict for r in rows] == [HOLDS, FAILS, HOLDS]
+    assert all("4.00× and 4.00×" in r.protocol for r in rows)
+
+
+def test_joint_methods_against_the_better_order(stored: Callable[..., None]) -> None:
+    pair = ("sparsegpt-0.5", "gptq-3")
+    losses = {pair: 0.3, pair[::-1]: 0.2, ("obr[bits=3]-0.5",): 0.1, ("joint[bits=3]-0.5",): 0.25}
+    losses |= {("sparsegpt-0.5", "gptq-4"): 0.1, ("gptq-4", "sparsegpt-0.5"): 0.2}
+    losses |= {("joint-0.5",): 0.15}
+    stored("joint", make_chains(lambda c, s: losses.get(c, 0.01), list(losses), study="joint"))
+    rows = {r.protocol: r for r in others.joint()}
+    assert {p: r.verdict for p, r in rows.items()} == {
+        "obr[bits=3]-0.5": HOLDS,
+        "joint[bits=3]-0.5": FAILS,
+        "joint-0.5": FAILS,
+    }
+    assert rows["obr[bits=3]-0.5"].value.value == pytest.approx(0.1, abs=2e-3)
+
+
+# ------------------------------------------------------------------------------ document
+
+
+def judged(value: float, model: str = "m", seeds: int = 5) -> Row:
+    return Row(model, "", "", Estimate(value, value - 0.1, value + 0.1), 0.0, seeds)
+
+
+def test_several_rows_have_one_verdict() -> None:
+    yes, no, open_ = judged(1), judged(-1), judged(0.05)
+    assert (overall([yes, yes]), overall([no, no]), overall([open_])) == (HOLDS, FAILS, NO_VERDICT)
+    assert overall([yes, no]) == overall([yes, open_]) == PARTLY
+    assert overall([no, open_]) == FAILS
+    assert overall([]) == ABSENT
+    assert judged(1, seeds=1).verdict == NO_VERDICT  # one training says nothing
+    assert by_model([yes, judged(-1, "n")]) == {"m": HOLDS, "n": FAILS}
+
+
+def test_every_finding_of_the_paper_has_a_section() -> None:
+    keys = [f.key for f in FINDINGS]
+    assert keys[:9] == ["F-A", "F-B", "F-C", "T-D", "F-E", "F-F", "F-G", "F-H", "F-I"]
+    assert len(set(keys)) == len(keys)
+    known = builtin()
+    assert all(s in known for f in FINDINGS for s in f.studies)
+
+
+def test_without_records_a_finding_says_which_study_to_run(stored: Callable[..., None]) -> None:
+    for finding in FINDINGS:
+        if not {"embedded", "larger"} & set(finding.studies):
+            assert list(finding.rows()) == []
+
+
+def test_findings_are_what_the_records_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert document() == FILE.read_text(encoding="utf-8"), "run python -m experiments.findings"
+    assert main(["--check"]) == 0
+    assert main(["--chek"]) == 2
+    assert "there is --check" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("size", ["gpu", "paper"])
+def test_studies_on_larger_models(size: str) -> None:
+    small = find("quarot")
+    large = sized(small, size)
+    assert [str(m) for m in large.models] == [
+        f"untied:{LARGER[size]['llama-docs-deep'].replace('-', '_')}"
+    ]
+    assert large.plans == small.plans
+    assert len(sized(find("embedded"), size).models) == 3  # two Llamas have one larger
+    assert sized(small, "small") == small
+    with pytest.raises(ValueError, match="--size huge: choose small, gpu, paper"):
+        sized(small, "huge")
