@@ -72,6 +72,7 @@ def test_figures_meet_records_and_findings_only():
         "theory",
         "experiments.records",
         "experiments.analysis",
+        "experiments.findings",
         "experiments.summary",
     )
     frame = ("perturb.cli", "perturb.files", "perturb.plain", *NUMBERS)
@@ -82,7 +83,7 @@ def test_figures_meet_records_and_findings_only():
                 ("jax", "flax", "perturb", "experiments")
             )
     read = folder.parent / "experiments"
-    parts = ("records/*.py", "summary.py", "report/*.py", "analysis/*.py")
+    parts = ("records/*.py", "summary.py", "report/*.py", "analysis/*.py", "findings/*.py")
     paths = [path for part in parts for path in read.glob(part)]
     assert len(paths) > 10
     for path in paths:

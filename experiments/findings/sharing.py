@@ -40,7 +40,7 @@ def others(held: Chains) -> dict[str, list[str]]:
 
 def _rows() -> Iterable[Row]:
     for held in chains(STUDY, LOG):
-        for method, told in METHODS.items():
+        for method, told in ((m, t) for m, t in METHODS.items() if thinned(held, m)):
             for other, stages in others(held).items():
                 taus, right = [], []
                 for thin in thinned(held, method).values():
