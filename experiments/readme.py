@@ -19,6 +19,7 @@ from typing import Any
 from experiments.analysis import summarize
 from experiments.records import load
 from experiments.report import markdown
+from experiments.report.advice import advice
 from experiments.summary import PRUNE_FIRST, QUANTIZE_FIRST, Summary, measure_of
 from perturb.files import write_atomic
 from theory.engine import report
@@ -161,6 +162,7 @@ def _solvers(found: dict[str, Any]) -> list[str]:
 
 
 BLOCKS = {
+    "advice": advice,
     "speed": speed,
     "survives": survives,
     "zeros": zeros,

@@ -60,6 +60,15 @@ def measure_of(name: str) -> Measure:
     return Measure(name, sums, name, f"−{sums}", sums)
 
 
+def short_model(model: str) -> str:
+    """A model, or a subject with its policy, as figures and tables call it: of one's own task its
+    function's name, with hyphens."""
+    name, bracket, policy = model.partition(" [")
+    if ":" in name:
+        name = name.rpartition(":")[2].replace("_", "-")
+    return name + bracket + policy
+
+
 def compared_by(kind: str, sums: str) -> list[Measure]:
     """What a kind of model is compared by, of these sums of its records."""
     known = [m for m in MEASURES.values() if m.sums == sums]

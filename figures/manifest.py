@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.analysis.chains import Chains
-from experiments.summary import Summary
+from experiments.summary import Summary, short_model
 from figures import (
     advantage,
     affine,
@@ -160,7 +160,7 @@ class Job:
             return f"{self.drawing.name}-{self.scale}.{format}"
         model, scale = (
             "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
-            for text in (self.model, self.scale)
+            for text in (short_model(self.model), self.scale)
         )
         return f"{self.drawing.name}-{model}-{scale}.{format}"
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.analysis.chains import Chains
-from experiments.summary import Estimate
+from experiments.summary import Estimate, short_model
 from figures import style
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1A1A1A")  # Okabe-Ito
@@ -74,4 +74,4 @@ def runs(held: Chains) -> str:
 
 
 def name(held: Chains) -> str:
-    return held.model.rpartition(":")[2].replace("_", "-")
+    return short_model(held.model)

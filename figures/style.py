@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from experiments.summary import Comparison, Measure, Summary
+from experiments.summary import Comparison, Measure, Summary, short_model
 
 PRUNE_FIRST = "#D55E00"
 QUANTIZE_FIRST = "#0072B2"
@@ -122,7 +122,8 @@ def foot(figure: Figure, text: str) -> None:
 
 def name(summary: Summary, model: str) -> str:
     """A model as a title says it."""
-    return f"{model} (dense model at chance)" if model in summary.at_chance else model
+    told = short_model(model)
+    return f"{told} (dense model at chance)" if model in summary.at_chance else told
 
 
 def unit(measure: Measure) -> str:

@@ -449,7 +449,7 @@ def test_findings_are_what_the_records_say(capsys: pytest.CaptureFixture[str]) -
     assert document() == FILE.read_text(encoding="utf-8"), "run python -m experiments.findings"
     assert main(["--check"]) == 0
     assert main(["--chek"]) == 2
-    assert "there is --check" in capsys.readouterr().err
+    assert "there are --check and --store" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------- sizes

@@ -1,14 +1,20 @@
-"""FINDINGS.md: every finding with its verdicts. ``--check`` compares and writes nothing: exit code
-1 where the file says something else than the records do."""
+"""FINDINGS.md: every finding with its verdicts.
+
+``--check`` compares and writes nothing: exit code 1 where the file says something else than the
+records do. ``--store FOLDER ...`` first takes in the records of these studies' folders, condensed.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from experiments.findings import mixed
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.types import ABSENT, STORED, Finding, Row, by_model, overall, summary
+from experiments.records import load
+from experiments.records.condense import store
 from experiments.summary import CLAIMS, Choice
 from perturb.files import write_atomic
 
@@ -138,16 +144,27 @@ def _anchor(finding: Finding) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Write the file anew; with ``--check`` only say whether it is what the records say."""
-    if [*argv] not in ([], ["--check"]):
-        print(f"error: unknown option {' '.join(argv)}; there is --check", file=sys.stderr)
+    check = [*argv] == ["--check"]
+    folders = [Path(text) for text in argv[1:]] if argv[:1] == ["--store"] else []
+    if argv and not check and not folders:
+        print(
+            f"error: unknown option {' '.join(argv)}; there are --check and --store FOLDER ...",
+            file=sys.stderr,
+        )
         return 2
+    for folder in folders:
+        file = folder / "records.jsonl"
+        if not file.is_file():
+            print(f"error: no records at {file}: run the study first", file=sys.stderr)
+            return 2
+        store(load(file), STORED / f"{folder.name}.jsonl.gz")
     made = document()
     same = FILE.is_file() and FILE.read_text(encoding="utf-8") == made
-    if argv and not same:
+    if check and not same:
         print("FINDINGS.md is not what the records say: run python -m experiments.findings")
-    elif not argv:
+    elif not check:
         write_atomic(FILE, made)
-    return int(bool(argv) and not same)
+    return int(check and not same)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.findings.types import Finding, Row, chains, records, row, rows_of_ranks, summary
-from experiments.summary import Comparison
+from experiments.summary import Comparison, short_model
 
 STUDIES = ("quarot", "rotation")
 LOG = "neg_nll"
@@ -53,10 +53,9 @@ def _trends() -> list[Row]:
     stored = [summary(study) for study in STUDIES if records(study)]
     for found in stored:
         for c in (c for c in found.comparisons if c.measure == LOG):
-            model = c.model.rpartition(":")[2].replace("_", "-")
             rows.append(
                 Row(
-                    model,
+                    short_model(c.model),
                     f"{_methods(c)}{', rotated' if 'rotate' in c.policy else ''}",
                     "tau of A with the gap, along bits",
                     c.tau_bits,

@@ -19,6 +19,7 @@ from experiments.summary import (
     NO_VERDICT,
     Estimate,
     Summary,
+    short_model,
     verdict,
 )
 
@@ -111,11 +112,6 @@ def summary(name: str) -> Summary:
 # ------------------------------------------------------------------------------------ rows
 
 
-def short(model: str) -> str:
-    """A model as tables call it: of an untied preset the preset's name."""
-    return model.rpartition(":")[2].replace("_", "-")
-
-
 def row(
     chains: Chains, protocol: str, tested: str, values: Estimate | np.ndarray, above: float = 0.0
 ) -> Row:
@@ -123,7 +119,7 @@ def row(
     found = values if isinstance(values, Estimate) else chains.over(values)
     seeds, draws = (len({run[i] for run in chains.ids}) for i in (0, 1))
     told = ", ".join(part for part in (chains.policy, protocol) if part)
-    return Row(short(chains.model), told, tested, found, above, seeds, draws)
+    return Row(short_model(chains.model), told, tested, found, above, seeds, draws)
 
 
 def rows_of_ranks(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,127 @@
+"""What a practitioner should do, in a few lines: an answer for each question, chosen by the
+verdicts of stored findings, with the numbers it rests on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from experiments.analysis.rules import GAP, PRUNE, ZEROS
+from experiments.findings import lora, others, rotation, stages
+from experiments.findings.mixed import MIXED
+from experiments.findings.types import Row, overall, summary
+from experiments.summary import FAILS, HOLDS, Total, verdict
+
+SCALE = "log"
+
+
+@dataclass(frozen=True)
+class Question:
+    """rows: what the answer rests on; answers: by the overall verdict on them, and ``else_``."""
+
+    asked: str
+    rows: Callable[[], Sequence[Row]]
+    holds: str
+    fails: str
+    else_: str
+
+
+def _count(rows: Sequence[Row]) -> str:
+    said = Counter(row.verdict for row in rows)
+    told = [f"{said[v]} of {len(rows)} tests {v}" for v in (HOLDS, FAILS) if said[v]]
+    return ", ".join(told) or f"undecided in {len(rows)} tests"
+
+
+def _only(rows: Iterable[Row], start: str) -> list[Row]:
+    return [row for row in rows if row.tested.startswith(start)]
+
+
+QUESTIONS = (
+    Question(
+        "Pruning a model that will be rotated (QuaRot)?",
+        lambda: list(rotation.amplified()),
+        "Expect to pay for it: pruning costs more once the stream is rotated.",
+        "Rotate without fear: pruning costs no more after it.",
+        "Mind the ratio: whether rotating makes pruning dearer differs by pruner and ratio.",
+    ),
+    Question(
+        "More than two methods?",
+        lambda: _only(stages.SORTED.rows(), "share"),
+        "Sort them by what each alone costs, the weakest first.",
+        "Do not sort by intensity: orders at random do better.",
+        "Sorting by intensity helps in some sets and not in others: try the orders that you can.",
+    ),
+    Question(
+        "Adapters (LoRA)?",
+        lambda: _only(lora.ADAPTERS.rows(), "LoRA last"),
+        "Train them last.",
+        "Train them before the last stage.",
+        "Train them last where the losses are large; elsewhere their place is within the noise.",
+    ),
+    Question(
+        "Distilling between pruning and quantizing?",
+        lambda: list(others.between()),
+        "Prune, distill, quantize.",
+        "Not between: distill at the end, straight through the rounding.",
+        "It depends on the pair: compare it with distilling at the end, through the rounding.",
+    ),
+    Question(
+        "Mixed precision with weight updates?",
+        lambda: _only(MIXED.rows(), "8→2"),
+        "Round the layers of many bits first.",
+        "Round the layers of few bits first.",
+        "The order of the widths hardly matters: round all at once.",
+    ),
+    Question(
+        "A joint method instead of an order?",
+        lambda: list(others.joint()),
+        "Take it: it beats either order.",
+        "Keep to the better order: no joint method here beats it.",
+        "Try it beside the better order: it wins for some methods and widths.",
+    ),
+)
+
+
+def _share(total: Total, rule: str) -> float:
+    found = next((r.right.value for r in total.rules if r.name == rule), None)
+    return found or 0.0
+
+
+def pairs() -> list[str]:
+    """A row for the models on which the zero fraction beats always pruning first, and one for
+    those on which nothing does."""
+    found = summary("embedded-all")
+    totals = [t for t in found.totals if t.scale == SCALE and t.model]
+    better = [t for t in totals if verdict(t.margin, 0.0, len(found.seeds)) == HOLDS]
+    rest = [t for t in totals if t not in better]
+    lines = []
+    for mine, answer in (
+        (better, "Quantize first if the quantizer alone rounds at least the pruning ratio of the "
+                 "weights to 0; else prune first."),
+        (rest, "Prune first, or try both (`report --at`): no rule beats pruning first, and the "
+               "better order is a training's own."),
+    ):  # fmt: skip
+        if mine:
+            models = ", ".join(str(t.model) for t in mine)
+            shares = " / ".join(f"{_share(t, ZEROS):.0%}" for t in mine)
+            first = " / ".join(f"{_share(t, PRUNE):.0%}" for t in mine)
+            gap = " / ".join(f"{_share(t, GAP):.0%}" for t in mine)
+            lines.append(
+                f"| Pruning and quantizing ({models})? | {answer} | names {shares} of the winners; "
+                f"pruning first {first}, the stronger last (PIH) {gap} |"
+            )
+    return lines
+
+
+def advice() -> str:
+    """The table, as Markdown."""
+    lines = ["| question | answer | on our models |", "|---|---|---|", *pairs()]
+    for question in QUESTIONS:
+        rows = list(question.rows())
+        if not rows:
+            continue
+        said = overall(rows)
+        answer = {HOLDS: question.holds, FAILS: question.fails}.get(said, question.else_)
+        lines.append(f"| {question.asked} | {answer} | {_count(rows)} |")
+    return "\n".join(lines)
