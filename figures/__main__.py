@@ -18,7 +18,7 @@ from experiments.analysis.chains import chains_of
 from experiments.records import load
 from experiments.summary import OWN, Summary
 from figures.manifest import CHAINS, DRAWINGS, SCALES, THEORY, jobs
-from figures.stored import MEASURE, sheets
+from figures.stored import MEASURE, manifest, sheets
 from figures.style import FORMATS, to_bytes
 from perturb import cli
 from perturb.cli import BadInput
@@ -165,6 +165,9 @@ def _draw_all(arguments: argparse.Namespace) -> None:
             path = out / sheet.study / f"{sheet.name}.{format}"
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(figure, path, format)  # type: ignore[arg-type]
+    if not arguments.names:
+        write_atomic(out / "MANIFEST.md", manifest())
+        print(out / "MANIFEST.md")
 
 
 def _draw_chains(arguments: argparse.Namespace) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.findings.catalogue import FINDINGS
-from experiments.findings.types import STORED, chains, summary
+from experiments.findings.types import STORED, chains, overall, records, summary
 from figures import claims
-from figures.manifest import CHAINS, SUMMARIES, THEORY, jobs
+from figures.manifest import CHAINS, DRAWINGS, SUMMARIES, THEORY, jobs
 
 MEASURE = "neg_nll"
 SCALE = "log"
@@ -80,3 +80,53 @@ def sheets(kinds: Collection[str] = ()) -> Iterator[Sheet]:
                 THEORY_FILE,
                 lambda draw=draw: draw(json.loads(gzip.decompress(THEORY_FILE.read_bytes()))),  # type: ignore[misc]
             )
+
+
+def manifest() -> str:
+    """Of every figure of the repository what is behind it, as Markdown."""
+    lines = [
+        "# What is behind each figure",
+        "",
+        "Made by `python -m figures`, with the figures. A summary is what `python -m experiments "
+        "report FOLDER --json` printed of records too large to be kept; it names no commit.",
+        "",
+        "| figure | study | records | commit | device | statistic | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for sheet in sheets():
+        if sheet.missing:
+            lines.append(f"| {sheet.name} | `{sheet.study}` | none yet | | | | not run |")
+            continue
+        commits, devices = _provenance(sheet)
+        tested, said = _judged(sheet)
+        name = f"{sheet.study}/{sheet.name}"
+        cells = (name, f"`{sheet.study}`", sheet.records.name, commits, devices, tested, said)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _provenance(sheet: Sheet) -> tuple[str, str]:
+    """Commits and devices of a study's records."""
+    if not sheet.records.name.endswith(".jsonl.gz"):
+        return "–", "–"
+    held = records(sheet.records.name.partition(".")[0])
+    commits = dict.fromkeys(r["versions"].get("commit", "unknown")[:10] for r in held)
+    return ", ".join(commits), ", ".join(dict.fromkeys(r["device"] for r in held))
+
+
+def _judged(sheet: Sheet) -> tuple[str, str]:
+    """What the findings that a figure shows test, and their verdicts."""
+    if sheet.kind == CLAIMS:
+        mine = [f for f in FINDINGS if f.key.startswith("C-")]
+    else:
+        mine = [f for f in FINDINGS if f.figure == sheet.kind and sheet.study in f.studies]
+    found = [(f.key, list(f.rows())) for f in mine]
+    tested = dict.fromkeys(row.tested for _, rows in found for row in rows)
+    told = "; ".join(tested) or _shows(sheet.kind)
+    return told, "; ".join(f"{key} {overall(rows)}" for key, rows in found) or "–"
+
+
+def _shows(kind: str) -> str:
+    if kind in DRAWINGS:
+        return DRAWINGS[kind].shows
+    return CHAINS[kind].shows if kind in CHAINS else THEORY[kind][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from experiments.analysis import summarize
 from experiments.analysis.chains import Chains, chains_of
+from experiments.findings import __main__ as findings_main
 from experiments.findings import (
     granularity,
     lora,
@@ -24,12 +26,15 @@ from experiments.findings import (
 from experiments.findings.__main__ import FILE, document, main
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.types import ABSENT, PARTLY, Row, by_model, overall
-from experiments.records import decode_sums, load
+from experiments.readme import ROOT
+from experiments.records import RecordLog, decode_sums, load
 from experiments.records.condense import GROUPS, condense, store
 from experiments.sizes import LARGER, sized
 from experiments.study import builtin, find
 from experiments.summary import FAILS, HOLDS, NO_VERDICT, Estimate
 from figures import claims, style
+from figures import stored as stored_figures
+from figures.__main__ import main as draw
 from figures.manifest import CHAINS
 from tests.synthetic import make_chains, make_study
 
@@ -450,6 +455,74 @@ def test_findings_are_what_the_records_say(capsys: pytest.CaptureFixture[str]) -
     assert main(["--check"]) == 0
     assert main(["--chek"]) == 2
     assert "there are --check and --store" in capsys.readouterr().err
+
+
+def test_a_studys_records_are_taken_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, kept = tmp_path / "sharing", tmp_path / "kept"
+    monkeypatch.setattr(findings_main, "STORED", kept)
+    monkeypatch.setattr(findings_main, "FILE", tmp_path / "FINDINGS.md")
+    monkeypatch.setattr(findings_main, "document", lambda: "made\n")
+    assert main(["--store", str(folder)]) == 2
+    assert "no records at" in capsys.readouterr().err
+    records = make_chains(lambda c, s: 0.1, [("a",)], study="sharing")
+    with RecordLog(folder / "records.jsonl") as log:
+        for record in records:
+            log.append(record)
+    assert main(["--store", str(folder)]) == 0
+    assert len(load(kept / "sharing.jsonl.gz")) == len(records)
+    assert (tmp_path / "FINDINGS.md").read_text() == "made\n"
+
+
+# ------------------------------------------------------------------- the repository's figures
+
+
+def test_a_figure_of_the_repository_is_drawn_in_its_studys_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw(["heatmap", "affine", "--out", str(tmp_path), "--format", "png"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [Path(line).relative_to(tmp_path).parts[0] for line in told] == ["embedded", "theory"]
+    assert all(Path(line).stat().st_size > 10_000 for line in told)
+
+
+def test_a_figure_without_records_says_which_study_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stored_figures, "STORED", tmp_path)
+    assert draw(["orders", "zeros", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "zeros: no records, python -m experiments run zeros makes them",
+        "orders: no records, python -m experiments run multistage makes them",
+    ]
+
+
+def test_chain_figures_of_ones_own_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        return sum(COSTS[s] for s in chain) + 0.02 * inversions(chain)
+
+    for name, chains in (("good", all_orders(COSTS)), ("bad", [("a",)])):
+        with RecordLog(tmp_path / name / "records.jsonl") as log:
+            for record in make_chains(loss, chains, study="mine"):
+                log.append(record)
+    out = ["--out", str(tmp_path / "out"), "--replicates", "50"]
+    assert draw(["orders", "--records", str(tmp_path / "good"), *out]) == 0
+    assert (tmp_path / "out" / "orders.png").stat().st_size > 10_000
+    assert draw(["lora", "--records", str(tmp_path / "bad"), *out]) == 2
+    assert "it needs those of the study lora" in capsys.readouterr().err
+    assert draw(["orders", "rules", "--records", str(tmp_path / "good"), *out]) == 2
+
+
+def test_the_manifest_names_every_figures_study_and_verdict() -> None:
+    lines = stored_figures.manifest().splitlines()
+    assert len(lines) == 6 + len(list(stored_figures.sheets()))
+    drawn = ROOT / "figures" / "drawn"
+    assert (drawn / "MANIFEST.md").read_text(encoding="utf-8").splitlines() == lines
+    linked = re.findall(r"figures/drawn/([\w./-]+)\.png", (ROOT / "README.md").read_text())
+    assert all(any(line.startswith(f"| {name} |") for line in lines) for name in linked)
 
 
 # --------------------------------------------------------------------------------- sizes

@@ -123,7 +123,7 @@ FOUR = Finding(
     reported="5 % with QuaRot at 4 bits: A = −49.9 (SparseGPT) and −9.4 (SLEB) perplexity",
     studies=STUDIES,
     rows=lambda: [*_trends(), *_blocks(), *_reported()],
-    figure="quarot",
+    figure="advantage",
 )
 AMPLIFIED = Finding(
     key="F-C",
