@@ -238,6 +238,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         chosen.append(study)
     compile_quickly()
     cache_programs()
+    if len(chosen) > 1:
+        cells = sum(len(study.chains()) * study.runs for study in chosen)
+        console.print(f"{len(chosen)} studies, {cells} models to measure")
     codes = [_run_one(study, arguments, console) for study in chosen]
     return max(codes)
 
