@@ -299,6 +299,27 @@ def test_blocks_that_do_not_meet_the_quantizer(stored: Callable[..., None]) -> N
     assert "A = 0 exactly in 100% of the cells" in drawn("granularity")
 
 
+def test_an_advantage_is_split_as_it_was_made() -> None:
+    """Loss 2 E and something besides; owners' errors and what interferes are given."""
+    p, q = "magnitude-0.125", "rtn-4"
+    errors = {(p,): 0.1, (q,): 0.2, (p, q): 0.31, (q, p): 0.36}
+    owned = {(p, q): 0.30, (q, p): 0.33}
+    extra = {(q, p): 0.004}
+    records = make_chains(lambda c, s: 2 * errors.get(c, 0) + extra.get(c, 0), list(errors))
+    for r in records:
+        chain = tuple(r["label"].rpartition("/")[2].split(">"))
+        layer = {"out_rel": errors.get(chain, 0.0) / 2}
+        if chain in owned:
+            layer["owned_rel"] = owned[chain] / 2
+        r["layers"] = {"a": layer, "b": layer}
+    (found,) = granularity.splits(of(records))
+    assert (found.pruner, found.grid) == ("weights", "one scale a row")
+    assert found.measured == pytest.approx(2 * 0.05 + 0.004, abs=1e-4)
+    assert found.ownership == pytest.approx(2 * 0.03, abs=1e-4)
+    assert found.interference == pytest.approx(2 * 0.02, abs=1e-4)
+    assert found.rest == pytest.approx(0.004, abs=1e-4)
+
+
 def test_lora_last_and_what_it_keeps(stored: Callable[..., None]) -> None:
     trio = ("magnitude-0.5", "rtn-4", "lora[rank=8]")
     chains = all_orders(trio)

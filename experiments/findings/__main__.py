@@ -10,9 +10,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.findings import mixed
+from experiments.findings import granularity, mixed
 from experiments.findings.catalogue import FINDINGS
-from experiments.findings.types import ABSENT, STORED, Finding, Row, by_model, overall, summary
+from experiments.findings.granularity import splits
+from experiments.findings.types import (
+    ABSENT,
+    STORED,
+    Finding,
+    Row,
+    by_model,
+    chains,
+    overall,
+    summary,
+)
 from experiments.records import load
 from experiments.records.condense import store
 from experiments.summary import CLAIMS, Choice
@@ -100,6 +110,26 @@ def _change(usual: str, other: str) -> str:
     return other if usual == other else f"{usual} → **{other}**"
 
 
+def parts() -> list[str]:
+    """A of pruning single weights, split."""
+    every = [s for held in chains(granularity.STUDY, granularity.LOG) for s in splits(held)]
+    if not every:
+        return []
+    body = [
+        (s.pruner, s.grid, *(f"{v:.2g}" for v in (s.measured, s.ownership, s.interference, s.rest)))
+        for s in every
+    ]
+    head = ("pruned", "grid", "A", "ownership", "interference", "rest")
+    return [
+        "What A is made of where single weights are pruned, means of absolute values over widths "
+        "and trainings in nats: each weight's owner's error alone (Theorem 1), what the layers' "
+        "measured errors add (interference), and what the outputs add to the layers' errors:",
+        "",
+        *table(head, body, numbers=4),
+        "",
+    ]
+
+
 def controls() -> list[str]:
     found = list(mixed.controls())
     if not found:
@@ -131,6 +161,8 @@ def document() -> str:
         lines += section(finding, rows)
         if finding.key == "F-A":
             lines += protocols()
+        if finding.key == "T-D":
+            lines += parts()
         if finding.key == "F-I":
             lines += controls()
     return "\n".join(lines).rstrip() + "\n"
