@@ -7,8 +7,6 @@ formats, and the storage says so. Layers of neighbouring blocks that share a bas
 Run:      python -m experiments run sharing
 """
 
-from functools import partial
-
 from experiments.study import Study, axis, pairs
 from perturb import GPTQ, RTN, LowRank, ShareBasis, SparseGPT
 
@@ -22,8 +20,9 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     plans=pairs(
         [
-            axis(partial(LowRank, whiten=True, release=True), ratio=RATIOS),
-            axis(partial(ShareBasis, release=True), ratio=RATIOS),
+            # ranks are shapes: an axis of its own for each
+            *(axis(LowRank, whiten=True, release=True, ratio=ratio) for ratio in RATIOS),
+            *(axis(ShareBasis, release=True, ratio=ratio) for ratio in RATIOS),
         ],
         [
             axis(RTN, bits=BITS),
