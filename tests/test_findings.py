@@ -293,7 +293,7 @@ def test_blocks_that_do_not_meet_the_quantizer(stored: Callable[..., None]) -> N
     a = granularity.by_grid(held, "magnitude-0.125", "rtn")
     np.testing.assert_allclose(a[:, 0], -0.01, atol=1e-5)
     found = verdicts(granularity.GRANULARITY.rows())
-    assert found["cells at 7 to 9 bits with A = 0 exactly, less a half"] == {HOLDS}
+    assert found["cells at 7 to 9 bits with A = 0 exactly"] == {HOLDS}
     told = next(t for t in found if t.startswith("mean |A|"))
     assert found[told] == {HOLDS}
     assert "A = 0 exactly in 100% of the cells" in drawn("granularity")

@@ -68,8 +68,9 @@ def _zero() -> Iterable[Row]:
                         yield row(
                             held,
                             f"{units}, {name}",
-                            "cells at 7 to 9 bits with A = 0 exactly, less a half",
-                            held.over(zero - 0.5, -0.5, 0.5),
+                            "cells at 7 to 9 bits with A = 0 exactly",
+                            held.over(zero, 0, 1),
+                            above=0.5,
                         )
 
 
