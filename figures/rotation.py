@@ -31,20 +31,20 @@ def draw(models: tuple[Chains, ...]) -> Figure:
             "quantization; the rotation alone changes nothing.",
             f"Bars are {held.level:.0%} intervals over trainings and test examples.",
             width=2.6,
+            colours={"as trained": style.INK, "rotated": style.PRUNE_FIRST},
         )
         for ax, (method, stages) in zip(axes, pruners.items(), strict=True):
-            for chosen, before, colour, told in (
-                (stages, (), style.INK, "as trained"),
-                (rotated[method], start, style.PRUNE_FIRST, "rotated"),
+            for chosen, before, colour in (
+                (stages, (), style.INK),
+                (rotated[method], start, style.PRUNE_FIRST),
             ):
                 values = [held.loss((*before, stage)) for stage in chosen.values()]
-                sheet.line(ax, [*chosen], values, colour, told, dashed=not before)
+                sheet.line(ax, [*chosen], values, colour, dashed=not before)
             ax.set_title(method)
             ax.set_xlabel("pruned fraction")
             ax.set_yscale("symlog", linthresh=0.01)
             ax.set_ylim(bottom=0)
         axes[0].set_ylabel("loss, nats")
-        axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 

@@ -296,7 +296,7 @@ def test_blocks_that_do_not_meet_the_quantizer(stored: Callable[..., None]) -> N
     assert found["cells at 7 to 9 bits with A = 0 exactly"] == {HOLDS}
     told = next(t for t in found if t.startswith("mean |A|"))
     assert found[told] == {HOLDS}
-    assert "A = 0 exactly in 100% of the cells" in drawn("granularity")
+    assert "A = 0 exactly in 100% of the cells at 7 to 9 bits with RTN" in drawn("granularity")
 
 
 def test_an_advantage_is_split_as_it_was_made() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.findings import granularity, mixed
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.granularity import splits
+from experiments.findings.sharing import formats
 from experiments.findings.types import (
     ABSENT,
     STORED,
@@ -130,6 +131,24 @@ def parts() -> list[str]:
     ]
 
 
+def two_formats() -> list[str]:
+    """What a comparison of different formats would say."""
+    found = formats()
+    if not found:
+        return []
+    body = [
+        (told, q, f"{bare:+.3f}", f"{one:.2f}× and {two:.2f}×", f"{same:+.3f}")
+        for told, q, bare, one, two, same in found
+    ]
+    return [
+        "Factors of a rounded matrix lie on no grid. Left so, quantizing first is compared with a "
+        "model that is stored in more bits; quantized again, in the same:",
+        "",
+        *table(("method", "quantizer", "A, left so", "stored", "A, in one format"), body, 3),
+        "",
+    ]
+
+
 def controls() -> list[str]:
     found = list(mixed.controls())
     if not found:
@@ -163,6 +182,8 @@ def document() -> str:
             lines += protocols()
         if finding.key == "T-D":
             lines += parts()
+        if finding.key == "F-H":
+            lines += two_formats()
         if finding.key == "F-I":
             lines += controls()
     return "\n".join(lines).rstrip() + "\n"
