@@ -48,12 +48,22 @@ class Keys:
             self.refuse(key, f"only {', '.join(map(_shown, allowed))} is supported")
         return value
 
+    def classes(self) -> int:
+        """How many classes a classifier has: as many as it has names for, two if it has none."""
+        names = self.inside("id2label").values
+        return len(names) if names else self.whole("num_labels", 2)
+
     def inside(self, key: str) -> Keys:
         """The object of that key; empty where there is none."""
         value = self.get(key, {})
         if not isinstance(value, Mapping):
             self.refuse(key, "it must be an object")
         return Keys(f"{self.where}, {key}", value)
+
+    def blamed(self, error: ValueError) -> ValueError:
+        """What our model's config refused, as an error of this file."""
+        told = str(error)
+        return error if self.where in told else ValueError(f"{self.where}: {told}")
 
     def refuse(self, key: str, why: str) -> NoReturn:
         raise ValueError(f"{self.where}: {key} = {_shown(self.values.get(key))}: {why}")

@@ -44,8 +44,7 @@ def plan(folder: Folder, keys: Keys, kind: str, dtype: str) -> Plan:
             window=_window(keys, kind),
         )
     except ValueError as error:
-        told = str(error)
-        raise ValueError(told if keys.where in told else f"{keys.where}: {told}") from error
+        raise keys.blamed(error) from error
     seen = "" if config.window is None else f"a token sees {config.window} positions"
     copies = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
     return Plan(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from experiments.published import llama
+from experiments.published import gpt2, llama, resnet, vit
 from experiments.published.fill import Plan, filled
 from experiments.published.keys import Keys
 from perturb.checkpoints import Folder, open_folder
@@ -23,6 +23,10 @@ FAMILIES: dict[str, Callable[[Folder, Keys, str, str], Plan]] = {
     "MistralForCausalLM": llama.plan,
     "Qwen2ForCausalLM": llama.plan,
     "Qwen3ForCausalLM": llama.plan,
+    "GPT2LMHeadModel": gpt2.plan,
+    "ViTForImageClassification": vit.plan,
+    vit.DISTILLED: vit.plan,
+    "ResNetForImageClassification": resnet.plan,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
