@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -70,7 +70,7 @@ def filled(folder: Folder, plan: Plan) -> nnx.Module:
     graph, state = nnx.split(nnx.eval_shape(lambda: plan.config.build(nnx.Rngs(0))))
     leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     assert leaves.keys() == plan.sources.keys(), leaves.keys() ^ plan.sources.keys()
-    check(folder, plan, {name: tuple(leaf.shape) for name, leaf in leaves.items()})
+    check(folder, plan)
     for copy, original in plan.copies.items():
         held = folder.tensors
         if copy in held and not np.array_equal(held[copy].read(), held[original].read()):
@@ -85,11 +85,14 @@ def filled(folder: Folder, plan: Plan) -> nnx.Module:
     return model
 
 
-def check(folder: Folder, plan: Plan, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Compare the folder's tensors with those of a model with parameters of these shapes."""
+def check(folder: Folder, plan: Plan) -> None:
+    """Compare the folder's tensors with those of the plan's model; takes no memory. Raises
+    ValueError as :func:`filled`."""
     tensors, known = folder.tensors, set(plan.copies)
-    for name, shape in shapes.items():
-        wanted = plan.sources[name].shape(tuple(shape))
+    state = nnx.state(nnx.eval_shape(lambda: plan.config.build(nnx.Rngs(0))))
+    for path, leaf in nnx.to_flat_state(state):
+        name = ".".join(map(str, path))
+        wanted = plan.sources[name].shape(tuple(leaf.shape))
         for stored in plan.sources[name].names:
             known.add(stored)
             if stored not in tensors:

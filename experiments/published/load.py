@@ -1,6 +1,6 @@
 """From a folder to a model: which family it is of, its weights, a line that describes it.
 
-    model, tokenizer, description = load("SmolLM2-135M")
+model, tokenizer, description = load("SmolLM2-135M")
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Folders as Hugging Face lays them out: config.json, safetensors in one file or in shards.
 
-    folder = open_folder(Path("SmolLM2-135M"))
-    folder.config["architectures"], folder.tensors["model.norm.weight"].read()
+folder = open_folder(Path("SmolLM2-135M"))
+folder.config["architectures"], folder.tensors["model.norm.weight"].read()
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perturb.checkpoints.stream import Tensors, as_object, read_header
+from perturb.checkpoints.stream import Tensor, Tensors, as_object, read_header
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
@@ -63,7 +63,7 @@ def _sharded(index: Path) -> Tensors:
     where = as_object(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
         raise ValueError(f"{index}: must have a weight_map, tensor -> file")
-    held, listed = {}, set(where)
+    held: dict[str, Tensor] = {}
     for name in dict.fromkeys(where.values()):
         shard = index.parent / name
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -78,7 +78,7 @@ def _sharded(index: Path) -> Tensors:
         if absent is not None:
             raise ValueError(f"{shard}: {absent} is missing, which {index.name} says is here")
         held |= inside
-    unlisted = next((t for t in held if t not in listed), None)
+    unlisted = next((t for t in held if t not in where), None)
     if unlisted is not None:
         raise ValueError(f"{held[unlisted].file}: {unlisted} is not in {index.name}")
     return Tensors(held)
