@@ -190,6 +190,8 @@ class Study:
             if not made and field not in ("exclude", "include"):
                 raise ValueError(f"study {name!r}: {field} is empty; each must be {right}")
             object.__setattr__(self, field, tuple(made))
+        if all(isinstance(model, Checkpoint) for model in self.models):
+            object.__setattr__(self, "seeds", self.seeds[:1])  # what a run says of itself
         named = Counter(map(str, self.models))
         alike = next((x for x, count in named.items() if count > 1), None)
         if alike is not None:
