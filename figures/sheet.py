@@ -27,13 +27,16 @@ def sheet(
     height: float = 2.9,
     colours: Mapping[str, str] | None = None,
     share: bool = False,
+    rows: int = 1,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of a row of panels, each ``width`` by ``height`` inches; inside ``style.look()``.
+    """A figure of panels in ``rows`` rows, each ``width`` by ``height`` inches; inside
+    ``style.look()``.
 
     title: the takeaway; subtitle: what is drawn; key: how to read the marks, below. colours: of
     the lines by their names, told above the panels. share: one y axis for all.
     """
-    wide = max(width * panels, 7.0)
+    columns = -(-panels // rows)
+    wide = max(width * columns, 7.0)
     title = textwrap.fill(title, int(9.2 * wide))
     subtitle = textwrap.fill(subtitle, int(13.5 * wide))
     key = textwrap.fill(key, int(14.5 * wide))
@@ -42,7 +45,7 @@ def sheet(
     named = head
     head += 0.25 if colours else 0.0
     foot = 0.2 + 0.15 * (key.count("\n") + 1)
-    tall = height + head + foot
+    tall = rows * height + head + foot
     figure = Figure(figsize=(wide, tall), layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(rect=(0.0, foot / tall, 1.0, 1.0 - (head + foot) / tall))
@@ -61,8 +64,10 @@ def sheet(
             fontsize=8,
             columnspacing=1.4,
         )
-    axes = figure.subplots(1, panels, squeeze=False, sharey=share)[0]
-    return figure, list(axes)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=share).ravel()
+    for unused in axes[panels:]:
+        unused.set_visible(False)
+    return figure, list(axes[:panels])
 
 
 def line(
