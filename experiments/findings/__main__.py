@@ -82,6 +82,8 @@ def section(finding: Finding, rows: Sequence[Row]) -> list[str]:
         for r in rows
     )
     head = ("model", "protocol", "tested", "value", "trainings × draws", "verdict")
+    if finding.figure:
+        lines += [f"![{finding.title}](figures/drawn/{finding.figure}.png)", ""]
     return [*lines, *table(head, body), ""]
 
 

@@ -170,6 +170,6 @@ GRANULARITY = Finding(
     reported="SLEB: A is exactly 0 at 7 to 9 bits",
     studies=(STUDY,),
     rows=lambda: [*_zero(), *_smaller()],
-    figure="granularity",
+    figure="granularity/granularity",
 )
 FINDINGS = (GRANULARITY,)

@@ -123,7 +123,7 @@ FOUR = Finding(
     reported="5 % with QuaRot at 4 bits: A = −49.9 (SparseGPT) and −9.4 (SLEB) perplexity",
     studies=STUDIES,
     rows=lambda: [*_trends(), *_blocks(), *_reported()],
-    figure="advantage",
+    figure="quarot/advantage-llama-docs-deep--prepared-rotate--log",
 )
 AMPLIFIED = Finding(
     key="F-C",
@@ -133,6 +133,6 @@ AMPLIFIED = Finding(
     reported="SparseGPT, 40 %: perplexity 8.477, after the rotation 98.213",
     studies=STUDIES,
     rows=lambda: list(amplified()),
-    figure="rotation",
+    figure="quarot/rotation",
 )
 FINDINGS = (FOUR, AMPLIFIED)

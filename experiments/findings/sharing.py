@@ -88,6 +88,6 @@ SHARING = Finding(
     reported="the hypothesis holds with parameter sharing",
     studies=(STUDY,),
     rows=lambda: list(_rows()),
-    figure="sharing",
+    figure="sharing/sharing",
 )
 FINDINGS = (SHARING,)
