@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.findings import granularity, mixed
+from experiments.findings import granularity, mixed, rotation
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.granularity import splits
 from experiments.findings.sharing import formats
@@ -184,6 +184,12 @@ def document() -> str:
             lines += protocols()
         if finding.key == "T-D":
             lines += parts()
+        if finding.key == "F-C" and (found := rotation.control()) is not None:
+            told = f"{found:.1g} nats"
+            lines += [
+                f"Control: what removing a block costs is the same after rotating to {told}.",
+                "",
+            ]
         if finding.key == "F-H":
             lines += two_formats()
         if finding.key == "F-I":
