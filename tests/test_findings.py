@@ -271,7 +271,10 @@ def test_what_a_rotation_does_to_pruning(stored: Callable[..., None], worse: flo
     assert {r.verdict for r in rows} == {HOLDS if worse > 0 else FAILS}
     assert [r.value.value for r in rows] == pytest.approx([worse] * 2, abs=1e-4)
     assert rotation.control() == pytest.approx(abs(worse), abs=1e-3)  # here it is none
-    assert f"in {2 if worse > 0 else 0} of 2 settings" in drawn("rotation")
+    told = (
+        "more in 2 of 2 settings, less in 0" if worse > 0 else "more in 0 of 2 settings, less in 2"
+    )
+    assert told in drawn("rotation")
 
 
 def test_blocks_that_do_not_meet_the_quantizer(stored: Callable[..., None]) -> None:
