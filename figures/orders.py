@@ -18,22 +18,28 @@ def draw(models: tuple[Chains, ...]) -> Figure:
     """One model: all orders of all methods, and the share of orders that sorting beats, by how many
     methods there are."""
     held = models[0]
-    names = stages.five(held)
+    names, every = stages.compressors(held), stages.five(held)
     with style.look():
         share = held.over(stages.beaten(held, names), 0, 1)
+        adapted = held.over(stages.beaten(held, every), 0, 1)
+        also = (
+            f"; with adapters ({len(stages.orders(every))} orders) {adapted.value or 0:.0%}"
+            if len(every) > len(names)
+            else ""
+        )
         figure, axes = sheet.sheet(
             2,
             f"{sheet.name(held)}: of all {len(stages.orders(names))} orders of {len(names)} "
-            f"methods the one sorted by intensity beats {share.value or 0:.0%}",
+            f"compressors the one sorted by intensity beats {share.value or 0:.0%}{also}",
             f"M = −NLL in nats, mean of {sheet.runs(held)}. Sorted: by what each method alone "
             "costs in that training, the weakest first.",
             f"Left: each grey point an order; black: the mean at a distance. Right: bars are "
-            f"{held.level:.0%} intervals; sorting at random beats a half.",
+            f"{held.level:.0%} intervals, small points single sets; at random: a half.",
             width=4.1,
             height=3.2,
         )
         _orders(axes[0], held, names)
-        _sizes(axes[1], held, len(names))
+        _sizes(axes[1], held, len(every))
     return figure
 
 
@@ -62,17 +68,21 @@ def _orders(ax: Axes, held: Chains, names: list[str]) -> None:
 
 def _sizes(ax: Axes, held: Chains, most: int) -> None:
     ax.axhline(0.5, color=style.RULE, lw=1)
-    for size in range(2, most + 1):
-        sets = stages.sets(held, size)
-        each = [held.over(stages.beaten(held, s), 0, 1).value or 0.0 for s in sets]
-        spread = np.linspace(-0.15, 0.15, len(each)) if len(each) > 1 else [0.0]
-        ax.plot(size + np.array(spread), each, ".", color=style.MUTED, ms=4)
-        pooled = held.over(stages.pooled(stages.beaten(held, s) for s in sets), 0, 1)
-        sheet.interval(ax, size, pooled, style.QUANTIZE_FIRST, 2.5)
-        ax.plot(size, pooled.value or 0.0, "o", color=style.QUANTIZE_FIRST, ms=6)
-    ax.set_ylim(0, 1.02)
+    for adapted, colour in ((False, style.QUANTIZE_FIRST), (True, style.PRUNE_FIRST)):
+        for size in range(2, most + 1):
+            sets = stages.sets(held, size, adapted)
+            if not sets:
+                continue
+            at = size + (0.18 if adapted else -0.18)
+            each = [held.over(stages.beaten(held, s), 0, 1).value or 0.0 for s in sets]
+            spread = np.linspace(-0.1, 0.1, len(each)) if len(each) > 1 else np.zeros(1)
+            ax.plot(at + spread, each, ".", color=colour, ms=3.5, alpha=0.4)
+            pooled = held.over(stages.pooled(stages.beaten(held, s) for s in sets), 0, 1)
+            sheet.interval(ax, at, pooled, colour, 2.5)
+            ax.plot(at, pooled.value or 0.0, "o", color=colour, ms=6)
+    ax.set_ylim(-0.02, 1.02)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set_xticks(range(2, most + 1))
     ax.set_xlabel("methods")
     ax.set_ylabel("other orders that sorting beats")
-    ax.set_title("each set of methods (grey), and all sets")
+    ax.set_title("blue: compressors; orange: with adapters")

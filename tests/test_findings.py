@@ -164,7 +164,9 @@ def test_the_figure_of_all_orders(stored: Callable[..., None]) -> None:
         return sum(COSTS[s] for s in chain) + 0.02 * inversions(chain)
 
     stored("multistage", make_chains(loss, all_orders(COSTS), study="multistage"))
-    assert "of all 6 orders of 3 methods the one sorted by intensity beats 100%" in drawn("orders")
+    assert "of all 6 orders of 3 compressors the one sorted by intensity beats 100%" in drawn(
+        "orders"
+    )
     assert {r.verdict for r in stages.SORTED.rows()} == {HOLDS}
     assert [r.verdict for r in stages.insertion()] == [HOLDS]
 

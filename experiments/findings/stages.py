@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.analysis.rows import Rows
+from experiments.findings.lora import is_lora
 from experiments.findings.rotation import LOG, parts
 from experiments.findings.types import Finding, Row, chains, row
 
@@ -22,9 +23,18 @@ def five(held: Chains) -> list[str]:
     return sorted(next(c for c in held.rows if len(c) == longest))
 
 
-def sets(held: Chains, size: int) -> list[tuple[str, ...]]:
-    """Sets of stages of which every order was run."""
-    return list(itertools.combinations(five(held), size))
+def compressors(held: Chains) -> list[str]:
+    """Those that perturb the model: without adapters, which are trained and mend it."""
+    return [s for s in five(held) if not is_lora(s)]
+
+
+def sets(held: Chains, size: int, adapted: bool = False) -> list[tuple[str, ...]]:
+    """Sets of compressors, or of some with adapters (``size`` in all); every order was run."""
+    mine = compressors(held)
+    if not adapted:
+        return list(itertools.combinations(mine, size))
+    rest = [s for s in five(held) if s not in mine]
+    return [(*s, *rest) for s in itertools.combinations(mine, size - 1)] if rest else []
 
 
 def sorted_chains(held: Chains, stages: Sequence[str]) -> list[Chain]:
@@ -63,11 +73,14 @@ def pooled(values: Iterable[Rows]) -> Rows:
 
 def _sorting() -> Iterable[Row]:
     for held in chains(STUDY, LOG):
-        for size in range(2, len(five(held)) + 1):
-            share = pooled(beaten(held, stages) for stages in sets(held, size))
-            label = f"all orders of {size} of {len(five(held))} methods"
-            tested = "share of other orders that the sorted one beats"
-            yield row(held, label, tested, held.over(share, 0, 1), above=0.5)
+        for adapted, what in ((False, "compressors"), (True, "methods, adapters among them")):
+            for size in range(2, len(five(held)) + 1):
+                mine = sets(held, size, adapted)
+                if mine:
+                    share = pooled(beaten(held, stages) for stages in mine)
+                    label = f"all orders of {size} {what}"
+                    tested = "share of other orders that the sorted one beats"
+                    yield row(held, label, tested, held.over(share, 0, 1), above=0.5)
 
 
 def halves(held: Chains) -> Iterable[Row]:
