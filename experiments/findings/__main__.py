@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.findings import granularity, mixed, rotation
+from experiments.findings import granularity, mixed, rotation, stages
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.granularity import splits
 from experiments.findings.sharing import formats
@@ -26,7 +26,7 @@ from experiments.findings.types import (
 )
 from experiments.records import load
 from experiments.records.condense import store
-from experiments.summary import CLAIMS, Choice
+from experiments.summary import CLAIMS, LOSS, Choice
 from perturb.files import write_atomic
 
 FILE = STORED.parents[1] / "FINDINGS.md"
@@ -190,11 +190,18 @@ def document() -> str:
                 f"Control: what removing a block costs is the same after rotating to {told}.",
                 "",
             ]
+        if finding.key == "F-F":
+            lines += [_level(*found) for found in stages.level()]
         if finding.key == "F-H":
             lines += two_formats()
         if finding.key == "F-I":
             lines += controls()
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _level(model: str, count: int, loss: float) -> str:
+    told = f"All {count} compressors together cost {loss:.2g} nats on {model}"
+    return f"{told}{f' (a usable model loses {LOSS:g} at most)' if loss > LOSS else ''}.\n"
 
 
 def _anchor(finding: Finding) -> str:

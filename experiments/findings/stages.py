@@ -91,6 +91,16 @@ def halves(held: Chains) -> Iterable[Row]:
             yield row(held, f"{whole}, {q}", f"P→Q→P less {told}, nats", more)
 
 
+def level() -> list[tuple[str, int, float]]:
+    """How much is lost: model, compressors, mean loss over all orders of all of them, nats."""
+    found = []
+    for held in chains(STUDY, LOG):
+        mine = compressors(held)
+        loss = [held.rows[()][:, 0] - held.rows[c][:, 0] for c in orders(mine)]
+        found.append((held.model, len(mine), float(np.nanmean(loss))))
+    return found
+
+
 def _is_halved(chain: Chain) -> bool:
     if len(chain) != 3:
         return False
