@@ -155,9 +155,9 @@ def controls() -> list[str]:
     found = list(mixed.controls())
     if not found:
         return []
-    told = ", ".join(f"{value:.2g} on {model}" for model, value in found)
+    told = ", ".join(f"{value:.2g} nats on {model}" for model, value in found)
     return [
-        f"Control: with RTN, which updates no weights, the two orders differ by {told} nats.",
+        f"Control: with RTN, which updates no weights, the two orders differ by {told}.",
         "",
     ]
 
