@@ -35,6 +35,8 @@ def sheet(
     title: the takeaway; subtitle: what is drawn; key: how to read the marks, below. colours: of
     the lines by their names, told above the panels. share: one y axis for all.
     """
+    if not panels:
+        raise ValueError("they have nothing that it draws")
     columns = -(-panels // rows)
     wide = max(width * columns, 7.0)
     title = textwrap.fill(title, int(9.2 * wide))

@@ -412,7 +412,6 @@ def test_a_measure_of_ones_own_is_drawn_without_being_asked_for(tmp_path, capsys
     [
         (["nothing"], "no figure named 'nothing'"),
         (["--records", "{study}"], "--out is missing"),
-        (["--out", "{out}"], "--records is missing"),
         (["--out", "{out}", "--records", "/no/such"], "no records at /no/such"),
         (["--out", "{out}", "--records", "{study}", "--format", "gif"], "invalid choice: 'gif'"),
         (["--out", "{out}", "--records", "{study}", "--model", "bert"], "no model 'bert'"),

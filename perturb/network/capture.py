@@ -280,7 +280,7 @@ def capture(
     called, or that is called where it cannot be heard; and for weights that apply to no layer.
     """
     graphdef, state = nnx.split(model)
-    return captured(graphdef, state, specs, calibration, forward, token_weights)
+    return captured(graphdef, state, specs, calibration, forward, token_weights, model)
 
 
 def captured(
@@ -290,8 +290,12 @@ def captured(
     calibration: Any,
     forward: Forward = call,
     token_weights: TokenWeights | None = None,
+    model: nnx.Module | None = None,
 ) -> dict[str, Moments]:
-    """:func:`capture` of a model that is split; of a state with input maps the mapped inputs'."""
+    """:func:`capture` of a model that is split; of a state with input maps the mapped inputs'.
+
+    model: the one that was split, which messages are about.
+    """
     run = compiled(_moments, graphdef, tuple(specs.values()), forward)
 
     def heard() -> Iterator[tuple[Heard, Any]]:
@@ -301,7 +305,7 @@ def captured(
                 told = run(state, batch, weights)
             yield told, weights
 
-    return gathered(nnx.merge(graphdef, bare(state)), specs, heard())
+    return gathered(model or nnx.merge(graphdef, bare(state)), specs, heard())
 
 
 def gathered(
