@@ -1,4 +1,4 @@
-"""Two compensated stages as projections: what is removed, what is rounded, and what is rounded twice.
+"""Two compensated stages as projections: what is removed, what is rounded, and what twice.
 
 A row w [n] with H [n, n], lengths |x|_H^2 = x^T H x. For a set S of removed weights, Pi_S is the
 H-projection onto the rows that are 0 in S: pruning with full compensation. The theorem is
@@ -23,7 +23,7 @@ def projection(gone: Array, h_inv: Array) -> Array:
 
 
 def stages_advantage(first: Number, last: Number, once: Number, twice: Number) -> Any:
-    """A(Q->P)/kappa = [R_S(w) - R_T(w)] + |eta|_H^2 - |Pi_T zeta + eta'|_H^2, terms in this order."""
+    """A(Q->P)/kappa = [R_S(w) - R_T(w)] + |eta|_H^2 - |Pi_T zeta + eta'|_H^2, in this order."""
     return first - last + once - twice
 
 

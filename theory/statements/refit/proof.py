@@ -142,8 +142,8 @@ def necessity() -> tuple[Counterexample, ...]:
         ),
         Counterexample(
             "what is pruned stays 0",
-            "levels s {-1/2, 1/2}, w = (1, 10), one pruned and rounded up to s/2 again: 81/2 at the "
-            "best of steps, 11, against 1 where it stays 0",
+            "levels s {-1/2, 1/2}, w = (1, 10), one pruned and rounded up to s/2 again: 81/2 at "
+            "the best of steps, 11, against 1 where it stays 0",
             "<=",
             f(81, 2),
             f(1),

@@ -48,7 +48,8 @@ def measure(key: Array) -> tuple[Finding, ...]:
     cells = np.array(list(found.values()))  # [cells, batches, p]
     mean, error = cells.mean(1), cells.std(1) / BATCHES**0.5
     rows = [
-        (name, law, *(f"{x:.1e}" for x in row)) for (name, law), row in zip(found, mean, strict=True)
+        (name, law, *(f"{x:.1e}" for x in row))
+        for (name, law), row in zip(found, mean, strict=True)
     ]
     worst = float((mean / np.maximum(error, 1e-12)).max())
     w = rng.choice([-1.0, 1.0], 400_000) * (1 + TWO_MODES * rng.normal(size=400_000))
@@ -60,8 +61,8 @@ def measure(key: Array) -> tuple[Finding, ...]:
             "false" if worst < 5 else "holds",
             f"A <= 0 in all {mean.size} cells of three even unimodal laws of weights with biased, "
             f"skewed, rare, common and heavy-tailed errors, to {worst:.1f} standard errors; what "
-            f"has to be kept is unimodality: weights at +-1 +- {TWO_MODES} with errors of +-1 in 30 "
-            f"% give A = {two:+.3f} at 10 %",
+            f"has to be kept is unimodality: weights at +-1 +- {TWO_MODES} with errors of +-1 in "
+            f"30 % give A = {two:+.3f} at 10 %",
             {"largest A, standard errors": worst, "two modes": two},
             ("weights", "error", *(f"{p:.0%}" for p in PRUNED)),
             tuple(rows),

@@ -84,8 +84,8 @@ def prove() -> Proof:
                 formula,
             ),
             symbolic.step(
-                "uniform on (-h, h), |h - c| < e < h + c: P(|w + e| <= c) = (h + c - e) / 2h, which "
-                "falls",
+                "uniform on (-h, h), |h - c| < e < h + c: P(|w + e| <= c) = (h + c - e) / 2h, "
+                "which falls",
                 part.diff(e),
                 -1 / (2 * h),
             ),
@@ -103,13 +103,13 @@ def prove() -> Proof:
             ),
         ),
         beyond="an even unimodal law is a mixture of uniform laws on (-h, h) and a mass at 0, for "
-        "which P(|e| <= c) falls too; given the n - 2 other scores, let x be the score of i, y that "
-        "of j: 'i goes, j stays' is x < y, x < b, y > a with a <= b order statistics of the others "
-        "(ties: scores with a uniform number each, in lexical order), an event that falls in x and "
-        "grows in y, so its probability is largest with the stochastically smaller score first; "
-        "pairs of Chebyshev's sum then have one sign; isotropic unimodal laws of blocks are mixtures "
-        "of uniform laws on balls, the overlap of two of which falls in the distance of their "
-        "centres (Anderson 1955)",
+        "which P(|e| <= c) falls too; given the n - 2 other scores, let x be the score of i, y "
+        "that of j: 'i goes, j stays' is x < y, x < b, y > a with a <= b order statistics of the "
+        "others (ties: scores with a uniform number each, in lexical order), an event that falls "
+        "in x and grows in y, so its probability is largest with the stochastically smaller score "
+        "first; pairs of Chebyshev's sum then have one sign; isotropic unimodal laws of blocks are "
+        "mixtures of uniform laws on balls, the overlap of two of which falls in the distance of "
+        "their centres (Anderson 1955)",
     )
 
 
@@ -180,4 +180,3 @@ def necessity() -> tuple[Counterexample, ...]:
             f(0),
         ),
     )
-

@@ -1,8 +1,8 @@
 """Compensated stages: what quantizing first loses is mask regret plus rounding twice.
 
 One row w of a layer, error |x - w|_H^2, H the second moment of the inputs. Pruning a set S with
-compensation is the H-projection Pi_S w onto {x_S = 0} and costs the residual R_S(w) of optimal brain
-surgeon; any x of that subspace, Pi_S w + eta, is off by R_S(w) + |eta|_H^2 (Pythagoras). So
+compensation is the H-projection Pi_S w onto {x_S = 0} and costs the residual R_S(w) of optimal
+brain surgeon; any x of that subspace, Pi_S w + eta, is off by R_S(w) + |eta|_H^2 (Pythagoras). So
 
     P -> Q   x = Pi_S w + eta                  R_S(w) + |eta|_H^2
     Q -> P   x = Pi_T (w + zeta) + eta'        R_T(w) + |Pi_T zeta + eta'|_H^2
@@ -14,9 +14,9 @@ exactly, with zeta the noise of rounding first, eta and eta' those of rounding l
 - with S the best mask the first bracket, the regret of Q->P's mask, is never positive;
 - with one mask, noises uncorrelated with zeta and E|eta|^2 = E|eta'|^2: E A = -E|Pi zeta|_H^2 <= 0,
   that is -delta^2 tr(Pi^T H Pi) if zeta has variance delta^2 a weight: rounded twice;
-- the third variant of theorem 2d, Q -> P with the dense row as target (x the rounding of Pi_T w, mask
-  T chosen on the rounded row), removes the double rounding and not the regret. With the nearest
-  grid point of the mask in H it is no worse than the blind Q -> P on any row.
+- the third variant of theorem 2d, Q -> P with the dense row as target (x the rounding of Pi_T w,
+  mask T chosen on the rounded row), removes the double rounding and not the regret. With the
+  nearest grid point of the mask in H it is no worse than the blind Q -> P on any row.
 
 On real rows rounding is not uncorrelated (survivors that stay on the grid are not rounded again),
 which is why theorem 2d has no sign.
@@ -41,7 +41,7 @@ from theory.statements.stages import measure, proof
 WEIGHTS, TOP = 4, 3
 FORMS = ("projection", "stages_advantage", "noise_energy")  # of theory.maths.stages
 SIGNS = np.array(list(itertools.product((-1.0, 1.0), repeat=WEIGHTS)))
-ROUNDING = 1e-3  # of |w|_H^2, added to what an identity is judged by: x - w is that of rounded x
+ROUNDING = 1e-4  # times the condition of H: see _rounding
 
 
 class Instance(NamedTuple):
@@ -79,6 +79,13 @@ def _length(x: Array, h: Array) -> Array:
     return x @ h @ x
 
 
+def _rounding(x: Instance) -> Array:
+    """What compensation adds to the size of terms: along weak inputs rows move far at little cost,
+    and what is left of H^-1 is that much less exact."""
+    condition = jnp.linalg.norm(x.h) * jnp.linalg.norm(jnp.linalg.inv(x.h))
+    return ROUNDING * condition * (x.w @ x.w + WEIGHTS * x.step**2)
+
+
 def _settled(w: Array, gone: Array, h_inv: Array) -> Array:
     """Pi_S w by elimination, one weight after the other."""
     row = obs.Row(w, h_inv)
@@ -113,8 +120,7 @@ def _identity(x: Instance) -> Sides:
         _length(eta, x.h),
         _length(pi_t @ zeta + again, x.h),
     )
-    scale = sum(terms) + ROUNDING * (_length(x.w, x.h) + x.w @ x.w)
-    return Sides(forms.stages_advantage(*terms), by_definition, scale)
+    return Sides(forms.stages_advantage(*terms), by_definition, sum(terms) + _rounding(x))
 
 
 def _best_mask(x: Instance) -> Sides:
@@ -122,7 +128,7 @@ def _best_mask(x: Instance) -> Sides:
     kept, _, cost = obs.all_masks(x.w, h_inv)
     best = cost[obs.best_of_size(kept, cost)[x.k]]
     other = obs.residual(x.w, x.last, h_inv)
-    return Sides(best, other, other)
+    return Sides(best, other, other + _rounding(x))
 
 
 def _ensemble(x: Instance) -> tuple[Array, Array, Array]:
@@ -146,7 +152,7 @@ def _ensemble(x: Instance) -> tuple[Array, Array, Array]:
 
 def _double_rounding(x: Instance) -> Sides:
     pq, qp, pi = _ensemble(x)
-    return Sides(-forms.noise_energy(x.step**2, pi, x.h), pq - qp, qp)
+    return Sides(-forms.noise_energy(x.step**2, pi, x.h), pq - qp, qp + _rounding(x))
 
 
 def _never_gains(x: Instance) -> Sides:

@@ -57,9 +57,9 @@ def prove() -> Proof:
     )
     return Proof(
         tuple(steps),
-        beyond="n weights: w - Pi w is H-orthogonal to the subspace, by the normal equations of the "
-        "free weights, and Pi_T zeta + eta' lies in it; the nearest grid point to Pi_T w under the "
-        "mask is that to w, by the same identity, and so no worse than any other under it",
+        beyond="n weights: w - Pi w is H-orthogonal to the subspace, by the normal equations of "
+        "the free weights, and Pi_T zeta + eta' lies in it; the nearest grid point to Pi_T w under "
+        "the mask is that to w, by the same identity, and so no worse than any other under it",
     )
 
 
@@ -94,7 +94,9 @@ def exact() -> Exact:
     )
 
 
-def _square(h: Sequence[Sequence[int]], x: Sequence[Fraction], y: Sequence[Fraction] = ()) -> Fraction:
+def _square(
+    h: Sequence[Sequence[int]], x: Sequence[Fraction], y: Sequence[Fraction] = ()
+) -> Fraction:
     z = [a - b for a, b in zip(x, y or [Fraction(0)] * len(x), strict=True)]
     return sum((z[i] * h[i][j] * z[j] for i in range(3) for j in range(3)), Fraction(0))
 
@@ -131,7 +133,7 @@ def necessity() -> tuple[Counterexample, ...]:
         ),
         Counterexample(
             "what is pruned stays 0",
-            "the same row pruned to (0, 3/2), the first weight rounded up to 1 again: against R + 1",
+            "the same row pruned to (0, 3/2), the first rounded up to 1 again: against R + 1",
             "==",
             square(f(0), half),
             residual + 1,

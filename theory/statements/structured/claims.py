@@ -71,9 +71,7 @@ class Laws(NamedTuple):
 
 
 def _laws(x: Setting) -> Laws:
-    return Laws(
-        forms.chi2_cdf(x.m, x.q), forms.chi2_cdf(x.m + 2, x.q), forms.chi2_pdf(x.m, x.q)
-    )
+    return Laws(forms.chi2_cdf(x.m, x.q), forms.chi2_cdf(x.m + 2, x.q), forms.chi2_pdf(x.m, x.q))
 
 
 def _difference(x: Setting) -> Sides:
@@ -172,7 +170,12 @@ FAMILIES = (
             Claim("affine", "A = (p - F_{m+2})(G - m s^2 F_{m+2})", "==", _affine, 0.7),
             Claim("along bits", "A - A' = (p - F_{m+2})(G - G')", "==", _along_bits, 0.7),
             Claim(
-                "along sparsity", "A falls with p up to q = m, then rises", "<=", _turning, 0.3, 0.999
+                "along sparsity",
+                "A falls with p up to q = m, then rises",
+                "<=",
+                _turning,
+                0.3,
+                0.999,
             ),
             Claim("decay", "-A <= m v / sqrt(pi m)", "<=", _decay, 0.9, 0.99),
             Claim("m = 1", "is theorem 2b", "==", _scalars, 0.9),

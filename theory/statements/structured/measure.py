@@ -44,7 +44,9 @@ def measure(key: Array) -> tuple[Finding, ...]:
         off, highest = max(off, deviation), max(highest, float((mean / error).max()))
         turn = float(chi2.cdf(m, m))
         at = 2 * float(chi2.pdf(m, m))
-        rows.append((m, f"{turn:.4f}", f"{at:.4f}", f"{at * (np.pi * m) ** 0.5:.4f}", f"{deviation:.1f}"))
+        rows.append(
+            (m, f"{turn:.4f}", f"{at:.4f}", f"{at * (np.pi * m) ** 0.5:.4f}", f"{deviation:.1f}")
+        )
     cells = float(len(SIZES) * len(NOISES) * len(PRUNED))
     return (
         Finding(

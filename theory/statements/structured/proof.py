@@ -34,9 +34,9 @@ def prove() -> Proof:
         symbolic.step("A = m v (F_{m+2} - F_m)", pq - qp, m * v * (inside - p)),
         symbolic.step(
             "d/dq of m (F_{m+2} - F_m) is that of -2 q f_m, every m",
-            sympy.simplify(
-                (m * (_density(m + 2, q) - f) + (2 * q * f).diff(q)) / f
-            ).rewrite(sympy.gamma),
+            sympy.simplify((m * (_density(m + 2, q) - f) + (2 * q * f).diff(q)) / f).rewrite(
+                sympy.gamma
+            ),
         ),
         symbolic.step("A = (p - F)(G - m s^2 F)", pq - qp, (p - inside) * (gap - m * s2 * inside)),
         symbolic.step(
