@@ -55,6 +55,14 @@ def prove() -> Proof:
             (eta.T * h * eta)[0] + delta**2 * h.trace(),
         )
     )
+    first, last, once, twice = sympy.symbols("R_S R_T once twice", nonnegative=True)
+    steps.append(
+        symbolic.step(
+            "A is the difference of the two sums",
+            (first + once) - (last + twice),
+            stages_advantage(first, last, once, twice),
+        )
+    )
     return Proof(
         tuple(steps),
         beyond="n weights: w - Pi w is H-orthogonal to the subspace, by the normal equations of "
