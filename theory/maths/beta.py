@@ -42,6 +42,8 @@ def grid_advantage(theta: Number, level: Number, step: Number, density: Number) 
     return -2 * theta * (1 - theta) * step**2 * level * density
 
 
-def grid_correction(tilt: Number, step: Number) -> Any:
-    """(2/3) x (1 + x), x = D |f'/f|: what it is off by at most, relatively."""
-    return 2 * tilt * step * (1 + tilt * step) / 3
+def grid_correction(edge: Number, tilt: Number, bend: Number, step: Number) -> Any:
+    """(2/3) (|1 - 2 theta| D |f'/f| + D^2 c), c above |f''/f| and (f'/f)^2: off by at most that.
+
+    Relatively; edge = |1 - 2 theta|, tilt = |f'/f|, bend = c, both over the cell."""
+    return 2 * (edge * tilt * step + bend * step**2) / 3

@@ -163,7 +163,7 @@ def _case(u: Array) -> Case:
     take = instances.Take(u)
     t = 0.3 + 2.2 * take()
     v = instances.log_uniform(take(), 2e-3, 0.1)
-    code = instances.integer(take(), 1, 40).astype(jnp.float64)
+    code = instances.integer(take(), 1, 200).astype(jnp.float64)
     return Case(t, v, code, 0.02 + 0.96 * take())
 
 
@@ -183,26 +183,27 @@ def _aware(x: Case) -> Sides:
     return Sides(jnp.abs(true / law - 1), bound, bound)
 
 
-def _grid(x: Case, density: Density, tilt: Array) -> Sides:
-    """Steps that make t the threshold; ``tilt`` bounds |f'/f| over the cell."""
+def _grid(x: Case, density: Density, tilt: Array, bend: Array) -> Sides:
+    """Steps that make t the threshold; over the cell tilt bounds |f'/f|, and bend |f''/f| too."""
     low, high = (x.t * (x.code + s) / (x.code - 0.5 + x.place) for s in (-0.5, 0.5))
     step = x.t / (x.code - 0.5 + x.place)
     theta = density.moment(0, low, x.t) / density.moment(0, low, high)
     law = forms.grid_advantage(theta, step * x.code, step, density.pdf(x.t))
     p = 2 * density.moment(0, jnp.zeros(()), x.t)
     true = closed_forms.expected_advantage(density, p, step, 1000)
-    bound = forms.grid_correction(tilt, step)
+    bound = forms.grid_correction(jnp.abs(1 - 2 * theta), tilt, bend, step)
     # coarse cells, and thresholds where two cells meet, are others' business
     fine = (tilt * step < 0.3).astype(jnp.float64)
     return Sides(fine * jnp.abs(true / law - 1), fine * bound, bound)
 
 
 def _normal_grid(x: Case) -> Sides:
-    return _grid(x, Normal(), x.t * (x.code + 0.5) / (x.code - 0.5 + x.place))
+    far = x.t * (x.code + 0.5) / (x.code - 0.5 + x.place)
+    return _grid(x, Normal(), far, jnp.maximum(far**2, 1.0))
 
 
 def _laplace_grid(x: Case) -> Sides:
-    return _grid(x, Laplace(), jnp.ones(()))
+    return _grid(x, Laplace(), jnp.ones(()), jnp.ones(()))
 
 
 SIZE = 3 * ATOMS + 5
@@ -236,7 +237,7 @@ FAMILIES = (
     Family(
         "cases",
         "thresholds of 0.3 to 2.5 s, noise of 0.2 to 10 % of the variance; grids with the "
-        "threshold anywhere in cells 1 to 40",
+        "threshold anywhere in cells 1 to 200",
         4,
         _case,
         (
@@ -244,13 +245,13 @@ FAMILIES = (
             Claim("2c", "|A/law - 1| <= (2/3) v (1 + 1/t^2)", "<=", _aware, 0.9, 0.98),
             Claim(
                 "normal grid",
-                "|A/law - 1| <= (2/3) x (1 + x), x = D |f'/f|",
+                "|A/law - 1| <= (2/3) (|1 - 2 theta| D |f'/f| + D^2 c)",
                 "<=",
                 _normal_grid,
                 0.5,
-                0.9,
+                0.98,
             ),
-            Claim("laplace grid", "the same for Laplace weights", "<=", _laplace_grid, 0.5, 0.9),
+            Claim("laplace grid", "the same for Laplace weights", "<=", _laplace_grid, 0.5, 0.98),
         ),
         smooth=False,
         share=0.05,
