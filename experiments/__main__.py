@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 MANY_SEEDS = 1000
 ALL = "all"  # studies
+DATA = ("text", "window", "images_dir")  # options that say what models are run on
 AMOUNT = re.compile(r"(.+?)-([\d.]+(?:e[-+]\d+)?)")  # ends a stage's name; 1e-05 is one amount
 EPILOG = """\
 examples:
@@ -60,6 +61,8 @@ examples:
       the same study on larger models
   python -m experiments run my_study.py --models llama-text --text notes.txt
       your own grid (a file that defines STUDY) on your own text
+  python -m experiments run start --models SmolLM2-135M --text notes.txt --window 256
+      a published checkpoint (the folder of its config.json and safetensors) on that text
   python -m experiments report results/embedded
       the findings again, from the records alone
   python -m experiments report results/embedded --at sparsity=0.5,bits=4
@@ -94,7 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--calibrate", help="sequential, recalibrate or dense: see perturb.compress")
     run.add_argument("--norms", help="reestimate or keep batch norms' statistics after a stage")
     run.add_argument("--zeros", help="of the weights: free, or keep (count as pruned)")
-    run.add_argument("--text", type=Path, metavar="FILE", help="the text of llama-text models")
+    run.add_argument(
+        "--text", type=Path, metavar="FILE", help="the text of llama-text models and checkpoints"
+    )
+    run.add_argument(
+        "--window", type=int, metavar="N", help="tokens an example of a checkpoint has"
+    )
     run.add_argument("--images-dir", type=Path, metavar="DIR", help="folder of IDX files (fashion)")
     run.add_argument("--no-figures", action="store_true", help="print only")
     report = commands.add_parser("report", help="print what the records of a study say")
@@ -193,10 +201,14 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
     """Everything that can be refused before any training: data, paths, layers that do not fit."""
     from experiments.models.presets import PRESETS
     from experiments.runner.running import check_models
+    from experiments.study import Checkpoint
 
     takes = {PRESETS[m].dataset for m in study.models if isinstance(m, str)}
+    if any(isinstance(m, Checkpoint) for m in study.models):
+        takes |= {"text", "window"}
     for option, key, dataset in (
         ("--text", "text", "text"),
+        ("--window", "window", "window"),
         ("--images-dir", "images_dir", "fashion"),
     ):
         given = getattr(arguments, key)
@@ -210,7 +222,10 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
             cli.check_file("--out", folder / name)
         if not arguments.no_figures:
             cli.check_folder("--out", folder / "figures")
-    check_models(study, text=arguments.text, images_dir=arguments.images_dir)
+    if arguments.window is not None and arguments.window < 2:
+        raise BadInput(f"--window {arguments.window}: must be at least 2 tokens")
+    options = {k: getattr(arguments, k) for k in DATA}
+    check_models(study, **options)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
@@ -238,6 +253,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         chosen.append(study)
     compile_quickly()
     cache_programs()
+    if len(chosen) > 1:
+        cells = sum(len(study.chains()) * study.runs for study in chosen)
+        console.print(f"{len(chosen)} studies, {cells} models to measure")
     codes = [_run_one(study, arguments, console) for study in chosen]
     return max(codes)
 
@@ -259,7 +277,7 @@ def _run_one(study: Study, arguments: argparse.Namespace, console: Console) -> i
     )
     clock = Clock()
     start = time.perf_counter()
-    options: dict[str, Any] = {"text": arguments.text, "images_dir": arguments.images_dir}
+    options: dict[str, Any] = {k: getattr(arguments, k) for k in DATA}
     try:
         if console.is_terminal:
             with _progress(console) as progress:

@@ -6,12 +6,16 @@ it would anyone's, and imports nothing of ours.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.published.task import in_batches, task_of
+from experiments.study import Checkpoint
 from experiments.train import cache_dir, load_or_train
 from perturb.cli import check_folder
 
@@ -33,6 +37,20 @@ def preset(name: str, seed: int) -> dict[str, Any]:
         "model": trained.model,
         "calibration": _batched(data.calibration.inputs),
         "heldout": _batched(data.test.inputs[np.sort(first)]),
+    }
+
+
+def folder(path: str, text: Path | None = None, window: int | None = None) -> dict[str, Any]:
+    """A published checkpoint on a text: entry point of the group ``perturb.folders``.
+
+    Raises ValueError for what does not fit, before any weight is read.
+    """
+    task, told = task_of(Checkpoint(path).on(text, window))
+    print(told, file=sys.stderr)
+    return {
+        "model": task.model,
+        "calibration": task.calibration,
+        "heldout": in_batches(task.test.inputs),
     }
 
 

@@ -6,7 +6,7 @@ too; published checkpoints take their place where one has them (``--models``).
 
 from __future__ import annotations
 
-from experiments.study import Own, Study
+from experiments.study import Checkpoint, Model, Own, Study
 
 SIZES = ("small", "gpu", "paper")
 UNTIED = "experiments.models.untied:"
@@ -28,9 +28,11 @@ def sized(study: Study, size: str) -> Study:
     return study.with_options(models=models, seeds=study.seeds[: SEEDS.get(size)])
 
 
-def _larger(model: str | Own, larger: dict[str, str]) -> str | Own:
+def _larger(model: Model, larger: dict[str, str]) -> Model:
     if isinstance(model, str):
         return larger.get(model, model)
+    if isinstance(model, Checkpoint):
+        return model
     preset = model.source.removeprefix(UNTIED).replace("_", "-")
     if not model.source.startswith(UNTIED) or preset not in larger:
         return model

@@ -26,7 +26,18 @@ from perturb import sources
 from perturb.cli import MAX_SEED
 from perturb.policy import CHOICES, Policy
 
-__all__ = ["Axis", "Conditions", "Own", "Policy", "Study", "axis", "find", "pairs", "permutations"]
+__all__ = [
+    "Axis",
+    "Checkpoint",
+    "Conditions",
+    "Own",
+    "Policy",
+    "Study",
+    "axis",
+    "find",
+    "pairs",
+    "permutations",
+]
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,48 @@ class Own:
 
     def __str__(self) -> str:
         return self.source.rpartition("/")[2]
+
+
+WINDOW = 128  # tokens
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published model in a study: the folder of its config.json and safetensors.
+
+    text: the file that it is calibrated and compared on; window: how many tokens an example has.
+    What is None the command line says (--text, --window). It was trained once: of a study's seeds
+    it has the first, which then is that of the methods.
+    """
+
+    path: str
+    text: str | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise ValueError(f"Checkpoint({self.path!r}): it must be the path of a folder")
+        if self.text is not None and not isinstance(self.text, str):
+            raise ValueError(f"Checkpoint({self.path!r}): text must be a path, got {self.text!r}")
+        if self.window is not None:
+            try:
+                _whole(2, MAX_SEED, self.window)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"Checkpoint({self.path!r}): window must be a whole number from 2, got "
+                    f"{self.window!r}"
+                ) from None
+
+    def __str__(self) -> str:
+        return Path(self.path).resolve().name
+
+    def on(self, text: Path | None, window: int | None) -> Checkpoint:
+        """The checkpoint with what it does not say itself."""
+        told = str(text) if text is not None else None
+        return Checkpoint(self.path, self.text or told, self.window or window)
+
+
+Model = str | Own | Checkpoint
 
 
 @dataclass(frozen=True)
@@ -90,7 +143,8 @@ def policy_config(policy: Policy) -> dict[str, Any]:
 class Study:
     """Everything that is varied, and what every cell shares.
 
-    models: names of presets, or :class:`Own`. plans: tuples of axes of stages. seeds: of training;
+    models: names of presets, :class:`Own` or :class:`Checkpoint` (a text that is a folder is one).
+    plans: tuples of axes of stages. seeds: of training;
     calibrations: draws of calibration examples (0 is the data set's own); policies: how chains are
     run (:class:`Policy`, or :class:`Conditions`). All of these are axes: every combination is run.
     exclude, include: shell patterns of layers that stay dense, or that are compressed though they
@@ -101,7 +155,7 @@ class Study:
 
     name: str
     description: str
-    models: tuple[str | Own, ...]
+    models: tuple[Model, ...]
     plans: tuple[Plan, ...]
     seeds: tuple[int, ...] = (0,)
     calibrations: tuple[int, ...] = (0,)
@@ -128,7 +182,7 @@ class Study:
                     if field == "models":
                         raise ValueError(
                             f"study {name!r}: unknown model {value!r}; known: {', '.join(PRESETS)}"
-                            ", or Own('FILE.py:FUNCTION')"
+                            ", or Own('FILE.py:FUNCTION'), or the folder of a checkpoint"
                         ) from error
                     self._refuse(f"{field}[{i}]", value, right)
                 if made[-1] in made[:-1]:
@@ -136,6 +190,8 @@ class Study:
             if not made and field not in ("exclude", "include"):
                 raise ValueError(f"study {name!r}: {field} is empty; each must be {right}")
             object.__setattr__(self, field, tuple(made))
+        if all(isinstance(model, Checkpoint) for model in self.models):
+            object.__setattr__(self, "seeds", self.seeds[:1])  # what a run says of itself
         named = Counter(map(str, self.models))
         alike = next((x for x, count in named.items() if count > 1), None)
         if alike is not None:
@@ -169,18 +225,25 @@ class Study:
     @property
     def runs(self) -> int:
         """Combinations of model, seed, draw and policy."""
-        return len(self.models) * len(self.seeds) * len(self.calibrations) * len(self.policies)
+        trained = sum(len(self.seeds_of(model)) for model in self.models)
+        return trained * len(self.calibrations) * len(self.policies)
+
+    def seeds_of(self, model: Model) -> tuple[int, ...]:
+        """The trainings of a model: a checkpoint has one."""
+        return self.seeds[:1] if isinstance(model, Checkpoint) else self.seeds
 
     def with_options(self, **changes: Any) -> Study:
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
 
-def _model(value: Any) -> str | Own:
-    if isinstance(value, Own):
+def _model(value: Any) -> Model:
+    if isinstance(value, (Own, Checkpoint)):
         return value
-    if value not in PRESETS:
+    if value in PRESETS:
+        return str(value)
+    if not isinstance(value, str) or not Path(value).is_dir():
         raise ValueError
-    return str(value)
+    return Checkpoint(value)
 
 
 def _plan(value: Any) -> Plan:

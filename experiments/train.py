@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -263,12 +263,21 @@ def _key(preset: Preset, seed: int, dataset: Dataset) -> str:
     decisive = {
         "format": FORMAT,
         "architecture": type(preset.config).__name__,
-        "config": asdict(preset.config),
+        "config": _told(preset.config),
         "training": asdict(preset.training),
         "seed": seed,
         "data": dataset.hash,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _told(config: Any) -> dict[str, Any]:
+    """Of a config what names a checkpoint: a setting that came LATER has its part only where it is
+    not the default, so that what was trained before it is found again."""
+    left = (f.name for f in fields(config) if f.metadata.get("later"))
+    usual = {f.name: f.default for f in fields(config)}
+    drop = {name for name in left if getattr(config, name) == usual[name]}
+    return {name: value for name, value in asdict(config).items() if name not in drop}
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def draw(models: tuple[Chains, ...]) -> Figure:
             ax.axhline(0, color=style.INK, lw=0.8)
             found = advantages(held, "gptq-4")
             values = [held.over(more) for more in found.values()]
-            sheet.line(ax, [*range(len(found))], values, style.QUANTIZE_FIRST, "GPTQ")
+            sheet.line(ax, [*range(len(found))], values, style.QUANTIZE_FIRST)
             for bits, more in advantages(held, "rtn-4").items():
                 if bits in found:
                     ax.plot([*found].index(bits), more[:, 0].mean(), "x", color=style.MUTED, ms=6)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from experiments.analysis.chains import Chains
 from experiments.findings.rotation import parts
-from experiments.findings.sharing import METHODS, others, thinned
+from experiments.findings.sharing import METHODS, advantage, others, thinned
 from figures import sheet, style
 
 
@@ -16,32 +16,34 @@ def draw(models: tuple[Chains, ...]) -> Figure:
     quantizers = {m: s for m, s in others(held).items() if parts(s[0])[1] > 1}
     panels = [(m, q) for m in METHODS for q in quantizers if thinned(held, m)]
     signs = [
-        float((held.advantage(q, t)[:, 0] > 0).mean())
+        float((advantage(held, q, t)[:, 0] > 0).mean())
         for m, name in panels
         for q in quantizers[name]
         for t in thinned(held, m).values()
     ]
     first = sum(s > 0.5 for s in signs)
+    ratios = thinned(held, next(iter(METHODS)))
+    colours = dict(zip(ratios, style.ramp(len(ratios)), strict=True))
     with style.look():
         figure, axes = sheet.sheet(
             len(panels),
             f"{sheet.name(held)}: quantizing first does better in {first} of {len(signs)} cells",
-            f"A(Q→S) = M(Q then S) − M(S then Q), M = −NLL in nats, mean of {sheet.runs(held)}. S: "
-            "low rank, or a basis that two neighbouring blocks share.",
-            f"Bars are {held.level:.0%} intervals over trainings and test examples. Quantized "
-            "first, the model ends with unrounded factors, which take more storage.",
+            f"A(Q→S) = M(Q, S, Q) − M(S, Q), M = −NLL in nats, mean of {sheet.runs(held)}. S: low "
+            "rank, or a basis that two neighbouring blocks share.",
+            f"Bars are {held.level:.0%} intervals over trainings and test examples. Factors of a "
+            "quantized matrix lie on no grid: they are quantized again, so that both orders end in "
+            "one format.",
             width=2.6,
+            colours={f"{ratio:.0%} gone": colour for ratio, colour in colours.items()},
         )
         for ax, (method, name) in zip(axes, panels, strict=True):
             stages = quantizers[name]
-            ratios = thinned(held, method)
             ax.axhline(0, color=style.INK, lw=0.8)
-            for colour, (ratio, thin) in zip(style.ramp(len(ratios)), ratios.items(), strict=True):
-                values = [held.over(held.advantage(q, thin)) for q in stages]
-                sheet.line(ax, [*range(len(stages))], values, colour, f"{ratio:.0%} gone")
+            for ratio, thin in thinned(held, method).items():
+                values = [held.over(advantage(held, q, thin)) for q in stages]
+                sheet.line(ax, [*range(len(stages))], values, colours[ratio])
             ax.set_xticks(range(len(stages)), [f"{parts(q)[1]:g}" for q in stages])
             ax.set_xlabel("bits")
             ax.set_title(f"{METHODS[method]} × {name}")
         axes[0].set_ylabel("A(Q→S), nats")
-        axes[0].legend(frameon=False, fontsize=8)
     return figure

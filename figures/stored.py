@@ -119,7 +119,7 @@ def _judged(sheet: Sheet) -> tuple[str, str]:
     if sheet.kind == CLAIMS:
         mine = [f for f in FINDINGS if f.key.startswith("C-")]
     else:
-        mine = [f for f in FINDINGS if f.figure == sheet.kind and sheet.study in f.studies]
+        mine = [f for f in FINDINGS if f.figure == f"{sheet.study}/{sheet.name}"]
     found = [(f.key, list(f.rows())) for f in mine]
     tested = dict.fromkeys(row.tested for _, rows in found for row in rows)
     told = "; ".join(tested) or _shows(sheet.kind)

@@ -4,7 +4,8 @@
     loaded.model, loaded.calibration, loaded.heldout, loaded.forward, loaded.token_weights
 
 A MODEL is the name of an installed model (an entry point of the group ``perturb.models``),
-``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``. Models are found by name at run time, so
+``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``, or the folder of a published checkpoint (which
+an entry point of the group ``perturb.folders`` builds). Models are found by name at run time, so
 whatever uses this door imports neither the models nor what trained them.
 """
 
@@ -14,6 +15,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from perturb.outside import named, user_code
 from perturb.outside import printing_to_stderr as printing_to_stderr
 
 GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> what load takes
+FOLDERS = "perturb.folders"  # any name -> callable(folder, text=, window=) -> what load takes
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,17 @@ def installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def loader(text: str) -> Callable[[int], Any]:
+def loader(text: str, data: Mapping[str, Any] | None = None) -> Callable[[int], Any]:
     """What gives a model with its batches for a seed (see :func:`load`); not called yet.
 
-    Raises :class:`BadInput` for a MODEL that names nothing callable.
+    data: for a checkpoint, "text", a file, and "window", the tokens an example has; None: not said.
+    Raises :class:`BadInput` for a MODEL that names nothing callable, and data for what takes none.
     """
+    said = {k: v for k, v in (data or {}).items() if v is not None}
+    if Path(text).is_dir() and text not in installed():
+        return checkpoint(text, said)
+    for name, value in said.items():
+        raise BadInput(f"--{name} {value}: only the folder of a checkpoint takes it, not {text}")
     source, colon, function = text.rpartition(":")
     if not colon:
         return preset(text)
@@ -96,6 +105,24 @@ def preset(name: str) -> Callable[[int], Any]:
                 return made(name, seed)
         except (ValueError, OSError) as error:
             raise BadInput(f"MODEL {name}: {error}") from error
+
+    return make
+
+
+def checkpoint(path: str, data: Mapping[str, Any]) -> Callable[[int], Any]:
+    """:func:`loader` for a folder with a config.json."""
+    what = f"MODEL {path}"
+    points = list(entry_points(group=FOLDERS))
+    if not points:
+        raise BadInput(f"{what}: nothing installed builds checkpoints; run pip install -e . again")
+    made = points[0].load()
+
+    def make(_: int) -> Any:
+        try:
+            with printing_to_stderr():
+                return made(path, **data)
+        except (ValueError, OSError) as error:
+            raise BadInput(f"{what}: {error}") from error
 
     return make
 

@@ -264,6 +264,23 @@ def test_options_change_every_policy_of_a_study(made_up, monkeypatch, tmp_path):
     assert seen[0].policies == (Policy(norms="keep"), Policy(norms="keep", zeros="keep"))
 
 
+def test_all_studies_are_checked_first_and_run_one_after_another(
+    made_up, monkeypatch, tmp_path, capsys
+):
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text(STUDY.replace('name="mine"', f'name="{name}"'))
+    monkeypatch.setattr("experiments.study.names", lambda: ["first.py", "second.py"])
+    seen: list[str] = []
+    monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study.name))
+    made_up.broken["rtn-4"] = "nan"  # of the first study and of the second
+    assert door.main(["run", "all", "--out", "out", "--no-figures"]) == 1
+    assert seen == ["first", "second"]
+    assert {p.parent.name for p in Path("out").glob("*/summary.json")} == {"first", "second"}
+    assert "2 studies, 16 models to measure" in capsys.readouterr().out
+    made_up.broken.clear()
+    assert door.main(["run", "all", "--out", "out", "--no-figures"]) == 0
+
+
 # ----------------------------------------------------------------- what is refused before work
 
 
@@ -283,6 +300,7 @@ def test_options_change_every_policy_of_a_study(made_up, monkeypatch, tmp_path):
         (("run", "study.py", "--out", "half"), "half/mine/figures is a file, not a folder"),
         (("run", "study.py", "--out", "odd"), "odd/mine/records.jsonl is a folder"),
         (("run", "none.py"), "there is no study file none.py"),
+        ((*RUN, "--size", "big"), "--size big: choose small, gpu, paper"),
         (("run", "."), "unknown study '.'"),
         (("train", "tiny-resnet", "--seed", "-1"), "--seed -1: must be a whole number from 0"),
         (("train", "tiny-resnet", "--seed", "9" * 30), "from 0 to 4294967295"),

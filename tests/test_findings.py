@@ -267,10 +267,14 @@ def test_what_a_rotation_does_to_pruning(stored: Callable[..., None], worse: flo
 
     stored("quarot", make_chains(loss, chains, study="quarot"))
     rows = list(rotation.amplified())
-    assert [r.protocol for r in rows] == list(pruners)
+    assert [r.protocol for r in rows] == list(pruners[:2])  # not blocks
     assert {r.verdict for r in rows} == {HOLDS if worse > 0 else FAILS}
-    assert [r.value.value for r in rows] == pytest.approx([worse] * 3, abs=1e-4)
-    assert f"in {2 if worse > 0 else 0} of 2 settings" in drawn("rotation")
+    assert [r.value.value for r in rows] == pytest.approx([worse] * 2, abs=1e-4)
+    assert rotation.control() == pytest.approx(abs(worse), abs=1e-3)  # here it is none
+    told = (
+        "more in 2 of 2 settings, less in 0" if worse > 0 else "more in 0 of 2 settings, less in 2"
+    )
+    assert told in drawn("rotation")
 
 
 def test_blocks_that_do_not_meet_the_quantizer(stored: Callable[..., None]) -> None:
@@ -293,10 +297,31 @@ def test_blocks_that_do_not_meet_the_quantizer(stored: Callable[..., None]) -> N
     a = granularity.by_grid(held, "magnitude-0.125", "rtn")
     np.testing.assert_allclose(a[:, 0], -0.01, atol=1e-5)
     found = verdicts(granularity.GRANULARITY.rows())
-    assert found["cells at 7 to 9 bits with A = 0 exactly, less a half"] == {HOLDS}
+    assert found["cells at 7 to 9 bits with A = 0 exactly"] == {HOLDS}
     told = next(t for t in found if t.startswith("mean |A|"))
     assert found[told] == {HOLDS}
-    assert "A = 0 exactly in 100% of the cells" in drawn("granularity")
+    assert "A = 0 exactly in 100% of the cells at 7 to 9 bits with RTN" in drawn("granularity")
+
+
+def test_an_advantage_is_split_as_it_was_made() -> None:
+    """Loss 2 E and something besides; owners' errors and what interferes are given."""
+    p, q = "magnitude-0.125", "rtn-4"
+    errors = {(p,): 0.1, (q,): 0.2, (p, q): 0.31, (q, p): 0.36}
+    owned = {(p, q): 0.30, (q, p): 0.33}
+    extra = {(q, p): 0.004}
+    records = make_chains(lambda c, s: 2 * errors.get(c, 0) + extra.get(c, 0), list(errors))
+    for r in records:
+        chain = tuple(r["label"].rpartition("/")[2].split(">"))
+        layer = {"out_rel": errors.get(chain, 0.0) / 2}
+        if chain in owned:
+            layer["owned_rel"] = owned[chain] / 2
+        r["layers"] = {"a": layer, "b": layer}
+    (found,) = granularity.splits(of(records))
+    assert (found.pruner, found.grid) == ("weights", "one scale a row")
+    assert found.measured == pytest.approx(2 * 0.05 + 0.004, abs=1e-4)
+    assert found.ownership == pytest.approx(2 * 0.03, abs=1e-4)
+    assert found.interference == pytest.approx(2 * 0.02, abs=1e-4)
+    assert found.rest == pytest.approx(0.004, abs=1e-4)
 
 
 def test_lora_last_and_what_it_keeps(stored: Callable[..., None]) -> None:
@@ -353,10 +378,11 @@ def test_mixed_precision_by_budget_and_its_control(stored: Callable[..., None]) 
 def test_sharing_goes_by_the_gap_where_it_does(stored: Callable[..., None]) -> None:
     thin = {"lowrank[ratio=0.1,whiten=True]": 0.03, "lowrank[ratio=0.4,whiten=True]": 0.3}
     bits = {"gptq-8": 0.01, "gptq-4": 0.1, "gptq-3": 0.5}
-    pairs = [o for p in thin for q in bits for o in ((p, q), (q, p))]
+    pairs = [o for p in thin for q in bits for o in ((p, q), (q, p), (q, p, q))]
     cost = thin | bits
 
     def loss(chain: tuple[str, ...], seed: int) -> float:
+        chain = chain[:2] if len(chain) == 3 else chain  # once more costs nothing
         base = sum(cost[s] for s in chain)
         return base + 0.1 * max(0.0, np.subtract(*(cost[s] for s in chain))) * (len(chain) == 2) \
             if len(chain) == 2 else base  # fmt: skip

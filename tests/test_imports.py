@@ -26,7 +26,7 @@ MAY = {  # which of OURS a package may import, besides itself
     "experiments": {"perturb", "theory"},
     "figures": {"theory"},  # and the modules of experiments and perturb below
 }
-FIGURES_READ = {"records", "analysis", "summary", "report"}  # of experiments
+FIGURES_READ = {"records", "analysis", "findings", "summary", "report"}  # of experiments
 FIGURES_USE = {"cli", "files"}  # of perturb: the frame of command lines, which needs no jax
 NO_JAX = {*FIGURES_USE, "plain", "policy", "backend"}  # of perturb, with its numbers:
 NO_JAX |= {f"measure.{name}" for name in ("bootstrap", "intensity", "ranks")}

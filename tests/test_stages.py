@@ -256,6 +256,30 @@ def test_untrained_adapters_change_nothing(net: Net) -> None:
     assert again.products("head")[2] == ("head+lora2.b", "head+lora2.a")
 
 
+def test_adapters_may_start_as_what_compensates_for_the_error(net: Net) -> None:
+    """The rank-r part of the error in the norm of the inputs, by numpy; of full rank all of it."""
+    run = opened(net)
+    before = follow(run, Wanda(0.6))
+    after = expand(before, [LoRA(2, 0, start="error")], run.context, 1).versions
+    for name, dense in run.network.weights.items():
+        moments = before.moments[name]
+        h = np.asarray(moments.gram, np.float64).reshape(dense.shape[1], -1)
+        h = h / float(np.ravel(moments.count)[0])
+        h += 0.01 * np.trace(h) / len(h) * np.eye(len(h))
+        error = np.asarray(dense - before.parameters(0).weights[name], np.float64)
+        root = np.linalg.cholesky(h)
+        u, s, v = np.linalg.svd(error @ root, full_matrices=False)
+        best = (u[:, :2] * s[:2]) @ v[:2] @ np.linalg.inv(root)
+        added = after.parameters(0).weights[name] - before.parameters(0).weights[name]
+        np.testing.assert_allclose(added, best, atol=2e-4)
+    assert away(run, after) < 0.8 * away(run, before)
+    full = expand(before, [LoRA(99, 0, start="error")], run.context, 1).versions
+    for name, dense in run.network.weights.items():
+        np.testing.assert_allclose(full.parameters(0).weights[name], dense, atol=1e-4)
+    with pytest.raises(ValueError, match="start must be one of"):
+        LoRA(start="half")  # type: ignore[arg-type]
+
+
 def test_trained_adapters_bring_the_outputs_back(net: Net) -> None:
     """Between two stages: the base stays as it was, to the bit; what comes later can see them."""
     run = opened(net)

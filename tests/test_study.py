@@ -198,6 +198,8 @@ def test_every_study_of_the_package_is_one_and_says_what_it_is():
     for name, description in builtin().items():
         study = find(name)
         assert (study.name, study.description) == (name, description)
+        if name in {"claims", "joint", "mixed", "multistage"}:
+            continue  # whose plans are no pairs, and not only orders
         assert all(len(plan) >= 2 for plan in study.plans)
         both = {tuple(part.names for part in plan) for plan in study.plans}
         starts = {plan[:1] for plan in both if plan[0][0].startswith(PREPARING)} | {()}

@@ -10,9 +10,20 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.findings import mixed
+from experiments.findings import granularity, mixed, rotation
 from experiments.findings.catalogue import FINDINGS
-from experiments.findings.types import ABSENT, STORED, Finding, Row, by_model, overall, summary
+from experiments.findings.granularity import splits
+from experiments.findings.sharing import formats
+from experiments.findings.types import (
+    ABSENT,
+    STORED,
+    Finding,
+    Row,
+    by_model,
+    chains,
+    overall,
+    summary,
+)
 from experiments.records import load
 from experiments.records.condense import store
 from experiments.summary import CLAIMS, Choice
@@ -71,6 +82,8 @@ def section(finding: Finding, rows: Sequence[Row]) -> list[str]:
         for r in rows
     )
     head = ("model", "protocol", "tested", "value", "trainings × draws", "verdict")
+    if finding.figure:
+        lines += [f"![{finding.title}](figures/drawn/{finding.figure}.png)", ""]
     return [*lines, *table(head, body), ""]
 
 
@@ -98,6 +111,44 @@ def protocols() -> list[str]:
 
 def _change(usual: str, other: str) -> str:
     return other if usual == other else f"{usual} → **{other}**"
+
+
+def parts() -> list[str]:
+    """A of pruning single weights, split."""
+    every = [s for held in chains(granularity.STUDY, granularity.LOG) for s in splits(held)]
+    if not every:
+        return []
+    body = [
+        (s.pruner, s.grid, *(f"{v:.2g}" for v in (s.measured, s.ownership, s.interference, s.rest)))
+        for s in every
+    ]
+    head = ("pruned", "grid", "A", "ownership", "interference", "rest")
+    return [
+        "What A is made of where single weights are pruned, means of absolute values over widths "
+        "and trainings in nats: each weight's owner's error alone (Theorem 1), what the layers' "
+        "measured errors add (interference), and what the outputs add to the layers' errors:",
+        "",
+        *table(head, body, numbers=4),
+        "",
+    ]
+
+
+def two_formats() -> list[str]:
+    """What a comparison of different formats would say."""
+    found = formats()
+    if not found:
+        return []
+    body = [
+        (told, q, f"{bare:+.3f}", f"{one:.2f}× and {two:.2f}×", f"{same:+.3f}")
+        for told, q, bare, one, two, same in found
+    ]
+    return [
+        "Factors of a rounded matrix lie on no grid. Left so, quantizing first is compared with a "
+        "model that is stored in more bits; quantized again, in the same:",
+        "",
+        *table(("method", "quantizer", "A, left so", "stored", "A, in one format"), body, 3),
+        "",
+    ]
 
 
 def controls() -> list[str]:
@@ -131,6 +182,16 @@ def document() -> str:
         lines += section(finding, rows)
         if finding.key == "F-A":
             lines += protocols()
+        if finding.key == "T-D":
+            lines += parts()
+        if finding.key == "F-C" and (found := rotation.control()) is not None:
+            told = f"{found:.1g} nats"
+            lines += [
+                f"Control: what removing a block costs is the same after rotating to {told}.",
+                "",
+            ]
+        if finding.key == "F-H":
+            lines += two_formats()
         if finding.key == "F-I":
             lines += controls()
     return "\n".join(lines).rstrip() + "\n"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.analysis.chains import Chains
+from experiments.analysis.chains import Chain, Chains
 from experiments.analysis.rows import Rows
 from experiments.findings.rotation import LOG, parts
 from experiments.findings.types import Finding, Row, chains, row
+from experiments.records import draw_of
 
 STUDY = "granularity"
 FINE = (7.0, 8.0, 9.0)  # bits at which the paper's structured pruner has A = 0 exactly
@@ -66,8 +68,9 @@ def _zero() -> Iterable[Row]:
                         yield row(
                             held,
                             f"{units}, {name}",
-                            "cells at 7 to 9 bits with A = 0 exactly, less a half",
-                            held.over(zero - 0.5, -0.5, 0.5),
+                            "cells at 7 to 9 bits with A = 0 exactly",
+                            held.over(zero, 0, 1),
+                            above=0.5,
                         )
 
 
@@ -92,23 +95,70 @@ def _size(held: Chains, pruner: str, grid: str) -> Rows:
     return np.asarray((a * np.sign(a[:, :1])).mean(-1))
 
 
-def split(held: Chains, pruner: str, grid: str) -> dict[str, float] | None:
-    """|A| of the layers' errors, its part by ownership, and what interference adds: means over
-    widths and runs of absolute values, in sums of relative output errors."""
-    parts_of: dict[str, list[float]] = {"measured": [], "ownership": [], "interference": []}
-    for q in quantizers(held)[grid]:
-        a, owned = 0.0, 0.0
-        for first, second, sign in ((q, pruner, -1), (pruner, q, 1)):
-            records = held.records[(first, second)]
-            layers = [m for r in records for m in r["layers"].values()]
-            if any("owned_rel" not in m for m in layers):
-                return None
-            a += sign * sum(m["out_rel"] for m in layers) / len(records)
-            owned += sign * sum(m["owned_rel"] for m in layers) / len(records)
-        parts_of["measured"].append(abs(a))
-        parts_of["ownership"].append(abs(owned))
-        parts_of["interference"].append(abs(a - owned))
-    return {name: float(np.mean(values)) for name, values in parts_of.items()}
+@dataclass(frozen=True)
+class Split:
+    """What A of a pruner and a grid is made of: means of |x| over widths and runs, in nats.
+
+    measured: |A| of the outputs. ownership: of the layers' errors if each weight had exactly the
+    error that its owner gives it alone (Theorem 1). interference: what the layers' measured errors
+    add to that. rest: what the outputs add to all layers' errors. Errors become nats by kappa, of
+    each run the least squares slope of the loss of single methods in their summed layer errors.
+    """
+
+    pruner: str
+    grid: str
+    measured: float
+    ownership: float
+    interference: float
+    rest: float
+
+
+def splits(held: Chains) -> list[Split]:
+    """Of every pruner whose weights' owners are recorded, and every grid."""
+    found = []
+    kappa = _kappa(held)
+    for pruner, units in granularities(held).items():
+        for grid, name in GRIDS.items():
+            if grid in quantizers(held):
+                parts_ = _parts(held, pruner, quantizers(held)[grid], kappa)
+                if parts_ is not None:
+                    found.append(Split(units, name, *np.abs(parts_).mean((1, 2)).tolist()))
+    return found
+
+
+def _parts(
+    held: Chains, pruner: str, widths: Sequence[str], kappa: np.ndarray
+) -> np.ndarray | None:
+    """A, and its parts by ownership, interference and the rest [4, runs, widths]."""
+    found = np.zeros((4, len(held.ids), len(widths)))
+    for i, q in enumerate(widths):
+        measured = _errors(held, (pruner, q), "out_rel") - _errors(held, (q, pruner), "out_rel")
+        owned = _errors(held, (pruner, q), "owned_rel") - _errors(held, (q, pruner), "owned_rel")
+        a = held.advantage(q, pruner)[:, 0]
+        found[:, :, i] = [a, kappa * owned, kappa * (measured - owned), a - kappa * measured]
+    return None if np.isnan(found).any() else found
+
+
+def _errors(held: Chains, chain: Chain, what: str) -> np.ndarray:
+    """The sum over layers of a measure, by run; nan where a record has none."""
+    by_run = {(r["seed"], draw_of(r)): r for r in held.records[chain]}
+    return np.array(
+        [
+            sum(layer.get(what, np.nan) for layer in by_run[i]["layers"].values())
+            if i in by_run
+            else np.nan
+            for i in held.ids
+        ],
+        float,
+    )
+
+
+def _kappa(held: Chains) -> np.ndarray:
+    """Nats of loss a unit of summed relative layer errors, by run."""
+    single = held.having(lambda c: len(c) == 1)
+    errors = np.stack([_errors(held, c, "out_rel") for c in single])
+    loss = np.stack([held.rows[()][:, 0] - held.rows[c][:, 0] for c in single])
+    return np.asarray((errors * loss).sum(0) / (errors**2).sum(0))
 
 
 GRANULARITY = Finding(
@@ -120,6 +170,6 @@ GRANULARITY = Finding(
     reported="SLEB: A is exactly 0 at 7 to 9 bits",
     studies=(STUDY,),
     rows=lambda: [*_zero(), *_smaller()],
-    figure="granularity",
+    figure="granularity/granularity",
 )
 FINDINGS = (GRANULARITY,)

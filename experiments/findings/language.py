@@ -83,7 +83,7 @@ LANGUAGE = Finding(
     reported="A grows with the gap on every curve (one a pruning ratio)",
     studies=("embedded", "larger"),
     rows=lambda: _claims("text"),
-    figure="advantage",
+    figure="embedded/advantage-llama-docs-log",
 )
 VISION = Finding(
     key="F-E",
@@ -93,6 +93,6 @@ VISION = Finding(
     reported="the trend holds, with larger advantages than in language models",
     studies=("embedded",),
     rows=_vision,
-    figure="advantage",
+    figure="embedded/advantage-resnet-digits-log",
 )
 FINDINGS = (LANGUAGE, VISION)

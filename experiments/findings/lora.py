@@ -76,6 +76,6 @@ ADAPTERS = Finding(
     reported="LoRA after quantizing compensates well; the hypothesis holds with it",
     studies=(STUDY,),
     rows=lambda: [*_kept(), *_last(), *smaller()],
-    figure="lora",
+    figure="lora/lora",
 )
 FINDINGS = (ADAPTERS,)

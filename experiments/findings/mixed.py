@@ -70,6 +70,6 @@ MIXED = Finding(
     reported="the advantage of 8→2 over 2→8 grows with the total compression",
     studies=(STUDY,),
     rows=lambda: list(_rows()),
-    figure="mixed",
+    figure="mixed/mixed",
 )
 FINDINGS = (MIXED,)

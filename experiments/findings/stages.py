@@ -122,6 +122,6 @@ SORTED = Finding(
     reported="the hypothesis holds of P→Q→P and of longer chains",
     studies=(STUDY,),
     rows=lambda: [*_sorting(), *(r for held in chains(STUDY, LOG) for r in halves(held))],
-    figure="orders",
+    figure="multistage/orders",
 )
 FINDINGS = (SORTED,)

@@ -53,7 +53,7 @@ class Finding:
     """A claim, where it stands, and its tests.
 
     key: as of the paper's figures (F-A and so on), or that of another's claim; studies: those that
-    make the records; figure: the file that shows it, if any. rows: computed from stored records.
+    make the records; figure: the file in figures/drawn that shows it. rows: computed from these.
     """
 
     key: str

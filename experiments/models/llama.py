@@ -2,14 +2,17 @@
 
 Touvron et al. 2023 (arXiv:2302.13971); grouped-query attention: Ainslie et al. 2023
 (arXiv:2305.13245); RoPE: Su et al. 2021 (arXiv:2104.09864); long-context frequency scaling:
-Llama 3 (arXiv:2407.21783). Module names are those of the published checkpoints, without their
-``model.`` prefix; ``nnx.Linear`` stores ``kernel [in, out]``, the transpose of their ``weight``.
+Llama 3 (arXiv:2407.21783). Its relatives are settings of it: Mistral (arXiv:2310.06825) sees a
+window of positions, Qwen2 (arXiv:2407.10671) has biases on queries, keys and values, Qwen3
+(arXiv:2505.09388) norms of every head's queries and keys. Module names are those of the published
+checkpoints, without their ``model.`` prefix; ``nnx.Linear`` stores ``kernel [in, out]``, the
+transpose of their ``weight``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from flax import nnx
 from experiments.models.wide import wide
 from perturb.architecture import Axis, Folded, Space, columns, entries, rows
 from perturb.architecture import Block as Removable
+from perturb.registry import LATER
 
 Array = jax.Array
 
@@ -34,8 +38,20 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class LinearScaling:
+    """All positions divided by ``factor`` (Chen et al. 2023, arXiv:2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
 class LlamaConfig:
-    """Shapes of a Llama. ``dtype`` is that of the computation; parameters stay float32."""
+    """Shapes of a Llama. ``dtype`` is that of the computation; parameters stay float32.
+
+    qkv_bias, out_bias: of the attention's projections; qk_norm: an RMS norm over the channels of
+    each head's queries and keys, one scale for all heads of a layer; window: how many positions,
+    its own included, a token sees (None: all before it).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -45,10 +61,14 @@ class LlamaConfig:
     num_kv_heads: int
     head_dim: int | None = None  # None: hidden_size / num_heads
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | LinearScaling | None = None
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     dtype: str = "float32"
+    qkv_bias: bool = field(default=False, metadata=LATER)
+    out_bias: bool = field(default=False, metadata=LATER)
+    qk_norm: bool = field(default=False, metadata=LATER)
+    window: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -88,17 +108,20 @@ LLAMA_3_2_1B = LlamaConfig(
 
 
 def rope_frequencies(
-    head_size: int, theta: float, scaling: RopeScaling | None = None
+    head_size: int, theta: float, scaling: RopeScaling | LinearScaling | None = None
 ) -> np.ndarray:
     """Angular frequency of every rotated pair, radians a position, float64 ``[head_size / 2]``.
 
     ``f_i = theta ** (-2 i / head_size)``. With scaling, wavelengths above ``original /
     low_freq_factor`` are stretched by ``factor``, those below ``original / high_freq_factor``
-    are left alone, and between them ``f`` is interpolated linearly in ``original / wavelength``.
+    are left alone, and between them ``f`` is interpolated linearly in ``original / wavelength``;
+    linear scaling divides all of them.
     """
     frequency = theta ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     if scaling is None:
         return frequency
+    if isinstance(scaling, LinearScaling):
+        return frequency / scaling.factor
     turns = scaling.original_max_position * frequency / (2 * math.pi)  # original / wavelength
     smooth = (turns - scaling.low_freq_factor) / (
         scaling.high_freq_factor - scaling.low_freq_factor
@@ -122,11 +145,12 @@ def rope(x: Array, positions: Array, frequency: np.ndarray) -> Array:
     return rotated.astype(x.dtype)
 
 
-def causal_attention(q: Array, k: Array, v: Array) -> Array:
+def causal_attention(q: Array, k: Array, v: Array, window: int | None = None) -> Array:
     """Softmax attention, each group of query heads sharing one key/value head.
 
     ``q [B, T, H, D]``, ``k, v [B, T, K, D]`` with ``H = K G``; returns ``[B, T, H, D]``. Query
-    head ``h`` reads key head ``h // G``. Softmax in float32 at least.
+    head ``h`` reads key head ``h // G``, of the last ``window`` positions. Softmax in float32 at
+    least.
     """
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
@@ -134,6 +158,8 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
     scores = jnp.einsum("btkgd,bskd->bkgts", q, k)  # [B,T,K,G,D],[B,S,K,D] -> [B,K,G,T,S]
     scores = scores.astype(wide(scores.dtype)) * size**-0.5
     causal = jnp.tril(jnp.ones((length, length), bool))  # [T,S]
+    if window is not None:
+        causal &= ~jnp.tril(causal, -window)
     scores = jnp.where(causal[None, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v)  # [B,K,G,T,S],[B,S,K,D] -> [B,T,K,G,D]
@@ -150,10 +176,13 @@ class Attention(nnx.Module):
         self.config = config
         inner = config.num_heads * config.head_size
         kv_inner = config.num_kv_heads * config.head_size
-        self.q_proj = _linear(config, config.hidden_size, inner, rngs)
-        self.k_proj = _linear(config, config.hidden_size, kv_inner, rngs)
-        self.v_proj = _linear(config, config.hidden_size, kv_inner, rngs)
-        self.o_proj = _linear(config, inner, config.hidden_size, rngs)
+        self.q_proj = _linear(config, config.hidden_size, inner, rngs, config.qkv_bias)
+        self.k_proj = _linear(config, config.hidden_size, kv_inner, rngs, config.qkv_bias)
+        self.v_proj = _linear(config, config.hidden_size, kv_inner, rngs, config.qkv_bias)
+        self.o_proj = _linear(config, inner, config.hidden_size, rngs, config.out_bias)
+        if config.qk_norm:
+            self.q_norm = _norm(config, rngs, config.head_size)
+            self.k_norm = _norm(config, rngs, config.head_size)
 
     def __call__(self, x: Array) -> Array:
         config = self.config
@@ -164,9 +193,10 @@ class Attention(nnx.Module):
             layer(x).reshape(batch, length, -1, config.head_size)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = causal_attention(
-            rope(q, positions, frequency), rope(k, positions, frequency), v
-        )  # [B,T,H,D]
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rope(q, positions, frequency), rope(k, positions, frequency)
+        mixed = causal_attention(q, k, v, config.window)  # [B,T,H,D]
         return self.o_proj(mixed.reshape(batch, length, -1))
 
 
@@ -261,19 +291,24 @@ class Llama(nnx.Module):
             q, k, v, o = (f"{attn}.{n}_proj" for n in "qkvo")
             gate, up, down = (f"{mlp}.{n}_proj" for n in ("gate", "up", "down"))
             kv_heads = layer.self_attn.k_proj.out_features // size
+            pers = {q: size * queries, k: size, v: size}
+            biases = [f"{n}.bias" for n in pers if config.qkv_bias]
             heads = Space(
                 f"{at}.heads",
                 kv_heads,
-                writes=(rows(q, size * queries), rows(k, size), rows(v, size)),
+                writes=(
+                    *(rows(n, per) for n, per in pers.items()),
+                    *(entries(f"{n}.bias", per) for n, per in pers.items() if config.qkv_bias),
+                ),
                 reads=(columns(o, size * queries),),
             )
             values = Space(
                 f"{at}.values",
                 kv_heads * size,
-                writes=(rows(v),),
+                writes=(rows(v), *map(entries, biases[2:])),
                 reads=(columns(o, repeats=queries, parts=kv_heads),),
                 allows=frozenset({"scale"}),
-                linear=(v,),
+                linear=(v, *biases[2:]),
             )
             hidden = Space(
                 mlp,
@@ -285,8 +320,11 @@ class Llama(nnx.Module):
             )
             first, second = f"{at}.input_layernorm.scale", f"{at}.post_attention_layernorm.scale"
             spaces += [heads, values, hidden]
-            blocks.append(Removable(at, (q, k, v, o, gate, up, down), (first, second)))
-            writes += [rows(o), rows(down)]
+            inner = [f"{attn}.{n}_norm.scale" for n in "qk" if config.qk_norm]
+            out = [f"{o}.bias"] if config.out_bias else []
+            vectors = (first, second, *inner, *biases, *out)
+            blocks.append(Removable(at, (q, k, v, o, gate, up, down), vectors))
+            writes += [rows(o), *map(entries, out), rows(down)]
             reads += map(columns, (q, k, v, gate, up))
             norms += [Folded(first, (q, k, v)), Folded(second, (gate, up))]
         head = table if config.tie_word_embeddings else "lm_head"
@@ -304,11 +342,16 @@ class Llama(nnx.Module):
         return [*spaces, stream], blocks
 
 
-def _linear(config: LlamaConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=False, dtype=jnp.dtype(config.dtype), rngs=rngs)
+def _linear(
+    config: LlamaConfig, inputs: int, outputs: int, rngs: nnx.Rngs, bias: bool = False
+) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
 
-def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def _norm(config: LlamaConfig, rngs: nnx.Rngs, size: int | None = None) -> nnx.RMSNorm:
     return nnx.RMSNorm(
-        config.hidden_size, epsilon=config.rms_norm_eps, dtype=jnp.dtype(config.dtype), rngs=rngs
+        size or config.hidden_size,
+        epsilon=config.rms_norm_eps,
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
     )

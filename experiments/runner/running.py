@@ -16,11 +16,12 @@ from experiments.data.types import content_hash
 from experiments.entry import check_cache
 from experiments.models.checkpoint import tensors, weights_hash
 from experiments.models.presets import PRESETS
+from experiments.published import task as published
 from experiments.records import RecordLog, latest, load
 from experiments.runner.clock import Clock
 from experiments.runner.job import Job, Shared
 from experiments.runner.walk import run_job
-from experiments.study import Own, Study
+from experiments.study import Checkpoint, Model, Own, Study
 from experiments.task import IMAGES, TEXT, Task, batched
 from experiments.train import load_or_train
 from experiments.watch import CELLS, RECORDS, Lines, Watch
@@ -38,15 +39,17 @@ def run_study(
     watch: Watch | None = None,
     clock: Clock | None = None,
     text: Path | None = None,
+    window: int | None = None,
     images_dir: Path | None = None,
     cache: Path | None = None,
     progress: Any = None,
 ) -> Path:
     """Run a study, or go on with it; the path of its records, in the folder ``out/NAME``.
 
-    What is there already is kept and not computed again. text, images_dir: the data of presets
-    that take a file or a folder; cache: of trained models. Raises ValueError for what does not fit
-    the models, :class:`experiments.records.RecordLogLocked` while another run has the records.
+    What is there already is kept and not computed again. text, images_dir: the data of models
+    that take a file or a folder; window: tokens an example of a checkpoint has; cache: of trained
+    models. Raises ValueError for what does not fit the models,
+    :class:`experiments.records.RecordLogLocked` while another run has the records.
     """
     watch, clock = watch or Lines(), clock or Clock()
     folder = Path(out) / study.name
@@ -56,12 +59,13 @@ def run_study(
         done = finished(path)
         begun = False
         for model in study.models:
-            for seed in study.seeds:
+            for seed in study.seeds_of(model):
                 with clock.phase("train"):
                     task, line = load_task(
                         model,
                         seed,
                         text=text,
+                        window=window,
                         images_dir=images_dir,
                         cache=cache,
                         progress=progress,
@@ -108,10 +112,11 @@ def finished(path: Path) -> set[str]:
 
 
 def load_task(
-    model: str | Own,
+    model: Model,
     seed: int,
     *,
     text: Path | None = None,
+    window: int | None = None,
     images_dir: Path | None = None,
     cache: Path | None = None,
     progress: Any = None,
@@ -119,6 +124,8 @@ def load_task(
     """A model's task, trained if need be, and a line that says how good it is."""
     if isinstance(model, Own):
         return own_task(model, seed)
+    if isinstance(model, Checkpoint):
+        return published.task_of(model.on(text, window))
     takes = PRESETS[model].dataset
     trained = load_or_train(
         model,
@@ -218,19 +225,26 @@ def check_study(study: Study, model: Any) -> None:
                 as_stage(stage).check(architecture)
 
 
-def check_models(study: Study, *, text: Path | None = None, images_dir: Path | None = None) -> None:
+def check_models(
+    study: Study,
+    *,
+    text: Path | None = None,
+    window: int | None = None,
+    images_dir: Path | None = None,
+) -> None:
     """Everything that can be refused before any training: data, caches, layers that do not fit."""
     for model in study.models:
         if isinstance(model, Own):
             _loader(model.source)
             continue
+        if isinstance(model, Checkpoint):
+            _check_fits(study, model, published.abstract(model))
+            published.data_of(model.on(text, window))
+            continue
         preset = PRESETS[model]
         check_cache(model, study.seeds)
         built = nnx.eval_shape(lambda preset=preset: preset.build(nnx.Rngs(0)))
-        try:
-            check_study(study, built)
-        except ValueError as error:
-            raise BadInput(f"study {study.name!r} on {model}: {error}") from error
+        _check_fits(study, model, built)
         if preset.dataset not in ("digits", "docstrings"):  # those are always there
             load_data(
                 preset.dataset,
@@ -238,3 +252,10 @@ def check_models(study: Study, *, text: Path | None = None, images_dir: Path | N
                 text=text if preset.dataset == "text" else None,
                 images_dir=images_dir if preset.dataset == "fashion" else None,
             )
+
+
+def _check_fits(study: Study, model: Model, built: Any) -> None:
+    try:
+        check_study(study, built)
+    except ValueError as error:
+        raise BadInput(f"study {study.name!r} on {model}: {error}") from error

@@ -27,10 +27,7 @@ QUAROT = (axis(partial(Rotate, kind="hadamard", online=True)), axis(Activations,
 STUDY = Study(
     name="joint",
     description="both at once against both orders, also rotated with 4-bit activations",
-    models=(
-        Own("experiments.models.untied:llama_docs_mini"),
-        Own("experiments.models.untied:llama_docs_deep"),
-    ),
+    models=(Own("experiments.models.untied:llama_docs_mini"),),
     seeds=(0, 1, 2, 3, 4),
     exclude=("lm_head",),
     plans=PLANS + tuple((*QUAROT, *plan) for plan in PLANS),

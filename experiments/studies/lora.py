@@ -13,7 +13,7 @@ from itertools import product
 from experiments.study import Study, axis, permutations
 from perturb import GPTQ, RTN, LoRA, Magnitude, NofM, SparseGPT
 
-ADAPT = axis(partial(LoRA, rank=8, steps=100, examples=16))
+ADAPT = axis(partial(LoRA, rank=8, steps=50, learning_rate=5e-3, examples=8))
 PRUNERS = (
     axis(Magnitude, sparsity=0.5),
     axis(SparseGPT, sparsity=0.5),

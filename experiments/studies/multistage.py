@@ -18,7 +18,7 @@ FIVE = (
     axis(Drop, space="*.mlp", ratio=0.125),
     axis(SparseGPT, sparsity=0.4),
     axis(GPTQ, bits=4),
-    axis(partial(LoRA, rank=4, steps=60, examples=16)),
+    axis(partial(LoRA, rank=4, steps=30, learning_rate=5e-3, examples=8)),
 )
 HALVES = tuple(
     plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ import numpy as np
 from perturb.architecture import Architecture
 from perturb.family import layer_key
 from perturb.methods.adapt.train import check_training, trained
+from perturb.methods.lowrank.svd import factors_of
+from perturb.registry import check_choice
 from perturb.stage import Outcome, Sight, matching
-from perturb.state import ADAPTER, Product, State
+from perturb.state import ADAPTER, Product, State, layer_weight
 from perturb.types import Array, Matrix
 
 
@@ -24,13 +26,17 @@ class LoRA:
     """Objective: ``min over A, B`` of the mean KL from the reference's outputs to those of the
     model whose layers are ``W + B A``, over the calibration batches.
 
-    ``A [rank, in]`` starts as normals of variance 1/in and ``B [out, rank]`` as 0, so that
-    untrained adapters change nothing. W, its mask and its grid stay as they are; rows and columns
+    start "zero": ``A [rank, in]`` starts as normals of variance 1/in and ``B [out, rank]`` as 0, so
+    that untrained adapters change nothing. "error": they start as what compensates best for the
+    compression so far, ``B A`` the rank-r part of ``W_reference - W``, nearest in
+    ``E||((W_reference - W) - B A) x||^2`` over the layer's inputs; then 0 steps are a method, too.
+    W, its mask and its grid stay as they are; rows and columns
     that were dropped from W are pruned in B and A. Adam, ``learning_rate`` falling linearly to 0,
     a batch (or ``examples`` of one) a step in turn. Outputs with a single class are compared by
     squared differences.
     Later stages leave adapters alone, unless a pattern says "+": ``{"*+lora.?": RTN(8)}``.
-    Source: Hu et al., ICLR 2022 (arXiv 2106.09685); Kingma and Ba, ICLR 2015 (arXiv 1412.6980).
+    Source: Hu et al., ICLR 2022 (arXiv 2106.09685); Kingma and Ba, ICLR 2015 (arXiv 1412.6980);
+    Zhang et al., ICML 2024 (LQER, arXiv 2402.02446) for the error's low rank.
     """
 
     rank: int = 8
@@ -38,15 +44,17 @@ class LoRA:
     learning_rate: float = 1e-3
     where: str = "*"
     examples: int | None = None
+    start: Literal["zero", "error"] = "zero"
 
     name: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
         check_training(self, {"rank": 1, "steps": 0})
+        check_choice("start", self.start, ("zero", "error"))
 
     @property
     def needs_stats(self) -> bool:
-        return self.steps > 0
+        return self.steps > 0 or self.start == "error"
 
     def layers(self, architecture: Architecture) -> list[str]:
         return matching(architecture, self.where, self.name)
@@ -68,12 +76,29 @@ class LoRA:
         of = {n: p for n in self.layers(context.architecture) if (p := state.products(n))}
         masks = {n: _ends(state, products) for n, products in of.items()}
         names: list[str] = []
-        for layer, pair in _untrained(masks, context.key, self.rank).items():
+        pairs = _untrained(masks, context.key, self.rank)
+        if self.start == "error":
+            pairs = self._of_errors(state, pairs, context)
+        for layer, pair in pairs.items():
             name = _free(f"{layer}{ADAPTER}lora", state)
             added = {f"{name}.{part}": m for part, m in zip("ba", pair, strict=True)}
             state = state.with_matrices(added).with_terms(layer, (*of[layer], tuple(added)))
             names += added
         return state, names
+
+    def _of_errors(
+        self, state: State, pairs: Mapping[str, tuple[Matrix, Matrix]], context: Sight
+    ) -> dict[str, tuple[Matrix, Matrix]]:
+        """B and A that make up for the layers' errors; on the host, in float64."""
+        found = {}
+        for layer, (b, a) in pairs.items():
+            dense = context.reference.weights[layer]
+            out, n_in = dense.shape
+            error = dense - layer_weight(state, layer, (out, n_in))
+            stays = b.mask[:, :1] & a.mask[:1]  # what was not dropped
+            lost = Matrix(jnp.where(stays, error, 0), stays)
+            found[layer] = factors_of(jax.device_get(lost), self.rank, context.moments[layer])
+        return found
 
 
 def _free(name: str, state: State) -> str:
