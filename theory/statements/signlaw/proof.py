@@ -143,7 +143,7 @@ def necessity() -> tuple[Counterexample, ...]:
         Counterexample(
             "the law of the weights is unimodal",
             "|w| uniform on (0.9, 1.1), eps = +-1 with probability 0.3, else 0, p = 0.1: A = "
-            "+0.0529 a weight; where eps takes w to 0, Q->P prunes the error with it",
+            "+0.0527 a weight; where eps takes w to 0, Q->P prunes the error with it",
             "<=",
             spread_around_one(f(1, 10), f(1, 10), f(3, 10)),
             f(0),
