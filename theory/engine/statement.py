@@ -24,6 +24,8 @@ from jax import Array
 
 Relation = Literal["<=", "=="]
 TOLERANCE = 1e-12
+CLEAR = 1e-9  # a bound's margin that is no rounding
+SIZABLE = 1e-3  # of the scale, what sides of an identity are
 
 
 class Instance(Protocol):
@@ -49,13 +51,20 @@ class Claim(Generic[Judged]):
     """``left <= right`` or ``left == right`` on every instance of a family.
 
     sides: instance -> :class:`Sides`, in float64, traceable. A bound with both sides exactly 0 is
-    *vacuous*: it holds, is counted, and is no sign of tightness.
+    *vacuous*: it holds, is counted, and is no sign of tightness. An instance *tells* when a bound's
+    margin is above 1e-9, beyond what rounding could decide, or when an identity's sides are above
+    1e-3 of their scale.
+
+    telling: the least fraction of random instances that have to tell. tight: left / right that the
+    attack has to reach at least, for a bound by a positive number. A verification fails below.
     """
 
     name: str
     says: str
     relation: Relation
     sides: Callable[[Judged], Sides]
+    telling: float = 0.0
+    tight: float = 0.0
 
     def margin(self, sides: Sides) -> tuple[Array, Array]:
         """(relative margin, whether the instance is vacuous), both ``[]``."""
@@ -65,6 +74,14 @@ class Claim(Generic[Judged]):
             difference = -abs(difference)
         vacuous = (left == 0) & (right == 0) & (self.relation == "<=")
         return difference / jax.numpy.where(scale > 0, scale, 1.0), vacuous
+
+    def tells(self, sides: Sides) -> Array:
+        """Whether the instance could have shown the claim wrong, ``[]``."""
+        if self.relation == "<=":
+            margin, vacuous = self.margin(sides)
+            return (margin > CLEAR) & ~vacuous
+        size = jax.numpy.maximum(abs(sides.left), abs(sides.right))
+        return size > SIZABLE * sides.scale
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,8 @@ class Where(NamedTuple):
 class ClaimCheck:
     """What sampling found: it checks a claim and never proves one.
 
-    histogram: counts of margins by :data:`theory.engine.sweep.EDGES`; vacuous: bounds 0 <= 0.
+    histogram: counts of margins by :data:`theory.engine.sweep.EDGES`; vacuous: bounds 0 <= 0;
+    telling: instances that tell (see :class:`Claim`), ``enough`` if no fewer than it asks for.
     margin: the smallest of the others (inf if there are none), which is that of ``where``.
     """
 
@@ -111,6 +129,8 @@ class ClaimCheck:
     margin: float
     where: Where
     histogram: np.ndarray
+    telling: int
+    enough: bool
 
     @property
     def holds(self) -> bool:

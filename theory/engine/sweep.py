@@ -33,6 +33,7 @@ class Evaluated(NamedTuple):
 
     margin: np.ndarray
     vacuous: np.ndarray
+    tells: np.ndarray
     left: np.ndarray
     right: np.ndarray
     instance: dict[str, np.ndarray]
@@ -66,6 +67,7 @@ def compiled(family: Family[Drawn]) -> Program:
         return (
             jnp.where(jnp.isnan(margin), -jnp.inf, margin),
             jnp.stack([v for _, v in found]),
+            jnp.stack([c.tells(s) for c, s in zip(family.claims, sides, strict=True)]),
             jnp.stack([jnp.asarray(s.left) for s in sides]),
             jnp.stack([jnp.asarray(s.right) for s in sides]),
         )
@@ -89,7 +91,7 @@ class _Tally:
 
     def __init__(self, family: Family, claim: int) -> None:
         self.claim, self.index = family.claims[claim], claim
-        self.instances = self.failures = self.vacuous = 0
+        self.instances = self.failures = self.vacuous = self.telling = 0
         self.margin = np.inf
         self.where: Where | None = None
         self.histogram = np.zeros(len(EDGES), np.int64)
@@ -100,6 +102,7 @@ class _Tally:
         vacuous = found.vacuous[:real, self.index]
         self.failures += int(np.sum(~(margin >= -TOLERANCE)))
         self.vacuous += int(vacuous.sum())
+        self.telling += int(found.tells[:real, self.index].sum())
         self.histogram += np.bincount(
             np.searchsorted(EDGES[1:], margin, side="right"), minlength=len(EDGES)
         )
@@ -120,6 +123,8 @@ class _Tally:
             self.margin,
             self.where,
             self.histogram,
+            self.telling,
+            self.telling >= self.claim.telling * self.instances,
         )
 
 

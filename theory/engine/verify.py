@@ -79,15 +79,16 @@ def verify(
     findings = statement.measure(jax.random.fold_in(key, 2))
     spent("measure")
     attacked = {c.claim: c for c in attack.claims}
-    says = {c.name: c.says for f in statement.families for c in f.claims}
+    stated = {c.name: c for f in statement.families for c in f.claims}
     claims = [
         {
             "name": c.claim,
-            "says": says[c.claim],
+            "says": stated[c.claim].says,
             "relation": c.relation,
             "instances": c.instances,
             "failures": c.failures,
             "vacuous": c.vacuous,
+            "telling": c.telling,
             "margin": extended(c.margin),
             "attacked": extended(attacked[c.claim].margin),
             "tightness": attacked[c.claim].tightness,
@@ -99,6 +100,12 @@ def verify(
         for c in check.claims
     ]
     failures = [f"claim {c['name']!r}" for c in claims if not c["holds"]]
+    failures += [f"claim {c.claim!r}: {c.telling} tell" for c in check.claims if not c.enough]
+    failures += [
+        f"bound {c.claim!r}: the attack reaches {c.tightness}"
+        for c in attack.claims
+        if stated[c.claim].tight and not (c.tightness or 0) >= stated[c.claim].tight
+    ]
     failures += [f"step {s.says!r}" for s in proof.steps if not s.holds]
     failures += [] if exact is None or exact.holds else [f"enumeration: {exact.failure}"]
     failures += [f"no violation without {e.dropped!r}" for e in examples if not e.violates]

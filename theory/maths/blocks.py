@@ -1,0 +1,57 @@
+"""Blocks of m normal weights pruned by norm: chi-squared laws and the closed forms of their order.
+
+q is the threshold of the squared norm in units of the variance, p = F_m(q) the fraction pruned,
+``inside`` = F_{m+2}(q), as E[chi^2_m; chi^2_m <= q] = m F_{m+2}(q). Errors are per block. The
+theorem is :mod:`theory.statements.structured`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import erf, gammainc, gammaln
+
+from theory.maths.algebra import Number
+
+
+def chi2_cdf(m: Array, q: Array) -> Array:
+    return gammainc(m / 2, q / 2)
+
+
+def chi2_pdf(m: Array, q: Array) -> Array:
+    return jnp.exp((m / 2 - 1) * jnp.log(q) - q / 2 - m / 2 * jnp.log(2.0) - gammaln(m / 2))
+
+
+def odd_cdfs(y: Array) -> tuple[Array, Array, Array]:
+    """F_1, F_3, F_5 at y >= 0, elementary: F_{k+2}(y) = F_k(y) - (2 y / k) f_k(y)."""
+    root = jnp.sqrt(y)
+    one = erf(root / jnp.sqrt(2.0))
+    three = one - jnp.sqrt(2 / jnp.pi) * root * jnp.exp(-y / 2)
+    return one, three, three - jnp.sqrt(2 / jnp.pi) / 3 * root**3 * jnp.exp(-y / 2)
+
+
+def blocks_prune_first(m: Number, p: Number, inside: Number, s2: Number, v: Number) -> Any:
+    """E(P->Q): s^2 m F_{m+2}(q) + v m (1 - p)."""
+    return m * (s2 * inside + v * (1 - p))
+
+
+def blocks_quantize_first(m: Number, inside: Number, s2: Number, v: Number) -> Any:
+    """E(Q->P), which prunes by the norm of w + noise: v m + (s^2 - v) m F_{m+2}(q)."""
+    return m * (v + (s2 - v) * inside)
+
+
+def blocks_advantage(v: Number, q: Number, density: Number) -> Any:
+    """A(Q->P)/kappa = -2 v q f_m(q) a block; density = f_m(q) of chi^2 with m degrees."""
+    return -2 * v * (q * density)
+
+
+def blocks_gap(m: Number, inside: Number, s2: Number, v: Number) -> Any:
+    """G(Q,P)/kappa = m (s^2 F_{m+2}(q) - v)."""
+    return m * (s2 * inside - v)
+
+
+def most_a_weight(m: Array, v: Array) -> Array:
+    """v / sqrt(pi m), which -A(Q->P)/(kappa m) stays below at every p."""
+    return v / jnp.sqrt(jnp.pi * m)
