@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 
 from experiments.analysis import summarize
 from experiments.analysis.chains import chains_of
+from experiments.findings.types import LOG
 from experiments.records import load
 from experiments.summary import OWN, Summary
 from figures.manifest import CHAINS, DRAWINGS, SCALES, THEORY, jobs
-from figures.stored import MEASURE, manifest, sheets
+from figures.stored import manifest, sheets
 from figures.style import FORMATS, to_bytes
 from perturb import cli
 from perturb.cli import BadInput
@@ -87,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _records_file(path: Path | None) -> Path:
-    if path is None:
-        raise BadInput("--records is missing: name a records.jsonl or the folder of a study")
+def _records_file(path: Path) -> Path:
     names = ("records.jsonl", "records.jsonl.gz", "summary.json")
     tried = [path] if not path.is_dir() else [path / name for name in names]
     for candidate in tried:
@@ -175,7 +174,7 @@ def _draw_chains(arguments: argparse.Namespace) -> None:
     file = _records_file(arguments.records)
     for name in dict.fromkeys(arguments.names):
         try:
-            found = tuple(chains_of(load(file), MEASURE, arguments.replicates))
+            found = tuple(chains_of(load(file), LOG, arguments.replicates))
             figure = CHAINS[name].draw(found)
         except (KeyError, IndexError, StopIteration, ValueError, TypeError) as error:
             raise BadInput(

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.analysis.chains import Chains
 from experiments.findings.granularity import FINE, GRIDS, by_grid, granularities, quantizers
-from experiments.findings.rotation import parts
+from experiments.findings.names import parts
 from figures import sheet, style
 
 FLOOR = 1e-4  # nats: the axis is linear below

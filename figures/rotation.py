@@ -5,7 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from experiments.analysis.chains import Chain, Chains
-from experiments.findings.rotation import after, parts, turned
+from experiments.findings.names import parts
+from experiments.findings.rotation import after, turned
 from figures import sheet, style
 
 

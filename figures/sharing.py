@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from experiments.analysis.chains import Chains
-from experiments.findings.rotation import parts
+from experiments.findings.names import parts
 from experiments.findings.sharing import METHODS, advantage, others, thinned
 from figures import sheet, style
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.findings.catalogue import FINDINGS
-from experiments.findings.types import STORED, chains, overall, records, summary
+from experiments.findings.types import LOG, STORED, chains, overall, records, summary
 from figures import claims
 from figures.manifest import CHAINS, DRAWINGS, SUMMARIES, THEORY, jobs
+from theory.engine import report
 
-MEASURE = "neg_nll"
 SCALE = "log"
-CLAIMS = "claims"
+CLAIMS = "claims"  # the figure of what others claim, and the study that most of it is of
+OTHERS = tuple(f for f in FINDINGS if f.key.startswith("C-"))
 THEORY_FILE = STORED / "theory.json.gz"
 
 
@@ -63,13 +64,12 @@ def sheets(kinds: Collection[str] = ()) -> Iterator[Sheet]:
                 drawing.study,
                 name,
                 file,
-                lambda d=drawing: d.draw(chains(d.study, MEASURE)),  # type: ignore[misc]
+                lambda d=drawing: d.draw(chains(d.study, LOG)),  # type: ignore[misc]
             )
     if not kinds or CLAIMS in kinds:
-        others = [f for f in FINDINGS if f.key.startswith("C-")]
         file = STORED / f"{CLAIMS}.jsonl.gz"
         yield Sheet(
-            CLAIMS, CLAIMS, CLAIMS, file, lambda: claims.draw([(f, f.rows()) for f in others])
+            CLAIMS, CLAIMS, CLAIMS, file, lambda: claims.draw([(f, f.rows()) for f in OTHERS])
         )
     for name, (_, draw) in THEORY.items():
         if not kinds or name in kinds:
@@ -90,19 +90,17 @@ def manifest() -> str:
         "Made by `python -m figures`, with the figures. A summary is what `python -m experiments "
         "report FOLDER --json` printed of records too large to be kept; it names no commit.",
         "",
-        "| figure | study | records | commit | device | statistic | verdict |",
-        "|---|---|---|---|---|---|---|",
     ]
+    head = ("figure", "study", "records", "commit", "device", "statistic", "verdict")
+    rows = []
     for sheet in sheets():
+        study = f"`{sheet.study}`"
         if sheet.missing:
-            lines.append(f"| {sheet.name} | `{sheet.study}` | none yet | | | | not run |")
+            rows.append((sheet.name, study, "none yet", "", "", "", "not run"))
             continue
-        commits, devices = _provenance(sheet)
-        tested, said = _judged(sheet)
         name = f"{sheet.study}/{sheet.name}"
-        cells = (name, f"`{sheet.study}`", sheet.records.name, commits, devices, tested, said)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append((name, study, sheet.records.name, *_provenance(sheet), *_judged(sheet)))
+    return "\n".join([*lines, *report.table(head, rows)]) + "\n"
 
 
 def _provenance(sheet: Sheet) -> tuple[str, str]:
@@ -116,10 +114,8 @@ def _provenance(sheet: Sheet) -> tuple[str, str]:
 
 def _judged(sheet: Sheet) -> tuple[str, str]:
     """What the findings that a figure shows test, and their verdicts."""
-    if sheet.kind == CLAIMS:
-        mine = [f for f in FINDINGS if f.key.startswith("C-")]
-    else:
-        mine = [f for f in FINDINGS if f.figure == f"{sheet.study}/{sheet.name}"]
+    name = f"{sheet.study}/{sheet.name}"
+    mine = OTHERS if sheet.kind == CLAIMS else [f for f in FINDINGS if f.figure == name]
     found = [(f.key, list(f.rows())) for f in mine]
     tested = dict.fromkeys(row.tested for _, rows in found for row in rows)
     told = "; ".join(tested) or _shows(sheet.kind)

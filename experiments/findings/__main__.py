@@ -7,7 +7,7 @@ records do. ``--store FOLDER ...`` first takes in the records of these studies' 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.findings import granularity, mixed, rotation, stages
@@ -16,6 +16,7 @@ from experiments.findings.granularity import splits
 from experiments.findings.sharing import formats
 from experiments.findings.types import (
     ABSENT,
+    LOG,
     STORED,
     Finding,
     Row,
@@ -26,6 +27,7 @@ from experiments.findings.types import (
 )
 from experiments.records import load
 from experiments.records.condense import store
+from experiments.report.markdown import estimate, table
 from experiments.summary import CLAIMS, LOSS, Choice
 from perturb.files import write_atomic
 
@@ -45,23 +47,8 @@ This file is made from the stored records by `python -m experiments.findings`.
 
 def number(row: Row) -> str:
     """The value with its interval, and what it must be above."""
-    e = row.value
-    if e.value is None:
-        return "–"
-    shown = f"{e.value:+.3g}"
-    if e.low is not None and e.high is not None:
-        shown += f" [{e.low:+.3g}, {e.high:+.3g}]"
-    return shown + (f" ({row.above:g})" if row.above else "")
-
-
-def line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> list[str]:
-    """Markdown; the last ``numbers`` columns to the right."""
-    marks = ["---"] * (len(head) - numbers) + ["--:"] * numbers
-    return [line(head), "|" + "|".join(marks) + "|", *map(line, rows)]
+    known = row.above and row.value.value is not None
+    return estimate(row.value, "+.3g") + (f" ({row.above:g})" if known else "")
 
 
 def section(finding: Finding, rows: Sequence[Row]) -> list[str]:
@@ -77,14 +64,14 @@ def section(finding: Finding, rows: Sequence[Row]) -> list[str]:
     if not rows:
         studies = ", ".join(f"`{s}`" for s in finding.studies)
         return [*lines, f"No records yet: run {studies}.", ""]
-    body = (
+    body = [
         (r.model, r.protocol or "–", r.tested, number(r), f"{r.seeds} × {r.draws}", r.verdict)
         for r in rows
-    )
+    ]
     head = ("model", "protocol", "tested", "value", "trainings × draws", "verdict")
     if finding.figure:
         lines += [f"![{finding.title}](figures/drawn/{finding.figure}.png)", ""]
-    return [*lines, *table(head, body), ""]
+    return [*lines, *table(head, body, len(head)), ""]
 
 
 def protocols() -> list[str]:
@@ -104,7 +91,7 @@ def protocols() -> list[str]:
         "Under other protocols, each changed alone (what the usual one says → what this says, "
         "where they differ; 5 trainings, M = −NLL):",
         "",
-        *table(("model", "changed", *CLAIMS), body),
+        *table(("model", "changed", *CLAIMS), body, 2 + len(CLAIMS)),
         "",
     ]
 
@@ -115,7 +102,7 @@ def _change(usual: str, other: str) -> str:
 
 def parts() -> list[str]:
     """A of pruning single weights, split."""
-    every = [s for held in chains(granularity.STUDY, granularity.LOG) for s in splits(held)]
+    every = [s for held in chains(granularity.STUDY, LOG) for s in splits(held)]
     if not every:
         return []
     body = [
@@ -128,7 +115,7 @@ def parts() -> list[str]:
         "and trainings in nats: each weight's owner's error alone (Theorem 1), what the layers' "
         "measured errors add (interference), and what the outputs add to the layers' errors:",
         "",
-        *table(head, body, numbers=4),
+        *table(head, body, 2),
         "",
     ]
 
@@ -146,12 +133,35 @@ def two_formats() -> list[str]:
         "Factors of a rounded matrix lie on no grid. Left so, quantizing first is compared with a "
         "model that is stored in more bits; quantized again, in the same:",
         "",
-        *table(("method", "quantizer", "A, left so", "stored", "A, in one format"), body, 3),
+        *table(("method", "quantizer", "A, left so", "stored", "A, in one format"), body, 2),
         "",
     ]
 
 
-def controls() -> list[str]:
+def same_blocks() -> list[str]:
+    """A rotation's control."""
+    found = rotation.control()
+    if found is None:
+        return []
+    told = f"{found:.1g} nats"
+    return [f"Control: what removing a block costs is the same after rotating to {told}.", ""]
+
+
+def at_stake() -> list[str]:
+    lines = []
+    for found in stages.levels():
+        told = f" (a usable model loses {LOSS:g} at most)" if found.loss > LOSS else ""
+        lines += [
+            f"All {found.compressors} compressors together cost {found.loss:.2g} nats on "
+            f"{found.model}{told}; sorting them loses {found.regret:.0%} of what lies between the "
+            "worst order and the best.",
+            "",
+        ]
+    return lines
+
+
+def one_order() -> list[str]:
+    """The control of orders of allocation."""
     found = list(mixed.controls())
     if not found:
         return []
@@ -162,46 +172,37 @@ def controls() -> list[str]:
     ]
 
 
+BESIDE: dict[str, Callable[[], list[str]]] = {  # what stands below a finding's table, by its key
+    "F-A": protocols,
+    "T-D": parts,
+    "F-C": same_blocks,
+    "F-F": at_stake,
+    "F-H": two_formats,
+    "F-I": one_order,
+}
+
+
 def document() -> str:
     """All of FINDINGS.md."""
     every = [(finding, list(finding.rows())) for finding in FINDINGS]
     models = list(dict.fromkeys(row.model for _, rows in every for row in rows))
-    short = {f: by_model(rows) for f, rows in ((f.key, rows) for f, rows in every)}
+    said = {f.key: by_model(rows) for f, rows in every}
     lines = [HEAD]
-    body = (
+    body = [
         (
             f"[{f.key}](#{_anchor(f)})",
             f.title,
-            *(short[f.key].get(model, "") for model in models),
+            *(said[f.key].get(model, "") for model in models),
             f"**{overall(rows)}**",
         )
         for f, rows in every
-    )
-    lines += [*table(("", "finding", *models, "all"), body), ""]
+    ]
+    lines += [*table(("", "finding", *models, "all"), body, 3 + len(models)), ""]
     for finding, rows in every:
         lines += section(finding, rows)
-        if finding.key == "F-A":
-            lines += protocols()
-        if finding.key == "T-D":
-            lines += parts()
-        if finding.key == "F-C" and (found := rotation.control()) is not None:
-            told = f"{found:.1g} nats"
-            lines += [
-                f"Control: what removing a block costs is the same after rotating to {told}.",
-                "",
-            ]
-        if finding.key == "F-F":
-            lines += [_level(*found) for found in stages.level()]
-        if finding.key == "F-H":
-            lines += two_formats()
-        if finding.key == "F-I":
-            lines += controls()
+        if finding.key in BESIDE:
+            lines += BESIDE[finding.key]()
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _level(model: str, count: int, loss: float) -> str:
-    told = f"All {count} compressors together cost {loss:.2g} nats on {model}"
-    return f"{told}{f' (a usable model loses {LOSS:g} at most)' if loss > LOSS else ''}.\n"
 
 
 def _anchor(finding: Finding) -> str:

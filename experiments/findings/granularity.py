@@ -9,8 +9,8 @@ import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.analysis.rows import Rows
-from experiments.findings.rotation import LOG, parts
-from experiments.findings.types import Finding, Row, chains, row
+from experiments.findings.names import parts
+from experiments.findings.types import LOG, Finding, Row, chains, row
 from experiments.records import draw_of
 
 STUDY = "granularity"
@@ -172,4 +172,3 @@ GRANULARITY = Finding(
     rows=lambda: [*_zero(), *_smaller()],
     figure="granularity/granularity",
 )
-FINDINGS = (GRANULARITY,)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.analysis.replication import estimate_over
-from experiments.findings.types import Finding, Row, summary
+from experiments.findings.types import Finding, Row, of_summary, summary
 from experiments.summary import ALONG_BITS, ALONG_RATIO, SIGN, Estimate
 
 TESTED = {
@@ -26,12 +26,12 @@ def _claims(kind: str) -> list[Row]:
     """The claims of the hypothesis on the models of a kind, in two measures."""
     rows = []
     for name in SUMMARIES:
-        for v in summary(name).verdicts:
+        found = summary(name)
+        for v in found.verdicts:
             if v.scale in ("natural", "log") and _kind(name, v.model) == kind:
                 measure = "M = −NLL" if v.scale == "log" else _natural(kind)
                 value = Estimate(v.value, v.low, v.high)
-                tested = TESTED[v.claim]
-                rows.append(Row(v.model, measure, tested, value, v.above, v.seeds, v.draws))
+                rows.append(of_summary(found, v.model, measure, TESTED[v.claim], value, v.above))
     return rows
 
 
@@ -57,17 +57,8 @@ def _larger() -> list[Row]:
         for other in (m for m in found.models if m not in vision):
             (one, runs), (two, _) = _size(model), _size(other)
             value = estimate_over((one - two)[:, None], runs, found.level, -np.inf, np.inf)
-            rows.append(
-                Row(
-                    model,
-                    f"against {other}",
-                    "mean |A| less that of the Llama, M = −KL, nats",
-                    value,
-                    0.0,
-                    len(found.seeds),
-                    len(found.draws),
-                )
-            )
+            tested = "mean |A| less that of the Llama, M = −KL, nats"
+            rows.append(of_summary(found, model, f"against {other}", tested, value))
     return rows
 
 
@@ -95,4 +86,3 @@ VISION = Finding(
     rows=_vision,
     figure="embedded/advantage-resnet-digits-log",
 )
-FINDINGS = (LANGUAGE, VISION)

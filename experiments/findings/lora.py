@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.analysis.rows import Rows
-from experiments.findings.rotation import LOG, parts
-from experiments.findings.types import Finding, Row, chains, row
+from experiments.findings.names import parts
+from experiments.findings.types import LOG, Finding, Row, chains, row
 
 STUDY = "lora"
 
@@ -78,4 +78,3 @@ ADAPTERS = Finding(
     rows=lambda: [*_kept(), *_last(), *smaller()],
     figure="lora/lora",
 )
-FINDINGS = (ADAPTERS,)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import numpy as np
 
 from experiments.analysis.chains import Chains
 from experiments.analysis.rows import Rows
-from experiments.findings.rotation import LOG
-from experiments.findings.types import Finding, Row, chains, row, rows_of_ranks
+from experiments.findings.names import setting
+from experiments.findings.types import LOG, Finding, Row, chains, row, rows_of_ranks
 
 STUDY = "mixed"
 USUAL_BUDGET = 4.0
-
-
-def setting(stage: str, name: str) -> str | None:
-    found = re.search(rf"[\[,]{name}='?([\w.-]+)'?[,\]]", stage)
-    return found[1] if found else None
 
 
 def budget(stage: str) -> float:
@@ -72,4 +66,3 @@ MIXED = Finding(
     rows=lambda: list(_rows()),
     figure="mixed/mixed",
 )
-FINDINGS = (MIXED,)

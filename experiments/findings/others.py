@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.findings import lora, stages
-from experiments.findings.mixed import setting
-from experiments.findings.rotation import LOG, parts
-from experiments.findings.types import Finding, Row, chains, row, summary
+from experiments.findings.names import parts, setting
+from experiments.findings.types import LOG, Finding, Row, chains, of_summary, row, summary
 from experiments.summary import Summary
 
 CLAIMS = "claims"
@@ -86,15 +85,8 @@ def always() -> Iterable[Row]:
         for total in found.totals:
             if total.model and total.scale == "log":
                 share = next(r.right for r in total.rules if r.name == "prune first")
-                yield Row(
-                    total.model,
-                    "",
-                    "won cells that pruning first wins",
-                    share,
-                    0.5,
-                    len(found.seeds),
-                    len(found.draws),
-                )
+                tested = "won cells that pruning first wins"
+                yield of_summary(found, total.model, "", tested, share, above=0.5)
 
 
 def joint() -> Iterable[Row]:

@@ -3,17 +3,26 @@ pruning."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
-from experiments.findings.types import Finding, Row, chains, records, row, rows_of_ranks, summary
-from experiments.summary import Comparison, short_model
+from experiments.findings.names import parts
+from experiments.findings.types import (
+    LOG,
+    Finding,
+    Row,
+    chains,
+    of_summary,
+    records,
+    row,
+    rows_of_ranks,
+    summary,
+)
+from experiments.summary import Comparison
 
 STUDIES = ("quarot", "rotation")
-LOG = "neg_nll"
 FIVE = "0.05"
 RESOLUTION = 1e-6  # nats: below it two evaluations differ by rounding
 
@@ -24,12 +33,6 @@ def _models() -> list[Chains]:
 
 def is_turn(stage: str) -> bool:
     return stage.startswith("rotate")
-
-
-def parts(stage: str) -> tuple[str, float]:
-    """The method and the amount of a stage's name; a stage without an amount has nan."""
-    found = re.fullmatch(r"(.+?)-([\d.]+)", stage)
-    return (found[1], float(found[2])) if found else (stage, float("nan"))
 
 
 def turned(held: Chains) -> list[Chain]:
@@ -54,16 +57,9 @@ def _trends() -> list[Row]:
     stored = [summary(study) for study in STUDIES if records(study)]
     for found in stored:
         for c in (c for c in found.comparisons if c.measure == LOG):
+            label = f"{_methods(c)}{', rotated' if 'rotate' in c.policy else ''}"
             rows.append(
-                Row(
-                    short_model(c.model),
-                    f"{_methods(c)}{', rotated' if 'rotate' in c.policy else ''}",
-                    "tau of A with the gap, along bits",
-                    c.tau_bits,
-                    0.0,
-                    len(found.seeds),
-                    len(found.draws),
-                )
+                of_summary(found, c.model, label, "tau of A with the gap, along bits", c.tau_bits)
             )
     return rows
 
@@ -152,4 +148,3 @@ AMPLIFIED = Finding(
     rows=lambda: list(amplified()),
     figure="quarot/rotation",
 )
-FINDINGS = (FOUR, AMPLIFIED)

@@ -8,9 +8,8 @@ import numpy as np
 
 from experiments.analysis.chains import Chains
 from experiments.analysis.rows import Rows
-from experiments.findings.mixed import setting
-from experiments.findings.rotation import LOG, parts
-from experiments.findings.types import Finding, Row, chains, row, rows_of_ranks
+from experiments.findings.names import parts, setting
+from experiments.findings.types import LOG, Finding, Row, chains, row, rows_of_ranks
 
 STUDY = "sharing"
 USUAL_RATIO = 0.2  # of both methods, and not said in a name
@@ -90,4 +89,3 @@ SHARING = Finding(
     rows=lambda: list(_rows()),
     figure="sharing/sharing",
 )
-FINDINGS = (SHARING,)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.analysis.rows import Rows
 from experiments.findings.lora import is_lora
-from experiments.findings.rotation import LOG, parts
-from experiments.findings.types import Finding, Row, chains, row
+from experiments.findings.names import parts
+from experiments.findings.types import LOG, Finding, Row, chains, row
 
 STUDY = "multistage"
 
@@ -47,22 +48,24 @@ def orders(stages: Sequence[str]) -> list[Chain]:
     return list(itertools.permutations(stages))
 
 
+def _ranked(held: Chains, stages: Sequence[str]) -> tuple[Rows, Rows]:
+    """All orders ``[orders, runs, 1 + B]``, and the one that is sorted in each run."""
+    every = orders(stages)
+    table = np.stack([held.rows[c] for c in every])
+    chosen = np.array([every.index(c) for c in sorted_chains(held, stages)])
+    return table, table[chosen, np.arange(table.shape[1])]
+
+
 def beaten(held: Chains, stages: Sequence[str]) -> Rows:
     """The share of the other orders that the sorted one is better than ``[runs, 1 + B]``."""
-    every = orders(stages)
-    table = np.stack([held.rows[c] for c in every])  # [orders, runs, 1 + B]
-    chosen = np.array([every.index(c) for c in sorted_chains(held, stages)])
-    own = table[chosen, np.arange(table.shape[1])]
+    table, own = _ranked(held, stages)
     less = (table < own).sum(0) + 0.5 * ((table == own).sum(0) - 1)
-    return np.asarray(less / (len(every) - 1))
+    return np.asarray(less / (len(table) - 1))
 
 
 def regret(held: Chains, stages: Sequence[str]) -> Rows:
     """What the sorted order loses to the best, over what the worst does ``[runs, 1 + B]``."""
-    every = orders(stages)
-    table = np.stack([held.rows[c] for c in every])
-    chosen = np.array([every.index(c) for c in sorted_chains(held, stages)])
-    own = table[chosen, np.arange(table.shape[1])]
+    table, own = _ranked(held, stages)
     spread = table.max(0) - table.min(0)
     return np.asarray((table.max(0) - own) / np.where(spread > 0, spread, np.nan))
 
@@ -91,13 +94,23 @@ def halves(held: Chains) -> Iterable[Row]:
             yield row(held, f"{whole}, {q}", f"P→Q→P less {told}, nats", more)
 
 
-def level() -> list[tuple[str, int, float]]:
-    """How much is lost: model, compressors, mean loss over all orders of all of them, nats."""
+class Level(NamedTuple):
+    """What is at stake between the orders of all compressors; loss: mean over them, nats; regret:
+    what sorting loses of the span from the worst order to the best."""
+
+    model: str
+    compressors: int
+    loss: float
+    regret: float
+
+
+def levels() -> list[Level]:
     found = []
     for held in chains(STUDY, LOG):
         mine = compressors(held)
         loss = [held.rows[()][:, 0] - held.rows[c][:, 0] for c in orders(mine)]
-        found.append((held.model, len(mine), float(np.nanmean(loss))))
+        lost = float(np.nanmean(regret(held, mine)[:, 0]))
+        found.append(Level(held.model, len(mine), float(np.nanmean(loss)), lost))
     return found
 
 
@@ -147,4 +160,3 @@ SORTED = Finding(
     rows=lambda: [*_sorting(), *(r for held in chains(STUDY, LOG) for r in halves(held))],
     figure="multistage/orders",
 )
-FINDINGS = (SORTED,)

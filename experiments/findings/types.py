@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.analysis import summarize
 from experiments.analysis.chains import Chains, chains_of
+from experiments.analysis.rows import Rows
 from experiments.records import Record, load
 from experiments.summary import (
     FAILS,
@@ -22,9 +23,11 @@ from experiments.summary import (
     short_model,
     verdict,
 )
+from perturb.measure import ranks
 
 STORED = Path(__file__).parents[2] / "figures" / "records"
 PARTLY, ABSENT = "holds partly", "not run"
+LOG = "neg_nll"  # the measure of all findings about chains
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Row:
     """One test of a claim: it holds where the whole interval over replicates is above ``above``.
 
     protocol: what of the setting is not the usual; tested: what ``value`` is, in words with its
-    unit; runs: how many trainings, and draws, it is the mean over.
+    unit; seeds, draws: how many trainings, and calibration draws, it is the mean over.
     """
 
     model: str
@@ -122,11 +125,14 @@ def row(
     return Row(short_model(chains.model), told, tested, found, above, seeds, draws)
 
 
-def rows_of_ranks(values: np.ndarray) -> np.ndarray:
+def of_summary(
+    found: Summary, model: str, protocol: str, tested: str, value: Estimate, above: float = 0.0
+) -> Row:
+    """A row of what a summary says of one of its models."""
+    seeds, draws = len(found.seeds), len(found.draws)
+    return Row(short_model(model), protocol, tested, value, above, seeds, draws)
+
+
+def rows_of_ranks(values: Rows) -> Rows:
     """Kendall's tau-b of ``values [runs, 1 + B, n]`` with the order 0..n-1: ``[runs, 1 + B]``."""
-    n = values.shape[-1]
-    first, second = np.triu_indices(n, 1)
-    sign = np.sign(values[..., second] - values[..., first])
-    ties = np.sqrt((sign != 0).sum(-1) * float(first.size))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(sign.sum(-1) / np.where(ties > 0, ties, np.nan))
+    return ranks.kendall_tau_b(np.arange(values.shape[-1]), values)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.models.llama import causal_attention
+from experiments.models.prenorm import Blocks, folded
 from experiments.models.wide import wide
-from perturb.architecture import Axis, Folded, Space, columns, entries, rows
 from perturb.architecture import Block as Removable
+from perturb.architecture import Space, entries
 
 Array = jax.Array
 
@@ -149,58 +150,22 @@ class GPT2(nnx.Module):
         config = self.config
         size = config.hidden_size // config.num_heads
         table = "wte.embedding"
-        writes = [entries(table), entries(f"{type(self).__name__}.wpe")]
-        spaces: list[Space] = []
-        blocks: list[Removable] = []
-        reads: list[Axis] = []
-        norms: list[Folded] = []
+        blocks = Blocks()
         for i, block in enumerate(self.h):
-            at = f"h.{i}"
-            attn, proj = f"{at}.attn.c_attn", f"{at}.attn.c_proj"
-            fc1, fc2 = f"{at}.mlp.c_fc", f"{at}.mlp.c_proj"
-            spaces += [
-                Space(
-                    f"{at}.heads",
-                    block.attn.c_proj.in_features // size,
-                    writes=(rows(attn, size, 3), entries(f"{attn}.bias", size, 3)),
-                    reads=(columns(proj, size),),
-                ),
-                Space(
-                    f"{at}.mlp",
-                    block.mlp.c_proj.in_features,
-                    writes=tuple(_writing(fc1)),
-                    reads=(columns(fc2),),
-                ),
-            ]
-            layers, before = (attn, proj, fc1, fc2), (f"{at}.ln_1", f"{at}.ln_2")
-            vectors = [f"{n}.bias" for n in layers]
-            vectors += [f"{n}.{kind}" for n in before for kind in ("scale", "bias")]
-            blocks.append(Removable(at, layers, tuple(vectors)))
-            writes += _writing(proj) + _writing(fc2)
-            reads += [columns(attn), columns(fc1)]
-            norms += [_folded(before[0], attn), _folded(before[1], fc1)]
-        head = table if config.tie_word_embeddings else "lm_head"
-        if not config.tie_word_embeddings:
-            reads.append(columns(head))
-        stream = Space(
-            "residual",
-            config.hidden_size,
-            writes=tuple(writes),
-            reads=tuple(reads),
-            allows=frozenset({"rotate", "scale"}),
-            norms=(*norms, _folded("ln_f", head)),
-            fixes="mean",
-        )
-        return [*spaces, stream], blocks
-
-
-def _writing(layer: str) -> list[Axis]:
-    """The outputs of a layer with a bias."""
-    return [rows(layer), entries(f"{layer}.bias")]
-
-
-def _folded(norm: str, reader: str) -> Folded:
-    return Folded(f"{norm}.scale", (reader,), f"{norm}.bias")
+            blocks.add(
+                f"h.{i}",
+                ("attn.c_attn", "attn.c_proj"),
+                ("mlp.c_fc", "mlp.c_proj"),
+                ("ln_1", "ln_2"),
+                block.attn.c_proj.in_features // size,
+                size,
+                block.mlp.c_proj.in_features,
+            )
+        begun = [entries(table), entries(f"{type(self).__name__}.wpe")]
+        tied = config.tie_word_embeddings
+        norm = folded("ln_f", table if tied else "lm_head")
+        stream = blocks.stream(config.hidden_size, begun, () if tied else ("lm_head",), norm)
+        return [*blocks.spaces, stream], blocks.removable
 
 
 def _linear(config: GPT2Config, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models.prenorm import Blocks, folded, writing
 from experiments.models.wide import wide
-from perturb.architecture import Axis, Folded, Space, columns, entries, rows
 from perturb.architecture import Block as Removable
+from perturb.architecture import Space, entries
 
 Array = jax.Array
 
@@ -182,57 +183,22 @@ class ViT(nnx.Module):
         size = config.hidden_size // config.num_heads
         tokens = ["cls_token", "pos_embed", "dist_token"][: 2 + config.distilled]
         heads = ["head", "head_dist"][: 1 + config.distilled]
-        writes = _writing("patch_embed.proj") + [
-            entries(f"{type(self).__name__}.{n}") for n in tokens
-        ]
-        spaces: list[Space] = []
-        blocks: list[Removable] = []
-        reads: list[Axis] = []
-        norms: list[Folded] = []
+        blocks = Blocks()
         for i, block in enumerate(self.blocks):
-            at = f"blocks.{i}"
-            qkv, proj = f"{at}.attn.qkv", f"{at}.attn.proj"
-            fc1, fc2 = f"{at}.mlp.fc1", f"{at}.mlp.fc2"
-            spaces += [
-                Space(
-                    f"{at}.heads",
-                    block.attn.proj.in_features // size,
-                    writes=(rows(qkv, size, 3), entries(f"{qkv}.bias", size, 3)),
-                    reads=(columns(proj, size),),
-                ),
-                Space(
-                    f"{at}.mlp",
-                    block.mlp.fc2.in_features,
-                    writes=tuple(_writing(fc1)),
-                    reads=(columns(fc2),),
-                ),
-            ]
-            layers, before = (qkv, proj, fc1, fc2), (f"{at}.norm1", f"{at}.norm2")
-            vectors = [f"{n}.bias" for n in layers]
-            vectors += [f"{n}.{kind}" for n in before for kind in ("scale", "bias")]
-            blocks.append(Removable(at, layers, tuple(vectors)))
-            writes += _writing(proj) + _writing(fc2)
-            reads += [columns(qkv), columns(fc1)]
-            norms += [_folded(before[0], qkv), _folded(before[1], fc1)]
-        stream = Space(
-            "residual",
-            config.hidden_size,
-            writes=tuple(writes),
-            reads=(*reads, *map(columns, heads)),
-            allows=frozenset({"rotate", "scale"}),
-            norms=(*norms, _folded("norm", *heads)),
-            fixes="mean",
-        )
-        return [*spaces, stream], blocks
-
-
-def _writing(layer: str) -> list[Axis]:
-    """The outputs of a layer with a bias."""
-    return [rows(layer), entries(f"{layer}.bias")]
-
-
-def _folded(norm: str, *readers: str) -> Folded:
-    return Folded(f"{norm}.scale", readers, f"{norm}.bias")
+            blocks.add(
+                f"blocks.{i}",
+                ("attn.qkv", "attn.proj"),
+                ("mlp.fc1", "mlp.fc2"),
+                ("norm1", "norm2"),
+                block.attn.proj.in_features // size,
+                size,
+                block.mlp.fc2.in_features,
+            )
+        begun = writing("patch_embed.proj")
+        begun += [entries(f"{type(self).__name__}.{n}") for n in tokens]
+        norm = folded("norm", *heads)
+        stream = blocks.stream(config.hidden_size, begun, tuple(heads), norm)
+        return [*blocks.spaces, stream], blocks.removable
 
 
 def _linear(config: ViTConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:

@@ -1,8 +1,7 @@
 """Records small enough to be kept beside the code, from which all the same is computed.
 
 The test examples' clusters are pooled into a few groups, which then are what intervals resample;
-what describes a cell for people and programs alike stays. A study of a thousand cells takes some
-hundred kilobytes.
+what describes a cell for people and programs alike stays.
 """
 
 from __future__ import annotations

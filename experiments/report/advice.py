@@ -19,13 +19,13 @@ SCALE = "log"
 @dataclass(frozen=True)
 class Question:
     """rows: what the answer rests on; answers: where some hold and none fail, where some fail and
-    none hold, and else."""
+    none hold, and where some do either."""
 
     asked: str
     rows: Callable[[], Sequence[Row]]
     holds: str
     fails: str
-    else_: str
+    both: str
 
 
 def _count(rows: Sequence[Row]) -> str:
@@ -36,9 +36,11 @@ def _count(rows: Sequence[Row]) -> str:
 
 def _answer(question: Question, rows: Sequence[Row]) -> str:
     said = {row.verdict for row in rows} & {HOLDS, FAILS}
+    if not said:
+        return "No answer: the trainings do not agree."
     if said == {HOLDS}:
         return question.holds
-    return question.fails if said == {FAILS} else question.else_
+    return question.fails if said == {FAILS} else question.both
 
 
 def _only(rows: Iterable[Row], start: str) -> list[Row]:
@@ -58,7 +60,7 @@ QUESTIONS = (
         "More than two methods?",
         lambda: _only(stages.SORTED.rows(), "share"),
         "Sort them by what each alone costs, the weakest first.",
-        "Do not sort by intensity: orders at random do better.",
+        "Do not rely on sorting by intensity: orders at random do as well or better.",
         "Sorting by intensity helps in some sets and not in others: try the orders that you can.",
     ),
     Question(
@@ -80,7 +82,7 @@ QUESTIONS = (
         lambda: _only(MIXED.rows(), "8→2"),
         "Round the layers of many bits first.",
         "Round the layers of few bits first.",
-        "The order of the widths hardly matters: round all at once.",
+        "It depends on the budget: try both.",
     ),
     Question(
         "A joint method instead of an order?",

@@ -30,6 +30,7 @@ from experiments.summary import (
     Total,
     Verdict,
 )
+from theory.engine import report
 
 SCALE = "log"  # M = -NLL, for every kind of model
 CONTROL = 12  # bits, where the order must not matter
@@ -48,8 +49,8 @@ def estimate(e: Estimate, form: str = "+.2f") -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """The first ``left`` columns are aligned to the left, the others to the right."""
-    rule = "|" + "---|" * left + "--:|" * (len(head) - left)
-    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+    first, _, *rest = report.table(head, rows)
+    return [first, "|" + "---|" * left + "--:|" * (len(head) - left), *rest]
 
 
 def _totals(summary: Summary) -> list[Total]:
@@ -280,7 +281,7 @@ def choices(summaries: Sequence[Summary]) -> list[str]:
         by_choice.setdefault((setting_name(c), c.usual), {})[c.model] = c
     head = ["choice (instead of)"]
     for model in models:
-        head += [f"{model}: moves A by, 1e-3 nats", "/ \\|A\\|", "won: kept/lost/open", "verdicts"]
+        head += [f"{model}: moves A by, 1e-3 nats", "/ |A|", "won: kept/lost/open", "verdicts"]
     rows = []
     for (name, usual), mine in by_choice.items():
         row = [f"{name} ({usual})"]

@@ -3,7 +3,8 @@
 - Prune, then distill, then quantize is best, and quantizing early is severe (arXiv 2511.19495).
   Distilling after a quantizer is straight through its rounding: quantization-aware training.
 - A low rank, then pruning, then 8 bits is better than any of them alone at equal storage
-  (arXiv 2602.18420): here all four take a quarter of the dense bits.
+  (arXiv 2602.18420): here each takes about a quarter of the bits of the layers
+  that are compressed.
 
 Run:      python -m experiments run claims
 """

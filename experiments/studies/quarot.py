@@ -8,19 +8,9 @@ model that it leaves; pruned weights would not survive a rotation. Removing one 
 Run:      python -m experiments run quarot
 """
 
-from functools import partial
-
+from experiments.studies.rotation import ORDERS, QUANTIZERS, with_turn
 from experiments.study import Own, Study, axis, pairs
-from perturb import GPTQ, RTN, Magnitude, RemoveBlocks, Rotate, SparseGPT
-
-ORDERS = pairs(
-    [
-        *(axis(pruner, sparsity=(0.05, 0.2, 0.5)) for pruner in (Magnitude, SparseGPT)),
-        axis(RemoveBlocks, n=1),
-    ],
-    [axis(quantizer, bits=(12, 5, 4, 3)) for quantizer in (RTN, GPTQ)],
-)
-TURN = axis(partial(Rotate, kind="hadamard"))
+from perturb import RemoveBlocks
 
 STUDY = Study(
     name="quarot",
@@ -28,5 +18,5 @@ STUDY = Study(
     models=(Own("experiments.models.untied:llama_docs_deep"),),
     seeds=(0, 1, 2, 3, 4),
     exclude=("lm_head",),
-    plans=ORDERS + tuple((TURN, *plan) for plan in ORDERS),
+    plans=with_turn(ORDERS + pairs([axis(RemoveBlocks, n=1)], QUANTIZERS)),
 )

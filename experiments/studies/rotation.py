@@ -10,14 +10,21 @@ Run:      python -m experiments run rotation
 
 from functools import partial
 
+from experiments.axes import Plan
 from experiments.study import Own, Study, axis, pairs
 from perturb import GPTQ, RTN, Magnitude, Rotate, SparseGPT
 
+QUANTIZERS = [axis(quantizer, bits=(12, 5, 4, 3)) for quantizer in (RTN, GPTQ)]
 ORDERS = pairs(
-    [axis(pruner, sparsity=(0.05, 0.2, 0.5)) for pruner in (Magnitude, SparseGPT)],
-    [axis(quantizer, bits=(12, 5, 4, 3)) for quantizer in (RTN, GPTQ)],
+    [axis(pruner, sparsity=(0.05, 0.2, 0.5)) for pruner in (Magnitude, SparseGPT)], QUANTIZERS
 )
 TURN = axis(partial(Rotate, kind="hadamard"))
+
+
+def with_turn(orders: tuple[Plan, ...]) -> tuple[Plan, ...]:
+    """These, and the same of the rotated model."""
+    return orders + tuple((TURN, *plan) for plan in orders)
+
 
 STUDY = Study(
     name="rotation",
@@ -25,5 +32,5 @@ STUDY = Study(
     models=(Own("experiments.models.untied:llama_docs_mini"),),
     seeds=(0, 1, 2, 3, 4),
     exclude=("lm_head",),
-    plans=ORDERS + tuple((TURN, *plan) for plan in ORDERS),
+    plans=with_turn(ORDERS),
 )

@@ -59,15 +59,5 @@ class MixedPrecision:
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         widths = sorted(self.choices, reverse=True)
-        return share_out(
-            state,
-            context,
-            self.layers(context.architecture),
-            [replace(self.quantizer, bits=bits) for bits in widths],
-            widths,
-            self.budget,
-            where=self.where,
-            sensitivity=self.sensitivity,
-            probes=self.probes,
-            order=self.order,
-        )
+        methods = [replace(self.quantizer, bits=bits) for bits in widths]
+        return share_out(self, state, context, methods, widths, self.budget)

@@ -23,23 +23,20 @@ _distance = jax.jit(distance)
 
 
 def costs_of(
-    sensitivity: Sensitivity,
-    state: State,
-    changed: Sequence[State],
-    names: Sequence[str],
-    context: Sight,
-    probes: int,
+    stage: Any, state: State, changed: Sequence[State], names: Sequence[str], context: Sight
 ) -> Floats:
-    """``s_l`` of every layer and change [layers, changes]; changed: all layers changed at once.
+    """``s_l`` of every layer and change [layers, changes], by ``stage.sensitivity``; changed: all
+    layers changed at once.
 
     "outputs"  the mean KL of the reference's outputs from the model's in which layer l alone is
                changed (of a single output, the squared difference);
     "hessian"  ``1/2 tr(G_l) / n_l ||dW_l||^2``, G the Gauss-Newton matrix of that KL, its trace by
-               ``probes`` Hutchinson probes of random signs (seeded): no pass a layer and change.
+               ``stage.probes`` Hutchinson probes of random signs (seeded), no pass a layer and
+               change.
     """
-    if sensitivity == "outputs":
-        return by_outputs(state, changed, names, context)
-    traces = hutchinson(state, context, probes)
+    if stage.sensitivity == "outputs":
+        return by_outputs(stage.name, state, changed, names, context)
+    traces = hutchinson(state, context, stage.probes)
     costs = np.zeros((len(names), len(changed)))
     for i, name in enumerate(names):
         w = np.asarray(state.matrices[name].weight, np.float64)
@@ -50,7 +47,7 @@ def costs_of(
 
 
 def by_outputs(
-    state: State, changed: Sequence[State], names: Sequence[str], context: Sight
+    stage: str, state: State, changed: Sequence[State], names: Sequence[str], context: Sight
 ) -> Floats:
     """Mean distance of the outputs with one layer changed [layers, choices]."""
     network, batches = context.network, context.context.batches or ()
@@ -61,7 +58,7 @@ def by_outputs(
     for k, batch in enumerate(batches):
         weights = weights_of(network.token_weights, batch, k)
         expected = network.outputs(dense, batch)
-        check_outputs(expected, "mixed")
+        check_outputs(expected, stage)
         count = 0.0
         for i, name in enumerate(names):
             for j, other in enumerate(others):

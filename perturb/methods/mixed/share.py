@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturb.methods.mixed.allocate import allocate
-from perturb.methods.mixed.sensitivity import Sensitivity, costs_of
+from perturb.methods.mixed.sensitivity import costs_of
 from perturb.registry import check_choice
-from perturb.stage import Outcome, Sight, Versions, check_single, layerwise
+from perturb.stage import Outcome, Sight, Versions, check_single, layerwise, matching
 from perturb.state import State, versions
 from perturb.types import SolveReport
 
@@ -35,41 +35,38 @@ def check_mixed(stage: Any, unit: str) -> None:
 
 
 def share_out(
+    stage: Any,
     state: State,
     context: Sight,
-    names: Sequence[str],
     methods: Sequence[Any],
     loads: Sequence[float],
     budget: float,
-    *,
-    where: str,
-    sensitivity: Sensitivity,
-    probes: int,
-    order: Order,
 ) -> Outcome:
-    """Of ``methods`` (the weakest first) one for every layer, the least cost in all.
+    """Of ``methods`` (the weakest first) one for every layer of ``stage.where``, the least cost in
+    all by ``stage.sensitivity``.
 
     loads: what a kept weight takes under each method; their mean over all kept weights is at most
-    ``budget``. order: see :class:`perturb.methods.mixed.bits.MixedPrecision`.
+    ``budget``. ``stage.order``: see :class:`perturb.methods.mixed.bits.MixedPrecision`.
     """
-    check_single(state, names, context.architecture, "mixed")
-    changed = [layerwise(m, where).on_state(state, context) for m in methods]
-    costs = costs_of(sensitivity, state, [c.state for c in changed], names, context, probes)
+    names = matching(context.architecture, stage.where, stage.name)
+    check_single(state, names, context.architecture, stage.name)
+    changed = [layerwise(m, stage.where).on_state(state, context) for m in methods]
+    costs = costs_of(stage, state, [c.state for c in changed], names, context)
     kept = jax.device_get({n: jnp.sum(state.matrices[n].mask) for n in names})
     sizes = np.array([float(kept[n]) for n in names])
     chosen = allocate(costs, sizes[:, None] * np.array(loads), budget * sizes.sum())
-    if order == "at-once":
+    if stage.order == "at-once":
         matrices = {n: changed[i].state.matrices[n] for n, i in zip(names, chosen, strict=True)}
         found = {n: changed[i].reports.get(n) for n, i in zip(names, chosen, strict=True)}
         return Outcome(state.with_matrices(matrices), _told(found))
     reports: dict[str, SolveReport | None] = {}
-    turns = range(len(methods)) if order == "strong-last" else reversed(range(len(methods)))
+    turns = range(len(methods)) if stage.order == "strong-last" else reversed(range(len(methods)))
     for i in turns:
         mine = [n for n, c in zip(names, chosen, strict=True) if c == i]
         if not mine:
             continue
         here = Versions(context.context, versions(state), context.reference, 1)
-        done = layerwise(methods[i], where).on_state(
+        done = layerwise(methods[i], stage.where).on_state(
             state, replace(context, versions=here, index=0)
         )
         state = state.with_matrices({n: done.state.matrices[n] for n in mine})

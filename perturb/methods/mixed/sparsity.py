@@ -58,15 +58,6 @@ class MixedSparsity:
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         ratios = sorted(self.choices)
-        return share_out(
-            state,
-            context,
-            self.layers(context.architecture),
-            [replace(self.pruner, sparsity=ratio) for ratio in ratios],
-            [1 - ratio for ratio in ratios],
-            1 - self.budget,
-            where=self.where,
-            sensitivity=self.sensitivity,
-            probes=self.probes,
-            order=self.order,
-        )
+        methods = [replace(self.pruner, sparsity=ratio) for ratio in ratios]
+        loads = [1 - ratio for ratio in ratios]
+        return share_out(self, state, context, methods, loads, 1 - self.budget)
