@@ -1,8 +1,10 @@
-"""The backend computes what it is told to: the fusion that does not is turned off."""
+"""The backend computes what it is told to, and comes to an end."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from importlib.metadata import version
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import backend
+from perturb import backend, linalg
 from perturb.backend import AFFECTED, FLAG, QUICK, compile_quickly, turn_off_broken_fusion
 
 
@@ -71,3 +73,37 @@ def test_where_there_is_an_accelerator_nothing_is_changed(monkeypatch, installed
     environ = {"JAX_PLATFORMS": "cpu"}
     compile_quickly(AFFECTED[0], environ)
     assert "XLA_FLAGS" in environ
+
+
+SIDE_BY_SIDE = """
+import jax, jax.numpy as jnp
+from perturb.linalg import cholesky, solve_upper
+many = [jnp.broadcast_to(2.0 * jnp.eye(n), (m, n, n)) for m, n in ((128, 64), (64, 128)) * 4]
+both = lambda h: solve_upper(cholesky(h), jnp.eye(len(h)))
+factors = jax.jit(lambda given: [jax.vmap(both)(h) for h in given])
+for _ in range(20):
+    jax.block_until_ready(factors(many))
+"""
+
+
+@pytest.mark.slow
+def test_factorisations_side_by_side_come_to_an_end():
+    """With ``jnp.linalg.cholesky`` they stood still for ever on two cores, in six runs of six."""
+    subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], check=True, timeout=300)
+
+
+def test_factorisations_are_lapacks_however_they_are_batched():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(3, 4, 5, 5))
+    h, right = (a @ a.swapaxes(-1, -2) + np.eye(5)).astype(np.float32), rng.normal(size=(4, 5, 2))
+    lower = jax.vmap(jax.vmap(linalg.cholesky))(h)
+    np.testing.assert_allclose(lower, np.linalg.cholesky(h), rtol=1e-4, atol=1e-5)
+    right = jnp.asarray(right, jnp.float32)
+    for solve, factor in (
+        (linalg.solve_lower, lower),
+        (linalg.solve_lower_transposed, lower),
+        (linalg.solve_upper, lower.swapaxes(-1, -2)),
+    ):
+        found = jax.vmap(jax.vmap(solve), (0, None))(factor, right)  # one of the two is shared
+        a = factor.swapaxes(-1, -2) if solve is linalg.solve_lower_transposed else factor
+        np.testing.assert_allclose(a @ found, np.broadcast_to(right, found.shape), atol=1e-4)

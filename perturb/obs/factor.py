@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from perturb.linalg import cholesky, solve_upper
 from perturb.types import Array, SolveReport
 
 MAX_RETRIES = 10  # times the damping is raised, tenfold each
@@ -84,8 +85,7 @@ def factor_of(given: Normalized, damp: Array | float, inputs: Array | int | None
         _, fraction, tries = state
         fraction = jnp.where(tries == 0, fraction, jnp.maximum(10 * fraction, 1e-4))
         damped = h + fraction * eye
-        upper = lax.linalg.cholesky(damped[::-1, ::-1], symmetrize_input=False)[::-1, ::-1]
-        upper = lax.linalg.triangular_solve(upper, eye, left_side=True, lower=False)
+        upper = solve_upper(cholesky(damped[::-1, ::-1])[::-1, ::-1], eye)
         return upper, fraction, tries + 1
 
     # The first attempt is one of the loop's: what it does is compiled once.

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from perturb.grid import GridSpec, fit_grid, round_to_grid
+from perturb.linalg import cholesky, solve_lower, solve_lower_transposed
 from perturb.masks import TIE_RULES, NofM, TieRule
 from perturb.methods.prune.common import resolve_sparsity
 from perturb.methods.prune.wanda import Wanda
@@ -95,11 +95,8 @@ def moved(h: Array, lost: Array, into: Array) -> Array:
     def row(one: tuple[Array, Array]) -> Array:
         mine, right = one
         system = jnp.where(mine[:, None] & mine[None, :], h, eye * ~mine)
-        lower = lax.linalg.cholesky(system, symmetrize_input=False)
-        half = lax.linalg.triangular_solve(lower, right[:, None], left_side=True, lower=True)
-        full = lax.linalg.triangular_solve(
-            lower, half, left_side=True, lower=True, transpose_a=True
-        )
+        lower = cholesky(system)
+        full = solve_lower_transposed(lower, solve_lower(lower, right[:, None]))
         return jnp.where(mine, full[:, 0], 0)
 
     return jax.lax.map(row, (into, pull), batch_size=max(1, min(len(lost), CHUNK // n**2)))
