@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from experiments.axes import Axis, Chain, Node, Plan, axis, chains, pairs, permu
 from experiments.labels import chain_name
 from experiments.models.presets import PRESETS
 from perturb import sources
+from perturb.checkpoints import is_checkpoint
 from perturb.cli import MAX_SEED
 from perturb.policy import CHOICES, Policy
 
@@ -66,29 +67,33 @@ WINDOW = 128  # tokens
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published model in a study: the folder of its config.json and safetensors.
+    """A published model in a study: the folder of its config.json and safetensors, or a GGUF file.
 
-    text: the file that it is calibrated and compared on; window: how many tokens an example has.
-    What is None the command line says (--text, --window). It was trained once: of a study's seeds
+    text: the file that it is calibrated and compared on; window: how many tokens an example has;
+    tests: how many it is compared on (None: as many as the data sets have).
+    What else is None the command line says (--text, --window). It was trained once: of a study's seeds
     it has the first, which then is that of the methods.
     """
 
     path: str
     text: str | None = None
     window: int | None = None
+    tests: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
-            raise ValueError(f"Checkpoint({self.path!r}): it must be the path of a folder")
+            raise ValueError(f"Checkpoint({self.path!r}): it must be the path of a folder or file")
         if self.text is not None and not isinstance(self.text, str):
             raise ValueError(f"Checkpoint({self.path!r}): text must be a path, got {self.text!r}")
-        if self.window is not None:
+        for name in ("window", "tests"):
+            value = getattr(self, name)
+            if value is None:
+                continue
             try:
-                _whole(2, MAX_SEED, self.window)
+                _whole(2, MAX_SEED, value)
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"Checkpoint({self.path!r}): window must be a whole number from 2, got "
-                    f"{self.window!r}"
+                    f"Checkpoint({self.path!r}): {name} must be a whole number from 2, got {value!r}"
                 ) from None
 
     def __str__(self) -> str:
@@ -97,7 +102,7 @@ class Checkpoint:
     def on(self, text: Path | None, window: int | None) -> Checkpoint:
         """The checkpoint with what it does not say itself."""
         told = str(text) if text is not None else None
-        return Checkpoint(self.path, self.text or told, self.window or window)
+        return replace(self, text=self.text or told, window=self.window or window)
 
 
 Model = str | Own | Checkpoint
@@ -182,7 +187,7 @@ class Study:
                     if field == "models":
                         raise ValueError(
                             f"study {name!r}: unknown model {value!r}; known: {', '.join(PRESETS)}"
-                            ", or Own('FILE.py:FUNCTION'), or the folder of a checkpoint"
+                            ", or Own('FILE.py:FUNCTION'), or a checkpoint, a folder or a GGUF file"
                         ) from error
                     self._refuse(f"{field}[{i}]", value, right)
                 if made[-1] in made[:-1]:
@@ -241,7 +246,7 @@ def _model(value: Any) -> Model:
         return value
     if value in PRESETS:
         return str(value)
-    if not isinstance(value, str) or not Path(value).is_dir():
+    if not isinstance(value, str) or not is_checkpoint(value):
         raise ValueError
     return Checkpoint(value)
 

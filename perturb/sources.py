@@ -4,7 +4,7 @@
     loaded.model, loaded.calibration, loaded.heldout, loaded.forward, loaded.token_weights
 
 A MODEL is the name of an installed model (an entry point of the group ``perturb.models``),
-``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``, or the folder of a published checkpoint (which
+``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``, or a published checkpoint (a folder or file, which
 an entry point of the group ``perturb.folders`` builds). Models are found by name at run time, so
 whatever uses this door imports neither the models nor what trained them.
 """
@@ -15,13 +15,13 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from perturb import network
+from perturb.checkpoints import is_checkpoint
 from perturb.cli import BadInput as BadInput
 from perturb.outside import from_file as from_file
 from perturb.outside import named, user_code
@@ -63,10 +63,10 @@ def loader(text: str, data: Mapping[str, Any] | None = None) -> Callable[[int], 
     Raises :class:`BadInput` for a MODEL that names nothing callable, and data for what takes none.
     """
     said = {k: v for k, v in (data or {}).items() if v is not None}
-    if Path(text).is_dir() and text not in installed():
+    if is_checkpoint(text) and text not in installed():
         return checkpoint(text, said)
     for name, value in said.items():
-        raise BadInput(f"--{name} {value}: only the folder of a checkpoint takes it, not {text}")
+        raise BadInput(f"--{name} {value}: only a checkpoint takes it, not {text}")
     source, colon, function = text.rpartition(":")
     if not colon:
         return preset(text)

@@ -21,7 +21,7 @@ from experiments.models.llama import Llama, LlamaConfig
 from experiments.published import FAMILIES, load
 from experiments.study import Checkpoint, Own, Study, axis
 from perturb import RTN, Drop, RemoveBlocks, Rotate, SmoothQuant, Wanda, compress
-from perturb.checkpoints import open_folder, read_header
+from perturb.checkpoints import open_checkpoint, read_header
 
 LLAMA = {
     "architectures": ["Qwen3ForCausalLM"],  # norms of heads and, here, biases
@@ -504,7 +504,7 @@ def test_a_folder_is_a_model_of_the_other_command(
     assert main([str(folder), *stages]) == 2
     assert "on which text? say --text FILE" in capsys.readouterr().err
     assert main(["resnet-digits", *stages, *text]) == 2
-    assert "only the folder of a checkpoint takes it" in capsys.readouterr().err
+    assert "only a checkpoint takes it" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_the_package_itself(tmp_path: Path) -> None:
@@ -544,7 +544,7 @@ def test_images_are_sent_to_a_function_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
     assert "ResNetForImageClassification" in FAMILIES
-    assert open_folder(tmp_path).tensors["a"].shape == (1,)
+    assert open_checkpoint(tmp_path).tensors["a"].shape == (1,)
     with pytest.raises(ValueError, match="is no model of text"):
         data_of(Checkpoint(str(tmp_path), "text.txt"))
 

@@ -103,7 +103,7 @@ def check(folder: Folder, plan: Plan) -> None:
                     f"{one.file}: {stored} has shape {list(one.shape)}; by config.json it must be "
                     f"{list(wanted)}"
                 )
-            if one.stored not in FLOATS:
+            if not one.floating:
                 raise ValueError(
                     f"{one.file}: {stored} is stored as {one.stored}: only weights in "
                     f"{', '.join(FLOATS)} can be read"

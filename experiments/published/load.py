@@ -15,7 +15,7 @@ from flax import nnx
 from experiments.published import gpt2, llama, resnet, vit
 from experiments.published.fill import Plan, filled
 from experiments.published.keys import Keys
-from perturb.checkpoints import Folder, open_folder
+from perturb.checkpoints import Folder, open_checkpoint
 
 # The class that a config.json names -> what plans its loading: (folder, keys, class, dtype)
 FAMILIES: dict[str, Callable[[Folder, Keys, str, str], Plan]] = {
@@ -48,7 +48,7 @@ def load(path: str | Path, *, dtype: str = "float32") -> Published:
     taken, for a config that asks for what we do not compute, and for a tensor that is missing, has
     another shape, is cut off or has no place.
     """
-    folder = open_folder(path)
+    folder = open_checkpoint(path)
     plan = plan_of(folder, dtype)
     model = filled(folder, plan)
     size = sum(math.prod(t.shape) for t in folder.tensors.values())
@@ -61,7 +61,7 @@ def plan_of(folder: Folder, dtype: str = "float32") -> Plan:
     """How a folder's checkpoint is loaded. Raises ValueError for one that cannot be."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    keys, kind = Keys(str(folder.path / "config.json"), folder.config), kind_of(folder)
+    keys, kind = Keys(str(folder.said_in), folder.config), kind_of(folder)
     if kind not in FAMILIES:
         raise ValueError(
             f"{keys.where}: architectures = {kind!r} is not supported: only {', '.join(FAMILIES)}"

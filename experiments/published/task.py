@@ -10,6 +10,7 @@ from flax import nnx
 
 from experiments.data import tokens
 from experiments.data.types import Dataset
+from experiments.data.windows import TEST_WINDOWS
 from experiments.models.checkpoint import tensors, weights_hash
 from experiments.models.gpt2 import GPT2Config
 from experiments.models.llama import LlamaConfig
@@ -17,7 +18,7 @@ from experiments.published.fill import check
 from experiments.published.load import load, plan_of
 from experiments.study import WINDOW, Checkpoint
 from experiments.task import TEXT, Task, batched
-from perturb.checkpoints import open_folder
+from perturb.checkpoints import open_checkpoint
 from perturb.types import Array
 
 POSITIONS = ("max_position_embeddings", "n_positions")  # keys of a config.json
@@ -39,7 +40,9 @@ def task_of(model: Checkpoint) -> tuple[Task, str]:
             "name": data.name,
             "hash": data.hash,
             "weights": weights_hash(tensors(loaded)),
-            "config": repr(plan_of(open_folder(model.path)).config),  # scales and norms decide, too
+            "config": repr(
+                plan_of(open_checkpoint(model.path)).config
+            ),  # scales and norms decide, too
             "window": model.window or WINDOW,
         },
     )
@@ -48,7 +51,7 @@ def task_of(model: Checkpoint) -> tuple[Task, str]:
 
 def data_of(model: Checkpoint) -> Dataset:
     """The text in tokens. Raises ValueError, before any weight is read, for what does not fit."""
-    folder = open_folder(model.path)
+    folder = open_checkpoint(model.path)
     config = plan_of(folder).config
     if not isinstance(config, (LlamaConfig, GPT2Config)):
         raise ValueError(
@@ -65,12 +68,14 @@ def data_of(model: Checkpoint) -> Dataset:
         there = folder.config.get(key)
         if isinstance(there, int) and window > there:
             raise ValueError(f"--window {window}: {folder.path} knows {there} positions ({key})")
-    return tokens.load(Path(model.text), folder.tokenizer, window, config.vocab_size)
+    return tokens.load(
+        Path(model.text), folder.tokenizer, window, config.vocab_size, model.tests or TEST_WINDOWS
+    )
 
 
 def abstract(model: Checkpoint) -> nnx.Module:
     """The model without memory; its tensors are checked against the files."""
-    folder = open_folder(model.path)
+    folder = open_checkpoint(model.path)
     plan = plan_of(folder)
     check(folder, plan)
     return nnx.eval_shape(lambda: plan.config.build(nnx.Rngs(0)))

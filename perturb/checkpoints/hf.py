@@ -19,17 +19,20 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint: what its config says, where its tensors are, its tokenizer's file if any."""
+    """A checkpoint: what its config says, where its tensors are, its tokenizer's file if any.
+
+    path: of the folder, or of the one file that says all of this.
+    """
 
     path: Path
     config: dict[str, Any]
     tensors: Tensors
     tokenizer: Path | None
 
-
-def is_folder(path: str | Path) -> bool:
-    """Whether there is a folder there with a config.json."""
-    return (Path(path) / CONFIG).is_file()
+    @property
+    def said_in(self) -> Path:
+        """The file of the config."""
+        return self.path / CONFIG if self.path.is_dir() else self.path
 
 
 def open_folder(path: str | Path) -> Folder:

@@ -34,6 +34,11 @@ class Tensor:
     shape: tuple[int, ...]
     start: int
 
+    @property
+    def floating(self) -> bool:
+        """Whether it can be a weight."""
+        return self.stored in FLOATS
+
     def read(self) -> np.ndarray:
         """Its values in a new array: floating point as float32, others in their own type.
 
