@@ -62,7 +62,7 @@ examples:
   python -m experiments run my_study.py --models llama-text --text notes.txt
       your own grid (a file that defines STUDY) on your own text
   python -m experiments run start --models SmolLM2-135M --text notes.txt --window 256
-      a published checkpoint (the folder of its config.json and safetensors, or a GGUF file) on that text
+      a published checkpoint (a folder with config.json and safetensors, or a GGUF file) there
   python -m experiments report results/embedded
       the findings again, from the records alone
   python -m experiments report results/embedded --at sparsity=0.5,bits=4

@@ -67,12 +67,12 @@ WINDOW = 128  # tokens
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published model in a study: the folder of its config.json and safetensors, or a GGUF file.
+    """A published model in a study: a folder with config.json and safetensors, or a GGUF file.
 
     text: the file that it is calibrated and compared on; window: how many tokens an example has;
     tests: how many it is compared on (None: as many as the data sets have).
-    What else is None the command line says (--text, --window). It was trained once: of a study's seeds
-    it has the first, which then is that of the methods.
+    What else is None the command line says (--text, --window). It was trained once: of a study's
+    seeds it has the first, which then is that of the methods.
     """
 
     path: str
@@ -93,7 +93,8 @@ class Checkpoint:
                 _whole(2, MAX_SEED, value)
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"Checkpoint({self.path!r}): {name} must be a whole number from 2, got {value!r}"
+                    f"Checkpoint({self.path!r}): {name} must be a whole number from 2, "
+                    f"got {value!r}"
                 ) from None
 
     def __str__(self) -> str:

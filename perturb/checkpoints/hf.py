@@ -39,7 +39,9 @@ def open_folder(path: str | Path) -> Folder:
     """Everything but the data. Raises ValueError, in one line, for what is missing or damaged."""
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"{path}: there is no such folder; give one with {CONFIG} and {WEIGHTS}")
+        raise ValueError(
+            f"{path}: there is no such folder (with {CONFIG} and {WEIGHTS}), and no such .gguf file"
+        )
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path}: has no {CONFIG}: give the folder of a Hugging Face checkpoint")
     config = as_object(path / CONFIG)
