@@ -249,6 +249,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         if changed:
             policies = (dataclasses.replace(p, **changed) for p in study.policies)
             study = study.with_options(policies=tuple(dict.fromkeys(policies)))
+        if arguments.study == ALL and (absent := study.absent):
+            console.print(f"{name} is left out, for there is no {absent} here", markup=False)
+            continue
         _check(study, arguments)
         chosen.append(study)
     compile_quickly()

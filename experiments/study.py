@@ -238,6 +238,12 @@ class Study:
         """The trainings of a model: a checkpoint has one."""
         return self.seeds[:1] if isinstance(model, Checkpoint) else self.seeds
 
+    @property
+    def absent(self) -> str | None:
+        """The first checkpoint that is not where it should be: it comes with no installation."""
+        paths = (m.path for m in self.models if isinstance(m, Checkpoint))
+        return next((path for path in paths if not is_checkpoint(path)), None)
+
     def with_options(self, **changes: Any) -> Study:
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 

@@ -23,6 +23,7 @@ from perturb.trees import Family, family_of
 from perturb.types import Array, Matrix, Problem, Solved, WholeModelMethod
 
 PROGRAM = 1 << 24  # weights that one program takes at most, unless a single shape has more
+BATCH = 1 << 26  # and of a single shape, over all versions and methods: solvers hold ten copies
 
 
 def layer_key(key: Array, name: str) -> Array:
@@ -138,25 +139,31 @@ def run_family(
     for n in names:
         groups.setdefault(_form(matrices[n], problems[n]), []).append(n)
     done: dict[str, Solved] = {}
-    for program in _programs(list(groups.values()), matrices):
+    for program in _programs(list(groups.values()), matrices, len(methods)):
         mine = [n for group in program for n in group]
         solve = obs_family.run if isinstance(methods[0], OBSMethod) else _family
-        done |= solve(
+        # By place, not by name: what is compiled for one part of a model serves the next.
+        place = {n: f"{i:05}" for i, n in enumerate(mine)}
+        found = solve(
             family,
-            tuple(map(tuple, program)),
+            tuple(tuple(place[n] for n in group) for group in program),
             tuple(axes_of(problems[g[0]]) for g in program),
-            {n: matrices[n] for n in mine},
-            {n: problems[n] for n in mine},
+            {place[n]: matrices[n] for n in mine},
+            {place[n]: problems[n] for n in mine},
             _keys(key, _codes(mine)),
         )
+        done |= {n: found[place[n]] for n in mine}
     return {n: done[n] for n in names}
 
 
-def _programs(groups: list[list[str]], matrices: Mapping[str, Matrix]) -> list[list[list[str]]]:
-    """Groups of equal shapes, as many to a program as it may take."""
+def _programs(
+    groups: list[list[str]], matrices: Mapping[str, Matrix], variants: int
+) -> list[list[list[str]]]:
+    """Groups of equal shapes, in equal parts if they are large, as many to a program as it may
+    take."""
     programs: list[list[list[str]]] = []
     room = 0
-    for group in groups:
+    for group in (part for g in groups for part in _parts(g, matrices, variants)):
         size = sum(matrices[n].weight.size for n in group)
         if not programs or size > room:
             programs.append([])
@@ -164,3 +171,10 @@ def _programs(groups: list[list[str]], matrices: Mapping[str, Matrix]) -> list[l
         programs[-1].append(group)
         room -= size
     return programs
+
+
+def _parts(group: list[str], matrices: Mapping[str, Matrix], variants: int) -> list[list[str]]:
+    """A group in as few parts as hold BATCH weights at most, each nearly as long as any."""
+    count = -(-sum(matrices[n].weight.size for n in group) * variants // BATCH)
+    length = -(-len(group) // max(1, count))
+    return [group[i : i + length] for i in range(0, len(group), length)]

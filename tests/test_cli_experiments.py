@@ -269,14 +269,19 @@ def test_all_studies_are_checked_first_and_run_one_after_another(
 ):
     for name in ("first", "second"):
         (tmp_path / f"{name}.py").write_text(STUDY.replace('name="mine"', f'name="{name}"'))
-    monkeypatch.setattr("experiments.study.names", lambda: ["first.py", "second.py"])
+    far = "Checkpoint('far.gguf', text='t.txt')"
+    study = STUDY.replace('"tiny-resnet"', far).replace("study import", "study import Checkpoint,")
+    (tmp_path / "third.py").write_text(study)
+    monkeypatch.setattr("experiments.study.names", lambda: ["first.py", "second.py", "third.py"])
     seen: list[str] = []
     monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study.name))
     made_up.broken["rtn-4"] = "nan"  # of the first study and of the second
     assert door.main(["run", "all", "--out", "out", "--no-figures"]) == 1
     assert seen == ["first", "second"]
     assert {p.parent.name for p in Path("out").glob("*/summary.json")} == {"first", "second"}
-    assert "2 studies, 16 models to measure" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 studies, 16 models to measure" in told
+    assert "third.py is left out, for there is no far.gguf here" in told
     made_up.broken.clear()
     assert door.main(["run", "all", "--out", "out", "--no-figures"]) == 0
 

@@ -99,7 +99,9 @@ def joint() -> Iterable[Row]:
             if all(c in held.rows for c in both):
                 more = held.rows[chain] - held.rows[lora.best(held, both)]
                 told = f"{method}{', rotated, 4-bit activations' if start else ''}"
-                yield row(held, told, "joint less the better order, nats", more)
+                yield row(
+                    held, told, "loss of the better order less that of both at once, nats", more
+                )
 
 
 def _finding(

