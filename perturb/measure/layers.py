@@ -21,7 +21,7 @@ from perturb.storage import BITS_DENSE, width
 from perturb.types import Array, Moments
 
 PART = 8  # versions that one call measures
-WEIGHTS = 1 << 28  # that it measures at most, of several versions
+WEIGHTS = 1 << 29  # that it measures at most, of several versions
 STEP, EXACT = 64, 1024  # sides are rounded up to multiples of STEP, up to EXACT
 
 Shapes = tuple[tuple[str, tuple[int, int]], ...]
@@ -108,7 +108,8 @@ def layer_measures(
     fixed, bare = tuple(shapes.items()), state.bare
     bits = jax.device_get({n: width(m) for n, m in state.matrices.items()})
     parts = []
-    part = min(PART, max(1, WEIGHTS // sum(out * n_in for out, n_in in shapes.values())))
+    part = max(1, WEIGHTS // sum(out * n_in for out, n_in in shapes.values()))
+    part = PART if part >= PART else min(part, size)  # of small models one program for any size
     for start in range(0, size, part):
         index = np.minimum(np.arange(start, start + part), size - 1)
         weights, counts = part_of(bare, index, fixed)
