@@ -23,7 +23,7 @@ from perturb.types import Array
 # Predictions per forward pass. On a CPU activations should stay in the cache.
 CPU_BATCH = {"images": 256, "text": 2048, "own": 256}
 DEVICE_BATCH = {"images": 4096, "text": 65536, "own": 4096}
-KEPT = 1 << 28  # bytes of the dense model's outputs that are kept; beyond, they are computed again
+KEPT = 1 << 30  # bytes of the dense model's outputs that are kept; beyond, they are computed again
 NAMES = {"correct": "accuracy", "square": "logit_mse"}  # metrics that are not named as their sums
 
 
