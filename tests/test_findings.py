@@ -18,6 +18,7 @@ from experiments.findings import (
     lora,
     mixed,
     others,
+    real,
     rotation,
     sharing,
     stages,
@@ -36,7 +37,7 @@ from figures import claims, style
 from figures import stored as stored_figures
 from figures.__main__ import main as draw
 from figures.manifest import CHAINS
-from tests.synthetic import make_chains, make_study
+from tests.synthetic import identified, make_chains, make_study
 
 LOG = "neg_nll"
 COSTS = {"a": 0.01, "b": 0.03, "c": 0.09}
@@ -435,6 +436,78 @@ def test_joint_methods_against_the_better_order(stored: Callable[..., None]) -> 
         "joint-0.5": FAILS,
     }
     assert rows["obr[bits=3]-0.5"].value.value == pytest.approx(0.1, abs=2e-3)
+
+
+# ------------------------------------------------------------------------ a published model
+
+
+def published(bits: Sequence[int] = (16, 8, 4, 3)) -> list:
+    """Pruning half costs 0.4, b bits 2 / 2^b; pruning last costs 0.05 more than quantizing last,
+    and 0.03 more for every bit below 8."""
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        total = 0.0
+        for stage in chain:
+            amount = float(stage.rpartition("-")[2])
+            total += 0.4 if amount < 1 else 2 / 2**amount
+        if len(chain) == 2 and amount < 1:
+            width = float(chain[0].rpartition("-")[2])
+            total += 0.0 if width == 16 else 0.05 + 0.03 * (8 - width)
+        return total
+
+    every: list[tuple[str, ...]] = []
+    for p, q in (("sparsegpt-0.5", "gptq[per=64]"), ("magnitude-0.5", "rtn[per=64]")):
+        widths = [f"{q}-{b}" for b in bits]
+        every += [(p,), *((w,) for w in widths)]
+        every += [c for w in widths for c in ((p, w), (w, p))]
+    return make_chains(loss, every, seeds=(0,), study="smollm2", model="m.gguf")
+
+
+def zeros(records: Iterable[dict]) -> list[dict]:
+    """3 bits alone zero more than half, more bits nothing."""
+    return [r | {"zero_fraction": 0.6 * r["label"].endswith("-3")} for r in records]
+
+
+def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> None:
+    stored("smollm2", zeros(published()))
+    (held,) = types.chains("smollm2", LOG)
+    assert len(real.pairs(held)) == 8
+    rows = {f.key: list(f.rows()) for f in real.FINDINGS}
+    at_gap = {r.protocol: r for r in rows["R-1"]}
+    assert at_gap.keys() == {
+        f"{pair}-{b}" for pair in ("sparsegpt-0.5 × gptq", "magnitude-0.5 × rtn") for b in (8, 4, 3)
+    }
+    # Pruning costs more than any width here, so that it should come last; it loses 0.17 there.
+    blind = at_gap["magnitude-0.5 × rtn-4"]
+    assert blind.value.value == pytest.approx(-0.17, abs=0.01)
+    assert (blind.verdict, blind.draws) == (FAILS, 1)
+    assert at_gap["sparsegpt-0.5 × gptq-4"].verdict == NO_VERDICT  # calibrated once only
+    first = {r.protocol: r.value.value for r in rows["R-3"]}
+    assert first["magnitude-0.5 × rtn-4"] == pytest.approx(0.17, abs=0.01)
+    named = {r.protocol: r.value.value for r in rows["R-4"]}
+    assert named["magnitude-0.5 × rtn-4"] == pytest.approx(0.17, abs=0.01)
+    assert named["magnitude-0.5 × rtn-3"] == pytest.approx(-0.2, abs=0.01)
+    tau = {r.protocol: r.value.value for r in rows["R-2"]}
+    assert tau == {
+        "sparsegpt-0.5 × gptq": pytest.approx(1),
+        "magnitude-0.5 × rtn": pytest.approx(1),
+    }
+    assert real.control() == pytest.approx(0, abs=1e-2)
+    told = {name: value for _, name, value in real.perplexities()}
+    assert told["gptq[per=64]-4"] == pytest.approx(told["dense"] * np.exp(2 / 16), rel=1e-3)
+    (line, _, control, _) = findings_main.of_a_published_model()
+    assert "sparsegpt-0.5" in line
+    assert "at 16 bits |A| is at most" in control
+
+
+def test_two_draws_give_a_published_model_a_verdict(stored: Callable[..., None]) -> None:
+    first = zeros(published((4, 3)))
+    again = [identified(r | {"calibration": r["calibration"] | {"draw": 1}}) for r in first]
+    stored("smollm2", [*first, *again])
+    rows = {r.protocol: r for f in real.FINDINGS if f.key == "R-3" for r in f.rows()}
+    found = rows["sparsegpt-0.5 × gptq-4"]
+    assert (found.verdict, found.seeds, found.draws) == (HOLDS, 1, 2)
+    assert not any(f.rows() for f in real.FINDINGS if f.key == "R-2")  # two widths have no trend
 
 
 # ------------------------------------------------------------------------------ document

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.findings import granularity, mixed, rotation, stages
+from experiments.findings import granularity, mixed, real, rotation, stages
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.granularity import splits
 from experiments.findings.sharing import formats
@@ -172,6 +172,18 @@ def one_order() -> list[str]:
     ]
 
 
+def of_a_published_model() -> list[str]:
+    """What each method alone makes of it, and the control."""
+    found, zero = real.perplexities(), real.control()
+    if not found:
+        return []
+    told = "; ".join(f"{name} {value:.4g}" for _, name, value in found)
+    lines = [f"Perplexity a token of the Brown corpus: {told}.", ""]
+    if zero is not None:
+        lines += [f"Control: at 16 bits |A| is at most {zero:.1g} nats.", ""]
+    return lines
+
+
 BESIDE: dict[str, Callable[[], list[str]]] = {  # what stands below a finding's table, by its key
     "F-A": protocols,
     "T-D": parts,
@@ -179,6 +191,7 @@ BESIDE: dict[str, Callable[[], list[str]]] = {  # what stands below a finding's 
     "F-F": at_stake,
     "F-H": two_formats,
     "F-I": one_order,
+    "R-1": of_a_published_model,
 }
 
 

@@ -8,6 +8,7 @@ from experiments.findings import (
     lora,
     mixed,
     others,
+    real,
     rotation,
     sharing,
     stages,
@@ -25,4 +26,5 @@ FINDINGS: tuple[Finding, ...] = (
     sharing.SHARING,
     mixed.MIXED,
     *others.FINDINGS,
+    *real.FINDINGS,
 )

@@ -35,7 +35,8 @@ class Row:
     """One test of a claim: it holds where the whole interval over replicates is above ``above``.
 
     protocol: what of the setting is not the usual; tested: what ``value`` is, in words with its
-    unit; seeds, draws: how many trainings, and calibration draws, it is the mean over.
+    unit; seeds, draws: how many trainings, and calibration draws, it is the mean over; published:
+    a model that was trained once and for all, of which alone the verdict speaks.
     """
 
     model: str
@@ -45,10 +46,11 @@ class Row:
     above: float
     seeds: int
     draws: int = 1
+    published: bool = False
 
     @property
     def verdict(self) -> str:
-        return verdict(self.value, self.above, self.seeds)
+        return verdict(self.value, self.above, 2 if self.published else self.seeds)
 
 
 @dataclass(frozen=True)
