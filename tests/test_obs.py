@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturb import GPTQ, RTN, GridSpec, Joint, NofM, SparseGPT
+from perturb import GPTQ, RTN, GridSpec, Joint, NofM, SparseGPT, Wanda
+from perturb import family as families
 from perturb.family import layer_key, run_family
 from perturb.masks import tie_key
+from perturb.measure import layers
 from perturb.obs import family as shared
-from perturb.state import fresh, stack
+from perturb.state import State, fresh, stack
 from perturb.types import Matrix, Moments, Problem, Solved
 
 SHAPES = {"a": (12, 24), "b": (12, 24), "wide": (6, 144)}
@@ -115,6 +117,49 @@ def test_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             one[n].matrix.weight, other[n].matrix.weight, rtol=1e-5, atol=1e-5
         )
         assert int(np.max(one[n].report.dead)) == int(np.max(other[n].report.dead)) == 1
+
+
+@pytest.mark.parametrize("members", [[GPTQ(b) for b in (3, 4)], [Wanda(s) for s in (0.3, 0.6)]])
+def test_a_large_model_is_solved_in_parts(
+    members: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve matrices of one shape in parts of five, and of two: every one as among all, and
+    parts of one length are compiled once."""
+    (kind, *_) = SHAPES
+    one, asked = matrices()[kind], problems(False)[kind]
+    many = {f"layer{i}": one for i in range(12)}
+    whole = run_family(members, many, dict.fromkeys(many, asked), KEY)
+    weights = one.weight.size * len(members)
+    assert [*map(len, families._parts([*many], many, len(members)))] == [12]
+    monkeypatch.setattr(families, "BATCH", 5 * weights)
+    assert [*map(len, families._parts([*many], many, len(members)))] == [4, 4, 4]
+    monkeypatch.setattr(families, "PROGRAM", 1)
+    families._family.clear_cache()
+    shared._advance.clear_cache()
+    parts = run_family(members, many, dict.fromkeys(many, asked), KEY)
+    assert families._family._cache_size() + shared._advance._cache_size() <= 2
+    assert [*parts] == [*whole]
+    for name, solved in whole.items():
+        for a, b in zip(jax.tree.leaves(parts[name]), jax.tree.leaves(solved), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_of_a_large_model_few_versions_are_measured_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = problems(False)
+    dense = {n: p.reference for n, p in asked.items()}
+    moments = {n: p.inputs for n, p in asked.items() if p.inputs is not None}
+    size, given = VERSIONS, (State(matrices()), VERSIONS, SHAPES, dense, moments)
+    whole = layers.layer_measures(*given)
+    weights = sum(out * n for out, n in SHAPES.values())
+    for limit in (1, weights, 3 * weights):  # one at a time, and never more than there are
+        monkeypatch.setattr(layers, "WEIGHTS", limit)
+        parts = layers.layer_measures(*given)
+        for name, measured in whole.items():
+            for what, values in measured.items():
+                assert values.shape == parts[name][what].shape == (size,)
+                np.testing.assert_allclose(parts[name][what], values, rtol=1e-5)
 
 
 def test_methods_and_stages_share_programs() -> None:

@@ -1,7 +1,7 @@
 """What a published language model says: its cells one by one, for it was trained once.
 
-A verdict is about this model: its interval is over the test windows and the calibration draws. A cell
-of one draw has none, unless neither of its methods looks at data.
+A verdict is about this model: its interval is over the test windows and the calibration draws. A
+cell of one draw has none, unless neither of its methods looks at data.
 """
 
 from __future__ import annotations
