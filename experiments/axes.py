@@ -22,7 +22,7 @@ import numpy as np
 from experiments.labels import stage_name
 from perturb import composition
 from perturb.registry import LEAVES
-from perturb.stage import Stage, as_stage
+from perturb.stage import Stage, as_stage, is_family
 from perturb.types import MatrixMethod
 
 Plan = tuple["Axis", ...]
@@ -46,6 +46,15 @@ class Axis:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Axis) and self.names == other.names
+
+
+def in_families(plan: Plan) -> list[Plan]:
+    """The plan, with an axis of its own for each stage that no family holds: what such stages leave
+    may differ in structure (ranks, removed blocks, rotations)."""
+    choices = [
+        [one] if is_family(one.stages) else [Axis((stage,)) for stage in one.stages] for one in plan
+    ]
+    return [*itertools.product(*choices)]
 
 
 def axis(template: Callable[..., Any], **settings: Any) -> Axis:

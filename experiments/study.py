@@ -19,7 +19,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments import studies
-from experiments.axes import Axis, Chain, Node, Plan, axis, chains, pairs, permutations, tree
+from experiments.axes import (
+    Axis,
+    Chain,
+    Node,
+    Plan,
+    axis,
+    chains,
+    in_families,
+    pairs,
+    permutations,
+    tree,
+)
 from experiments.labels import chain_name
 from experiments.models.presets import PRESETS
 from perturb import sources
@@ -195,6 +206,8 @@ class Study:
                     raise ValueError(f"study {name!r}: {field} lists a value twice: {value!r}")
             if not made and field not in ("exclude", "include"):
                 raise ValueError(f"study {name!r}: {field} is empty; each must be {right}")
+            if field == "plans":
+                made = [*dict.fromkeys(part for plan in made for part in in_families(plan))]
             object.__setattr__(self, field, tuple(made))
         if all(isinstance(model, Checkpoint) for model in self.models):
             object.__setattr__(self, "seeds", self.seeds[:1])  # what a run says of itself

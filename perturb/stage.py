@@ -378,6 +378,17 @@ class _Done(NamedTuple):
     reports: Reports
 
 
+def is_family(stages: Sequence[Any]) -> bool:
+    """Whether these stages differ in amounts only, and are solved as one."""
+    return bool(_family([as_stage(s) for s in stages]))
+
+
+def _family(stages: Sequence[Stage]) -> list[Layerwise]:
+    """The stages, if they differ in amounts only; else none."""
+    alike = [s for s in stages if isinstance(s, Layerwise) and _like(s, stages[0])]
+    return alike if len(alike) == len(stages) else []
+
+
 def expand(before: Versions, stages: Sequence[Any], context: Context, position: int) -> Expanded:
     """F stages, the ``position``-th of their chains, on each of the R versions: R F versions.
 
@@ -386,10 +397,10 @@ def expand(before: Versions, stages: Sequence[Any], context: Context, position: 
     """
     family = [as_stage(s) for s in stages]
     key = jax.random.fold_in(context.key, position)
-    alike = [s for s in family if isinstance(s, Layerwise) and _like(s, family[0])]
+    alike = _family(family)
     blockwise = context.policy.calibrate == "sequential" and family[0].needs_stats
     reference: Parameters | None = None
-    if len(alike) == len(family) and not blockwise:
+    if alike and not blockwise:
         state, reports = flatten(_on_versions(alike, before, key))
     else:
         state, reports, reference = _one_by_one(family, before, key)

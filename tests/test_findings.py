@@ -460,6 +460,7 @@ def published(bits: Sequence[int] = (16, 8, 4, 3)) -> list:
         widths = [f"{q}-{b}" for b in bits]
         every += [(p,), *((w,) for w in widths)]
         every += [c for w in widths for c in ((p, w), (w, p))]
+    every += [("gptq[per=64]-4", "sparsegpt[on_grid=snap]-0.5")]
     return make_chains(loss, every, seeds=(0,), study="smollm2", model="m.gguf")
 
 
@@ -471,11 +472,16 @@ def zeros(records: Iterable[dict]) -> list[dict]:
 def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> None:
     stored("smollm2", zeros(published()))
     (held,) = types.chains("smollm2", LOG)
-    assert len(real.pairs(held)) == 8
+    assert len(real.pairs(held)) == 9
     rows = {f.key: list(f.rows()) for f in real.FINDINGS}
     at_gap = {r.protocol: r for r in rows["R-1"]}
     assert at_gap.keys() == {
-        f"{pair}-{b}" for pair in ("sparsegpt-0.5 × gptq", "magnitude-0.5 × rtn") for b in (8, 4, 3)
+        "sparsegpt[on_grid=snap]-0.5 × gptq-4",  # against the one that prunes first
+        *(
+            f"{pair}-{b}"
+            for pair in ("sparsegpt-0.5 × gptq", "magnitude-0.5 × rtn")
+            for b in (8, 4, 3)
+        ),
     }
     # Pruning costs more than any width here, so that it should come last; it loses 0.17 there.
     blind = at_gap["magnitude-0.5 × rtn-4"]

@@ -27,6 +27,7 @@ from perturb import (
     GlobalMagnitude,
     GridSpec,
     Joint,
+    LowRank,
     Magnitude,
     NofM,
     SparseGPT,
@@ -198,7 +199,7 @@ def test_every_study_of_the_package_is_one_and_says_what_it_is():
     for name, description in builtin().items():
         study = find(name)
         assert (study.name, study.description) == (name, description)
-        if name in {"claims", "joint", "mixed", "multistage"}:
+        if name in {"claims", "joint", "mixed", "multistage", "smollm2"}:
             continue  # whose plans are no pairs, and not only orders
         assert all(len(plan) >= 2 for plan in study.plans)
         both = {tuple(part.names for part in plan) for plan in study.plans}
@@ -511,3 +512,17 @@ def test_settings_of_two_nested_ones_are_told_apart():
     labels = [label(m) for m in made]
     assert labels[:2] == ["two", "two[first.per=tensor]"]
     assert labels[2:] == ["two[second.symmetric=True]", "two[second.per=tensor]"]
+
+
+def test_stages_of_no_family_stand_on_axes_of_their_own() -> None:
+    """Ranks are shapes: models of two ranks are no versions of one state."""
+    low, bits = axis(LowRank, ratio=(0.2, 0.5)), axis(RTN, bits=(4, 3))
+    study = Study("s", "", models=("tiny-resnet",), plans=permutations(low, bits))
+    assert [[len(part.stages) for part in plan] for plan in study.plans] == [[1, 2]] * 2 + [
+        [2, 1]
+    ] * 2
+    assert len(study.chains()) == 1 + 2 + 2 + 4 + 4
+    again = Study("s", "", models=("tiny-resnet",), plans=study.plans)
+    assert again.plans == study.plans
+    (plan,) = Study("s", "", models=("tiny-resnet",), plans=((bits,),)).plans
+    assert plan == (bits,)

@@ -6,8 +6,10 @@ cell of one draw has none, unless neither of its methods looks at data.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,32 +23,46 @@ PRUNERS, QUANTIZERS = ("sparsegpt", "wanda", "magnitude"), ("gptq", "rtn")
 BLIND = ("magnitude", "rtn", "rotate")  # methods that need no data
 MOST = 8  # bits: above, nothing is won or lost
 
-Pair = tuple[Chain, str, str]  # what stands before, the pruner, the quantizer
+
+class Pair(NamedTuple):
+    """Names of stages: what stands before, the pruner (as it is last), the quantizer."""
+
+    before: Chain
+    pruner: str
+    quantizer: str
+
+    @property
+    def first(self) -> str:
+        """The pruner as it is first: what it does to a grid makes no difference there."""
+        return re.sub(r"\[on_grid=\w+\]", "", self.pruner)
+
+    def __str__(self) -> str:
+        turned = "rotated, " if self.before else ""
+        return f"{turned}{self.pruner} × {self.quantizer}".replace("[per=64]", "")
+
+    def advantage(self, held: Chains) -> Rows:
+        """A(Q -> P)."""
+        one = held.rows[(*self.before, self.quantizer, self.pruner)]
+        return one - held.rows[(*self.before, self.first, self.quantizer)]
 
 
 def pairs(held: Chains) -> list[Pair]:
     """Every pruner and quantizer that were run in both orders, each alone, too."""
     found = []
-    for *before, p, q in held.having(lambda c: len(c) >= 2 and c[-2].startswith(PRUNERS)):
-        start = tuple(before)
-        wanted = ((*start, q, p), (*start, p), (*start, q))
+    for *before, q, p in held.having(lambda c: len(c) >= 2 and c[-1].startswith(PRUNERS)):
+        pair, start = Pair(tuple(before), p, q), tuple(before)
+        wanted = ((*start, pair.first, q), (*start, pair.first), (*start, q))
         if q.startswith(QUANTIZERS) and all(c in held.rows for c in wanted):
-            found.append((start, p, q))
+            found.append(pair)
     return found
-
-
-def _told(pair: Pair) -> str:
-    before, p, q = pair
-    turned = " rotated," if before else ""
-    return f"{turned} {p} × {q}".strip().replace("[per=64]", "")
 
 
 def _row(held: Chains, pair: Pair, tested: str, values: Rows) -> Row:
     """Of a pair; where only one draw has it, its interval is no verdict's."""
     known = np.isfinite(values[:, 0])
     draws = len({run[1] for run, there in zip(held.ids, known, strict=True) if there})
-    blind = all(stage.startswith(BLIND) for stage in (*pair[0], *pair[1:]))
-    made = row(held, _told(pair), tested, values)
+    blind = all(s.startswith(BLIND) for s in (*pair.before, pair.pruner, pair.quantizer))
+    made = row(held, str(pair), tested, values)
     return replace(made, draws=draws, published=blind or draws > 1)
 
 
@@ -54,15 +70,14 @@ def _cells(tested: str, sign: Callable[[Chains, Pair], float]) -> Iterable[Row]:
     """A of the order that a rule names, cell by cell, where bits are few enough to matter."""
     for held in chains(STUDY, LOG):
         for pair in pairs(held):
-            before, p, q = pair
-            if parts(q)[1] <= MOST and (toward := sign(held, pair)):
-                yield _row(held, pair, tested, toward * held.advantage(q, p, before))
+            if parts(pair.quantizer)[1] <= MOST and (toward := sign(held, pair)):
+                yield _row(held, pair, tested, toward * pair.advantage(held))
 
 
 def by_gap(held: Chains, pair: Pair) -> float:
     """+1 where the pruner costs more, so that it comes last by the hypothesis."""
-    before, p, q = pair
-    p_cost, q_cost = (held.loss((*before, one)).value for one in (p, q))
+    alone = (pair.first, pair.quantizer)
+    p_cost, q_cost = (held.loss((*pair.before, one)).value for one in alone)
     assert p_cost is not None
     assert q_cost is not None
     return float(np.sign(p_cost - q_cost))
@@ -70,32 +85,32 @@ def by_gap(held: Chains, pair: Pair) -> float:
 
 def by_zeros(held: Chains, pair: Pair) -> float:
     """+1 where the quantizer alone zeroes at least what is pruned."""
-    before, p, q = pair
-    zeros = [r["zero_fraction"] for r in held.records[(*before, q)]]
-    return 1.0 if np.mean(zeros) >= parts(p)[1] else -1.0
+    zeros = [r["zero_fraction"] for r in held.records[(*pair.before, pair.quantizer)]]
+    return 1.0 if np.mean(zeros) >= parts(pair.pruner)[1] else -1.0
 
 
 def by_bits() -> Iterable[Row]:
     """Kendall's tau of A with the gap along bits: more bits, a weaker quantizer, a larger gap."""
     for held in chains(STUDY, LOG):
-        curves: dict[tuple[Chain, str, str], list[Pair]] = {}
+        curves: dict[Pair, list[Pair]] = {}
         for pair in pairs(held):
-            curves.setdefault((pair[0], pair[1], parts(pair[2])[0]), []).append(pair)
-        for (before, p, method), cells in curves.items():
-            cells.sort(key=lambda pair: parts(pair[2])[1])
+            method, _ = parts(pair.quantizer)
+            curves.setdefault(pair._replace(quantizer=method), []).append(pair)
+        for curve, cells in curves.items():
+            cells.sort(key=lambda pair: parts(pair.quantizer)[1])
             if len(cells) > 2:
-                values = np.stack([held.advantage(q, p, before) for _, _, q in cells], -1)
+                values = np.stack([pair.advantage(held) for pair in cells], -1)
                 tested = f"tau of A with the gap along {len(cells)} widths"
-                yield _row(held, (before, p, method), tested, rows_of_ranks(values))
+                yield _row(held, curve, tested, rows_of_ranks(values))
 
 
 def control() -> float | None:
     """The largest |A| at 16 bits, nats a token: it must vanish for every pair of methods."""
     found = [
-        float(np.nanmax(np.abs(held.advantage(q, p, before)[:, 0])))
+        float(np.nanmax(np.abs(pair.advantage(held)[:, 0])))
         for held in chains(STUDY, LOG)
-        for before, p, q in pairs(held)
-        if parts(q)[1] == 16
+        for pair in pairs(held)
+        if parts(pair.quantizer)[1] == 16
     ]
     return max(found, default=None)
 
