@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +27,12 @@ from perturb import GPTQ, GridSpec, cli
 from perturb.state import fresh
 from perturb.types import Moments, Problem
 from theory.__main__ import main
-from theory.engine import report, search, sweep
-from theory.engine.statement import Claim, Family, Sides
+from theory.engine import report, search, sweep, verify
+from theory.engine.statement import Claim, Family, Proof, Sides
 from theory.interrupts import heard
 from theory.maths import closed_forms, densities, elimination, gaussian, grids
 from theory.phase import diagrams, findings
+from theory.statements import catalogue
 from theory.statements.affine import measure as affine_measure
 from theory.statements.catalogue import NAMES
 from theory.statements.gaussian import measure as printed_table
@@ -392,6 +396,36 @@ def test_the_attack_finds_what_sampling_misses(smooth):
     assert not attack.holds
     assert attack.margin == pytest.approx(-1e-6, rel=0.01)
     assert attack.claims[0].where.instance["x"] == pytest.approx(np.asarray(target), abs=1e-3)
+
+
+def verified(monkeypatch, **asked):
+    """Failures of a statement whose one bound tells in half of the cube and comes to 0.9."""
+    monkeypatch.setattr(search, "MOVES", 4)
+    monkeypatch.setattr(search, "FEWEST", 4)
+
+    def sides(p):
+        telling = (p.x[0] < 0.5).astype(jnp.float64)
+        return Sides(0.9 * telling * jnp.ceil(p.x[1]), telling, jnp.ones(()))
+
+    family = toy(sides, smooth=False)
+    family = replace(family, claims=(replace(family.claims[0], **asked),))
+    s = replace(
+        catalogue.statement("ownership"),
+        families=(family,),
+        exact=lambda: None,
+        prove=lambda: Proof((), "a toy"),
+        measure=lambda key: (),
+    )
+    with closing(verify.Programs([s])) as programs:
+        return verify.verify(s, 2000, 0, programs)["failures"]
+
+
+def test_a_claim_that_seldom_tells_fails(monkeypatch):
+    assert verified(monkeypatch, telling=0.45, tight=0.89) == []
+    (failure,) = verified(monkeypatch, telling=0.55)
+    assert re.fullmatch(r"claim 'toy': (9|10)\d\d? tell", failure)
+    (failure,) = verified(monkeypatch, tight=0.91)
+    assert failure == "bound 'toy': the attack reaches 0.9"
 
 
 # ------------------------------------------------------------------------------------ the door
