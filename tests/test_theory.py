@@ -355,6 +355,29 @@ def test_sides_are_those_of_the_instance_that_is_shown():
     )
 
 
+def test_the_attack_starts_from_known_extremes(monkeypatch):
+    """Two claims, each tight in one point of a thousand that no sample and no move finds."""
+    monkeypatch.setattr(search, "MOVES", 0)
+    monkeypatch.setattr(search, "FEWEST", 0)
+    targets = np.array([[0.3, 0.9, 0.123], [0.7, 0.2, 0.456]])
+
+    def near(target):
+        def sides(p):
+            there = jnp.sum(jnp.abs(p.x - target)) < 1e-6
+            return Sides(jnp.where(there, 1.0, 0.5), jnp.ones(()), jnp.ones(()))
+
+        return sides
+
+    claims = tuple(Claim(f"toy {i}", "a toy", "<=", near(t)) for i, t in enumerate(targets))
+    family = Family("toy", "a point", 3, lambda u: Point(u), claims, smooth=False)
+    program = sweep.compiled(family)
+    without = search.search([family], [program], [None], jax.random.key(0))
+    assert [c.tightness for c in without.claims] == [0.5, 0.5]
+    family = replace(family, known=lambda: targets)
+    found = search.search([family], [program], [None], jax.random.key(0))
+    assert [c.tightness for c in found.claims] == [1, 1]
+
+
 def test_the_attack_starts_from_the_worst_samples_and_leaves_vacuous_ones(monkeypatch):
     """A claim that is tight in one point of a thousand, vacuous in half of the others."""
     monkeypatch.setattr(search, "MOVES", 0)
@@ -422,7 +445,7 @@ def verified(monkeypatch, **asked):
 
 def test_a_claim_that_seldom_tells_fails(monkeypatch):
     assert verified(monkeypatch, telling=0.45, tight=0.89) == []
-    (failure,) = verified(monkeypatch, telling=0.55)
+    (failure,) = verified(monkeypatch, telling=0.6)
     assert re.fullmatch(r"claim 'toy': (9|10)\d\d? tell", failure)
     (failure,) = verified(monkeypatch, tight=0.91)
     assert failure == "bound 'toy': the attack reaches 0.9"

@@ -60,6 +60,13 @@ COLUMNS = (
 )
 
 
+def share(part: int, whole: int) -> str:
+    """Never 0 % or 100 % of what is some or not all."""
+    if part in (0, whole):
+        return f"{part / whole:.0%}"
+    return f"{min(max(part / whole, 0.001), 0.999):.1%}"
+
+
 def margin(value: float | str) -> str:
     return f"{float(value) + 0.0:.1e}" if float(value) else "0"
 
@@ -129,7 +136,8 @@ def _statement(s: Record) -> list[str]:
             "says",
             "instances",
             "fail",
-            "0 ≤ 0",
+            "vacuous",
+            "telling",
             "smallest margin",
             "attacked",
             "left/right",
@@ -140,7 +148,8 @@ def _statement(s: Record) -> list[str]:
                 c["says"],
                 f"{c['instances']:,}",
                 c["failures"],
-                c["vacuous"],
+                share(c["vacuous"], c["instances"]),
+                share(c["telling"], c["instances"]),
                 margin(c["margin"]),
                 margin(c["attacked"]),
                 "–" if c["tightness"] is None else f"{c['tightness']:.6f}",

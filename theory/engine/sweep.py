@@ -124,7 +124,7 @@ class _Tally:
             self.where,
             self.histogram,
             self.telling,
-            self.telling >= self.claim.telling * self.instances,
+            self.claim.enough(self.telling, self.instances),
         )
 
 

@@ -169,15 +169,8 @@ def finding_record(f: Finding) -> Record:
 
 
 def tightness(claims: list[Record]) -> str:
-    """How near the attacks came to the bounds, in words for a table.
-
-    Bounds by 0 (signs) are attained when a non-vacuous instance comes within 1e-6 of them.
-    """
-    ratios = [
-        c["tightness"] if c["tightness"] is not None else float(float(c["attacked"]) < 1e-6)
-        for c in claims
-        if c["relation"] == "<="
-    ]
+    """How near the attacks came to the bounds, in words for a table."""
+    ratios = [c["tightness"] or 0.0 for c in claims if c["relation"] == "<="]
     if not ratios:
         return "identity"
     attained = sum(r > 1 - 1e-6 for r in ratios)

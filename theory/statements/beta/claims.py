@@ -143,13 +143,14 @@ def _within(x: Threshold) -> Sides:
 
 
 def _which_order(x: Threshold) -> Sides:
-    """Quantizing first wins iff beta < -(1 - e')/2; where the law is clear of its error."""
+    """Quantizing first wins iff beta < -(1 - e')/2, by half the law at least where that is clear of
+    its error."""
     true, terms = _by_definition(x)
     law = _law(x)
     wins = jnp.where(_moments(x).beta < -(1 - x.slope) / 2, 1.0, -1.0)
     clear = (jnp.abs(law) > MARGIN * _error(x)) & (jnp.abs(law) > 1e-3 * terms)
     judged = clear.astype(jnp.float64)
-    return Sides(-judged * wins * true, judged * jnp.abs(law) * (1 / MARGIN - 1), jnp.abs(law))
+    return Sides(judged * jnp.abs(law) * (1 - 1 / MARGIN), judged * wins * true, jnp.abs(law))
 
 
 class Case(NamedTuple):
@@ -222,7 +223,7 @@ FAMILIES = (
         SIZE,
         lambda u: _threshold(u, 1.0),
         (
-            Claim("error", "|A - law| <= its error term", "<=", _within, 0.8, 0.8),
+            Claim("error", "|A - law| <= its error term", "<=", _within, 0.8, 0.999),
             Claim(
                 "which order",
                 "quantizing first wins iff beta < -(1 - e')/2, by at least half the law, where the "
@@ -230,6 +231,7 @@ FAMILIES = (
                 "<=",
                 _which_order,
                 0.5,
+                0.95,
             ),
         ),
         smooth=False,

@@ -255,7 +255,7 @@ FAMILIES = (
         2 + 3 * ATOMS,
         lambda u: _mixed(u, 0, len(DENSITIES) - 1, (0.05, 3.0)),
         (
-            Claim("sign law, densities", "E(P->Q) <= E(Q->P)", "<=", lambda x: _many(x)[0], 0.9),
+            Claim("sign law, densities", "E A(Q->P) <= 0", "<=", lambda x: _many(x)[0], 0.9, 0.999),
             Claim(
                 "errors stay, densities",
                 "E[eps^2; T] <= p E eps^2",
@@ -274,7 +274,7 @@ FAMILIES = (
         2 + 3 * ATOMS,
         lambda u: _mixed(u, 2, 8, (0.5, 5.0)),
         (
-            Claim("sign law, blocks", "E(P->Q) <= E(Q->P)", "<=", lambda x: _blocks(x)[0], 0.9),
+            Claim("sign law, blocks", "E A(Q->P) <= 0", "<=", lambda x: _blocks(x)[0], 0.9, 0.999),
             Claim(
                 "errors stay, blocks",
                 "E[|eps|^2; T] <= p E |eps|^2",

@@ -82,8 +82,9 @@ def _length(x: Array, h: Array) -> Array:
 def _rounding(x: Instance) -> Array:
     """What compensation adds to the size of terms: along weak inputs rows move far at little cost,
     and what is left of H^-1 is that much less exact."""
-    condition = jnp.linalg.norm(x.h) * jnp.linalg.norm(jnp.linalg.inv(x.h))
-    return ROUNDING * condition * (x.w @ x.w + WEIGHTS * x.step**2)
+    size = jnp.linalg.norm(x.h)
+    condition = size * jnp.linalg.norm(jnp.linalg.inv(x.h))
+    return ROUNDING * condition * size * (x.w @ x.w + WEIGHTS * x.step**2)
 
 
 def _settled(w: Array, gone: Array, h_inv: Array) -> Array:
