@@ -12,15 +12,21 @@ from typing import Any
 import numpy as np
 
 from theory.engine.statement import Finding, verdict
-from theory.maths.outputs import SMALL, WITHIN
 from theory.models.noise import BINS
+from theory.thresholds import (
+    ALONE,
+    CLEAR,
+    FLOOR,
+    MEAN,
+    RESOLUTION,
+    SHARE,
+    SKEW,
+    SMALL,
+    SPREAD,
+    WITHIN,
+)
 
 Record = dict[str, Any]  # of a model or a layer, as it is written and read back
-ALONE = SMALL / 10  # nats; a small perturbation by one layer
-FLOOR = 1e-9  # nats; below, float32 outputs tell little of a KL
-SPREAD = 2.0  # kappas of layers within this factor are called one kappa
-SIGNIFICANT = 4.0  # standard errors
-MEAN, SKEW, SHARE = 0.05, 0.2, 0.05  # of a standard deviation; of skewness; of a variance
 ORDER = ("median", "worst")  # of a noise measure over layers
 ERRORS = ("a token", "a prediction", "relative", "weights")  # what E may be taken to be
 
@@ -212,16 +218,16 @@ def _prediction(model: str, result: Record) -> Finding:
 
 def violations(layer: Record, bits: str) -> dict[str, bool]:
     """Whether a layer's rounding error visibly breaks each assumption at so many bits: by more
-    than the limits above and by more than SIGNIFICANT standard errors."""
+    than the limits above and by more than CLEAR standard errors."""
     seen, root = layer["noise"][bits], layer["size"] ** 0.5
     share = max(seen["linear"] ** 2, seen["size"] ** 2)
     chance = (2 * (BINS - 1)) ** 0.5 / layer["size"]  # deviation of the corrected eta^2
     return {
-        "zero mean": abs(seen["mean"]) > MEAN and abs(seen["t"]) > SIGNIFICANT,
-        "symmetric": abs(seen["skew"]) > SKEW and abs(seen["skew"]) * root > SIGNIFICANT * 6**0.5,
+        "zero mean": abs(seen["mean"]) > MEAN and abs(seen["t"]) > CLEAR,
+        "symmetric": abs(seen["skew"]) > SKEW and abs(seen["skew"]) * root > CLEAR * 6**0.5,
         "independent of w": (
-            (share > SHARE and share**0.5 * root > SIGNIFICANT)
-            or (seen["explained"] > SHARE and seen["explained"] > SIGNIFICANT * chance)
+            (share > SHARE and share**0.5 * root > CLEAR)
+            or (seen["explained"] > SHARE and seen["explained"] > CLEAR * chance)
         ),
     }
 
@@ -246,7 +252,7 @@ def _noise(model: str, result: Record) -> list[Finding]:
         # the bit widths from which on no layer breaks it
         fine = [b for i, b in enumerate(bits) if not any(count[c] for c in bits[i:])]
         says = (
-            f"layers (of {len(layers)}) that break it, {limit} and {SIGNIFICANT:g} standard "
+            f"layers (of {len(layers)}) that break it, {limit} and {CLEAR:g} standard "
             "errors, at " + ", ".join(f"{b} bits: {n}" for b, n in count.items())
         ) + (f"; from {fine[0]} bits on none" if fine else "")
         numbers = {f"layers at {b} bits": float(n) for b, n in count.items()}
@@ -306,7 +312,6 @@ def _orders(model: str, result: Record) -> list[Finding]:
     return found
 
 
-RESOLUTION = 1e-6  # of ||w||^2: below, A is 0 in float32
 LAWS = {
     "quantize first wins where rounding zeroes at least the ratio, and nowhere else": lambda case: (
         case["zero"] >= case["sparsity"] - 1e-9

@@ -10,6 +10,7 @@ from jax import Array
 
 from theory.engine.statement import Finding
 from theory.models.signs import beta_law
+from theory.thresholds import CLEAR
 
 UNITS, BATCHES = 20_000, 8
 BLOCK = 16
@@ -17,7 +18,6 @@ PRUNED = (0.3, 0.5, 0.7)
 NOISES = (0.002, 0.01, 0.05)
 # lambda of the score a - lambda e, and v; 2 is the turn
 SEEN = ((0.5, 0.02), (1.0, 0.02), (1.5, 0.02), (3.0, 0.02), (8.0, 0.02), (3.0, 0.05))
-CLEAR = 4.0  # standard errors
 
 
 def _compare(

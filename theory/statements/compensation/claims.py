@@ -33,6 +33,7 @@ from theory.engine.statement import ATTAINED, Claim, Family, Finding, Sides, Sta
 from theory.maths import elimination as obs
 from theory.statements.compensation import proof
 from theory.statements.compensation.measure import against_best_mask
+from theory.thresholds import ZERO
 
 WEIGHTS, TOP = 4, 3  # of the instances of claims; codes -TOP..TOP
 FORMS = ("residual", "settle")  # of theory.maths.elimination
@@ -177,13 +178,20 @@ def measure(key: Array) -> tuple[Finding, ...]:
     with jax.enable_x64(True):
         points = jax.random.uniform(key, (2000, FAMILIES[1].size), jnp.float64)
         pq, qp, _ = jax.jit(lambda u: jax.lax.map(lambda x: _orders(_instance(x)), u))(points)
-    close = np.abs(pq - qp) <= 1e-12 * np.maximum(pq, qp)
+    close = np.abs(pq - qp) <= ZERO * np.maximum(pq, qp)
     share = {
         "P first wins": float(np.mean((pq < qp) & ~close)),
         "Q first wins": float(np.mean((qp < pq) & ~close)),
         "equal": float(np.mean(close)),
     }
     return (
+        Finding(
+            "2d: either order can win",
+            "holds" if min(share["P first wins"], share["Q first wins"]) > 0 else "false",
+            f"each does, on some of {len(pq)} rows",
+            share,
+            required=True,
+        ),
         Finding(
             "theorem 2a's sign (prune first never loses) for optimal compensated stages",
             "holds" if share["Q first wins"] == 0 else "false",
