@@ -142,6 +142,11 @@ def _within(x: Threshold) -> Sides:
     return Sides(known * jnp.abs(true - _law(x)), known * bound, bound)
 
 
+def _within_errors(x: Threshold) -> Sides:
+    """The same where e' = 1: what the tilt does to errors alone."""
+    return _within(x._replace(slope=jnp.ones(())))
+
+
 def _which_order(x: Threshold) -> Sides:
     """Quantizing first wins iff beta < -(1 - e')/2, by half the law at least where that is clear of
     its error."""
@@ -224,6 +229,7 @@ FAMILIES = (
         lambda u: _threshold(u, 1.0),
         (
             Claim("error", "|A - law| <= its error term", "<=", _within, 0.8, 0.999),
+            Claim("error, e' = 1", "the part of the errors", "<=", _within_errors, 0.8, 0.999),
             Claim(
                 "which order",
                 "quantizing first wins iff beta < -(1 - e')/2, by at least half the law, where the "

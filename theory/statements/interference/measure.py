@@ -174,7 +174,7 @@ def _ratio_only(found: dict[str, np.ndarray]) -> tuple[Finding, ...]:
         kim,
         ours,
         Finding(
-            "our extension: interference depends on the ratio alone, over criteria and granularities",
+            "our extension: the ratio alone decides interference, over criteria and granularities",
             "false" if apart or along_sizes > CHANGES else "holds",
             f"at one ratio the criteria differ in {apart} of {spread.size} cells (by three "
             "standard errors): exactly 0 for magnitude; for random pruning of 50 % it is "
