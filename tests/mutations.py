@@ -71,7 +71,7 @@ FORMS = (
     _form("structured", "blocks", "return v / jnp", "return 1.02 * v / jnp", "decay"),
     _form("beta", "beta", "(slope - 1) / 2 - beta", "(slope - 1) / 2 + beta", "flat"),
     _form("beta", "beta", "+ cross / 2)", "+ cross / 1.9)", "error, e' = 1"),
-    _form("beta", "beta", "+ cube / 3)", "+ cube / 2.9)", "error"),
+    _form("beta", "beta", "+ cube / 3)", "+ cube / 2.9)", "error, e = 0"),
     _form("beta", "beta", "return 2 * v * (1", "return 2.1 * v * (1", "2c"),
     _form("refit", "refit", "return product**2", "return 0.99 * product**2", PROOF),
     _form("stages", "stages", "variance * jnp", "0.99 * variance * jnp", "double rounding"),

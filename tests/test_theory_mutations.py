@@ -82,7 +82,7 @@ def mutated(edits: tuple[Edit, ...]) -> Iterator[None]:
 @cache
 def failures(statement: str, part: str, *edits: Edit) -> tuple[str, ...]:
     """What one part of the verification of a statement finds wrong: a claim, alone, or all of a
-    proof, an enumeration or the findings. First by samples, which is quick, then as a whole."""
+    proof, an enumeration or the findings."""
     with mutated(edits):
         engine = importlib.import_module("theory.engine.verify")
         s = importlib.import_module(f"theory.statements.{statement}.claims").STATEMENT
@@ -93,12 +93,7 @@ def failures(statement: str, part: str, *edits: Edit) -> tuple[str, ...]:
         if part == FINDINGS:
             found = s.measure(jax.random.fold_in(jax.random.key(0), 2))
             return tuple(f.name for f in found if f.required and f.verdict != "holds")
-        families = [
-            replace(f, claims=(c,), share=1.0)
-            for f in s.families
-            for c in f.claims
-            if c.name == part
-        ]
+        families = [replace(f, claims=(c,)) for f in s.families for c in f.claims if c.name == part]
         assert len(families) == 1, f"{statement} has no claim {part!r}"
         only = replace(
             s,
@@ -108,11 +103,9 @@ def failures(statement: str, part: str, *edits: Edit) -> tuple[str, ...]:
             measure=lambda key: (),
             necessity=lambda: (),
         )
-        (check,) = engine.sweep.check(only, INSTANCES, jax.random.key(0)).claims
-        if not (check.holds and check.enough):
-            return (check.claim,)
+        count = round(INSTANCES / families[0].share)
         with closing(engine.Programs([only])) as programs:
-            return tuple(engine.verify(only, INSTANCES, 0, programs)["failures"])
+            return tuple(engine.verify(only, count, 0, programs)["failures"])
 
 
 def caught(m: Mutation) -> bool:

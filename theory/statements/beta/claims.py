@@ -147,6 +147,11 @@ def _within_errors(x: Threshold) -> Sides:
     return _within(x._replace(slope=jnp.ones(())))
 
 
+def _within_scores(x: Threshold) -> Sides:
+    """And where kept units cost nothing."""
+    return _within(x._replace(error=jnp.zeros(ATOMS)))
+
+
 def _which_order(x: Threshold) -> Sides:
     """Quantizing first wins iff beta < -(1 - e')/2, by half the law at least where that is clear of
     its error."""
@@ -230,6 +235,7 @@ FAMILIES = (
         (
             Claim("error", "|A - law| <= its error term", "<=", _within, 0.8, 0.999),
             Claim("error, e' = 1", "the part of the errors", "<=", _within_errors, 0.8, 0.999),
+            Claim("error, e = 0", "the part of the scores", "<=", _within_scores, 0.8, 0.999),
             Claim(
                 "which order",
                 "quantizing first wins iff beta < -(1 - e')/2, by at least half the law, where the "
