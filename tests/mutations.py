@@ -78,6 +78,9 @@ FORMS = (
     _form("propagation", "chains", "total + lip * d", "total + 1.01 * lip * d", "lipschitz"),
     _form("ordering", "orders", "most + step[every", "most - step[every", "in context"),
     _form("signlaw", "inclusion", "(goes - p)", "(goes + p)", "formula"),
+    _form("lowrank", "lowrank", "(n - r) - 2 * tail", "(n - r) - 1.99 * tail", "second order"),
+    _form("rotation", "mixtures", "- 1 - 2 * t", "- 1 - 1.99 * t", "error"),
+    _form("intensity", "ownership", "(contested * error)", "(0.99 * contested * error)", PROOF),
 )
 EXCESS = "right = bound(jnp.sum(swapped), step, POWERS[name])"
 GENERAL = 'if name == "L2" and not one_block else 1)'
@@ -91,6 +94,9 @@ CLAIMS = (
     _claim("ordering", "count * jnp.min(x.step)", "0.9 * count * jnp.min(x.step)", "wins by"),
     _claim("ordering", "= (place[:, None] < place)", "= (place[:, None] > place)", "sorted"),
     _claim("signlaw", "fair = x.k / UNITS", "fair = 1.01 * x.k / UNITS", "errors stay"),
+    _claim("robust", ", eta(x))", ", 0.9 * eta(x))", "regret"),
+    _claim("robust", ", eta(x))", ", 1.1 * eta(x))", "regret"),
+    _claim("rotation", "bound = jnp.sum", "bound = 1.001 * jnp.sum", "pruned"),
     _claim("aware", "Sides(error(aware), error", "Sides(error(blind), error", "never loses"),
     _claim("propagation", TRACE.format("DEPTH"), TRACE.format("3.1"), "depth"),
     _claim(

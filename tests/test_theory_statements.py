@@ -145,7 +145,7 @@ def test_bounds_say_how_near_the_attack_has_to_come(name):
     claims = [c for f in statement(name).families for c in f.claims]
     assert all(c.telling > 0 for c in claims)
     bounds = [c for c in claims if c.relation == "<=" and c.name not in FREE]
-    assert [c.name for c in bounds if c.tight < 0.9] == []
+    assert [c.name for c in bounds if c.tight < 0.8] == []
 
 
 def test_the_known_extreme_is_the_one_that_is_told():

@@ -249,6 +249,32 @@ def lipschitz() -> bool:
     return True
 
 
+def low_rank_under_noise() -> bool:
+    """2 x 2, one singular value kept: A(Q->L) is v at (1, 0), and negative at (1, 0.9)."""
+    found = []
+    for second in (0.0, 0.9):
+        w, n = np.diag([1.0, second]), 1e-3 * RNG(7).normal(size=(20_000, 2, 2))
+        changes = []
+        for noise in np.concatenate([n, -n]):
+            left, s, right = np.linalg.svd(w + noise)
+            last = squared(s[0] * np.outer(left[:, 0], right[0]) - w)
+            changes.append(second**2 + squared(noise) - last)
+        found.append(np.mean(changes) / 1e-6)
+    return abs(found[0] - 1) < 0.1 and abs(found[1] - (1 - 2 * 0.81 / 0.19)) < 0.8
+
+
+def turning_weights() -> bool:
+    """Laplace and uniform weights, mixed 64 at a time by signs: half of them pruned."""
+    signs = np.ones((1, 1))
+    while len(signs) < 64:
+        signs = np.block([[signs, signs], [signs, -signs]])
+    costs = []
+    for w in (RNG(8).laplace(size=(2000, 64)), RNG(8).uniform(-1, 1, (2000, 64))):
+        before, after = (np.sort(x.ravel() ** 2)[: x.size // 2].sum() for x in (w, w @ signs / 8))
+        costs.append(after / before)
+    return bool(costs[0] > 1 > costs[1])
+
+
 def printed_table() -> bool:
     t = norm.ppf((1 + 0.75) / 2)
     by_pruning = -10 * math.log10(0.75 - 2 * t * norm.pdf(t))
@@ -260,6 +286,10 @@ def printed_table() -> bool:
 
 
 NAIVE: dict[str, Callable[[], bool]] = {
+    "low rank and noise: A(Q->L) = v [(m - r)(n - r) - 2 sum], to first order": (
+        low_rank_under_noise
+    ),
+    "rotation never helps pruning of scale mixtures, and helps uniform weights": turning_weights,
     "closed-form SNR table of THEORY.md": printed_table,
     "2a: A(Q->P) <= 0 on the best symmetric grids": prune_first_on_a_grid,
     "2b: A = -2 kappa n v t phi(t)": normal_noise,
