@@ -85,6 +85,22 @@ def verdict_table(record: Record) -> list[str]:
     )
 
 
+LAWS = ("law", "which order wins", "verdict", "tightness")
+
+
+def laws_rows(record: Record) -> list[list[str]]:
+    """The laws that decide: a sentence each, what became of it, and how near attacks came."""
+    return [
+        [s["name"], s["law"]["says"], s["law"]["verdict"], s["tightness"]]
+        for s in record["statements"]
+        if s.get("law")
+    ]
+
+
+def laws_table(record: Record) -> list[str]:
+    return table(LAWS, laws_rows(record))
+
+
 def models_table(record: Record) -> list[str]:
     """How far models keep the assumptions, from the record of ``python -m theory models``."""
     found = [(*f["name"].partition(": "), f) for f in record["findings"]]
@@ -181,6 +197,16 @@ def markdown(record: Record, figures: Sequence[str]) -> str:
         f"![{re.sub(r'[-_]', ' ', name.rpartition('/')[2][:-4])}]({name})" for name in figures
     ]
     lines = [
+        "# The laws that decide the order",
+        "",
+        *laws_table(record),
+        "",
+        *[p for p in pictures if p.endswith("laws.png)")],
+        "",
+        "*Proved*: derived, enumerated, sampled and attacked below, without a failure; *narrower*: "
+        "so is what is said here, the law as it was first put is contradicted by a counterexample. "
+        "*Tightness*: the part of its bounds that attacks reach.",
+        "",
         "# Statements: proved, sampled, attacked",
         "",
         "Made by `python -m theory verify`. " + setting(record),
@@ -196,7 +222,7 @@ def markdown(record: Record, figures: Sequence[str]) -> str:
         "",
         *verdict_table(record),
         "",
-        *pictures,
+        *[p for p in pictures if not p.endswith("laws.png)")],
         "",
     ]
     for s in record["statements"]:

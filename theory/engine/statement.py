@@ -12,7 +12,7 @@ holds on an instance when its margin is at least -1e-12.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -297,6 +297,14 @@ class Exact(NamedTuple):
         return self.cases > 0 and self.failure is None
 
 
+class Decides(Protocol):
+    """What a law that decides an order adds to its statement: :class:`theory.engine.law.Law`."""
+
+    def record(
+        self, holds: bool, violated: Mapping[str, bool], findings: Sequence[Finding]
+    ) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Statement:
     """A theorem with everything that makes it worth believing.
@@ -316,3 +324,4 @@ class Statement:
     necessity: Callable[[], tuple[Counterexample, ...]]
     exact: Callable[[], Exact | None] = field(default=_no_exact)
     measure: Callable[[Array], tuple[Finding, ...]] = field(default=_nothing)
+    law: Decides | None = None

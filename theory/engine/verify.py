@@ -140,6 +140,11 @@ def verify(
             for e in examples
         ],
         "findings": [finding_record(f) for f in findings],
+        "law": None
+        if statement.law is None
+        else statement.law.record(
+            not failures, {e.dropped: e.violates for e in examples}, findings
+        ),
         "failures": failures,
         "holds": not failures,
         "throughput": check.throughput,

@@ -33,7 +33,7 @@ from theory.maths import closed_forms as forms
 from theory.maths import gaussian
 from theory.maths.densities import Laplace, Normal
 from theory.maths.quadrature import integrate
-from theory.statements.affine import measure, proof
+from theory.statements.affine import law, measure, proof
 
 TURN = measure.TURN
 REACH = 9.0  # standard deviations of the noise that quadrature covers
@@ -193,6 +193,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)=-2\kappa n\,v\,t\varphi(t)=(p-m)\bigl(G-\kappa n s^2m\bigr),\quad "
     r"m=p-2t\varphi(t)",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     measure=measure.measure,

@@ -36,7 +36,7 @@ from theory.engine import instances
 from theory.engine.statement import ATTAINED, Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
 from theory.maths.quadrature import integrate
-from theory.statements.aware import measure, proof
+from theory.statements.aware import law, measure, proof
 
 UNITS = 16
 FORMS = ("aware_mass", "aware_sum", "zero_threshold_sum")  # of theory.maths.closed_forms
@@ -229,6 +229,7 @@ STATEMENT = Statement(
     "A blind <= 0 <= A aware",
     latex=r"A(Q\to P)/(\kappa n)=s^2m(p)-vp-\mathbb E[d;d\le\tau]\ge0,\quad d=w^2-\varepsilon^2",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

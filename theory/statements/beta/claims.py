@@ -38,7 +38,7 @@ from theory.maths import beta as forms
 from theory.maths import closed_forms
 from theory.maths.densities import Density, Laplace, Normal
 from theory.maths.quadrature import integrate
-from theory.statements.beta import measure, proof
+from theory.statements.beta import law, measure, proof
 
 ATOMS = 3
 MARGIN = 2.0  # signs are judged where the law is so many times its error
@@ -287,6 +287,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)\simeq-\kappa N f_a(\tau)\operatorname{Var}(\delta)"
     r"\Bigl[\frac{1-e'}2+\beta\Bigr],\quad\beta=\frac{\operatorname{Cov}(e,\delta)}{\operatorname{Var}(\delta)}",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     measure=measure.measure,

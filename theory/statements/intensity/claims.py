@@ -23,7 +23,7 @@ from jax import Array
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import ownership as forms
-from theory.statements.intensity import proof
+from theory.statements.intensity import law, proof
 
 UNITS = 16
 FORMS = ("advantage_by_ownership", "contested_share")  # of theory.maths.ownership
@@ -117,6 +117,7 @@ STATEMENT = Statement(
     latex=r"e_2\ge e_1,\ S_{12}=B\cup C,\ S_{21}=B\ \Rightarrow\ "
     r"0\le A(f_1\to f_2)=\kappa\sum_C(e_2-e_1)\le G(f_1,f_2)",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

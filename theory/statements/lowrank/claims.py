@@ -29,7 +29,7 @@ from jax import Array
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import lowrank as forms
-from theory.statements.lowrank import measure, proof
+from theory.statements.lowrank import law, measure, proof
 
 SIDE = 3
 FORMS = ("truncation_divergence", "low_rank_advantage")  # of theory.maths.lowrank
@@ -125,6 +125,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to L)=\kappa v\Bigl[(m-r)(n-r)-2\sum_{i\le r<j}"
     r"\frac{\sigma_j^2}{\sigma_i^2-\sigma_j^2}\Bigr]+O(v^2)",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     measure=measure.measure,

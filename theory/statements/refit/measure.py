@@ -36,7 +36,7 @@ def _relative(w: Array, k: Array, top: int) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnames="top")
-def _all(w: Array, k: Array, top: int) -> tuple[Array, Array]:
+def over_rows(w: Array, k: Array, top: int) -> tuple[Array, Array]:
     found: tuple[Array, Array] = jax.lax.map(lambda x: _relative(x, k, top), w)
     return found
 
@@ -48,7 +48,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
         for bits in BITS:
             for p in PRUNED:
                 k, top = round(p * WEIGHTS), 2 ** (bits - 1) - 1
-                refit, order = (np.asarray(x) for x in _all(w, jnp.asarray(k), top))
+                refit, order = (np.asarray(x) for x in over_rows(w, jnp.asarray(k), top))
                 least = min(least, float(refit.min()), float(order.min()))
                 saved.append((float(refit.mean()), float(order.mean())))
                 rows.append(

@@ -26,7 +26,7 @@ from jax import Array
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths.orders import additive_loss, orders, out_of_place, precedence, swapped
-from theory.statements.robust import proof
+from theory.statements.robust import law, proof
 
 METHODS = 4
 EVERY = orders(METHODS)
@@ -105,6 +105,7 @@ STATEMENT = Statement(
     "every order, the best one among them",
     latex=r"\ell(\text{sorted})-\min_\pi\ell(\pi)\le\sum_{(i,j)\text{ inverted in }\pi^*}\eta_{ij}",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

@@ -26,7 +26,7 @@ from theory.maths import gaussian
 from theory.maths import mixtures as forms
 from theory.maths.densities import DENSITIES, Density, prune_error
 from theory.maths.quadrature import integrate
-from theory.statements.rotation import measure, proof
+from theory.statements.rotation import law, measure, proof
 
 SCALES = 3
 FORMS = ("mixture_mass", "mixture_error")  # of theory.maths.mixtures
@@ -115,6 +115,7 @@ STATEMENT = Statement(
     "rotation to normal weights",
     latex=r"w=\sigma z:\quad\mathbb E[w^2;\,p\text{ smallest}]\le\mathbb E w^2\,(p-2t\varphi(t))",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     measure=measure.measure,

@@ -36,7 +36,7 @@ from theory.engine.statement import ATTAINED, Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
 from theory.maths.densities import DENSITIES, Density
 from theory.maths.quadrature import integrate
-from theory.statements.rounding import measure, proof
+from theory.statements.rounding import law, measure, proof
 
 UNITS, LEVELS = 12, 5
 FORMS = ("benefit", "expected_advantage")  # of theory.maths.closed_forms
@@ -273,6 +273,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)=-\kappa n\,\bigl[\theta\,\mathbb E[d;\,\text{cell}]-"
     r"\mathbb E[d;\,\text{cell},|w|<t]\bigr]\le 0,\qquad d=w^2-(w-Q(w))^2",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

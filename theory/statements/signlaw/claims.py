@@ -40,7 +40,7 @@ from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import inclusion as forms
 from theory.maths.densities import DENSITIES
 from theory.maths.quadrature import integrate
-from theory.statements.signlaw import measure, proof
+from theory.statements.signlaw import law, measure, proof
 
 UNITS, REACH, MOST = 3, 4, 6  # weights -REACH..REACH, errors -MOST..MOST
 FORMS = ("removal", "order_advantage")  # of theory.maths.inclusion
@@ -306,6 +306,7 @@ STATEMENT = Statement(
     latex=r"\mathbb E\,A(Q\to P)=\kappa\,\mathbb E\Bigl[\sum_Sw^2-\sum_Tw^2\Bigr]+"
     r"\kappa\sum_i\epsilon_i^2\bigl[P(i\in T)-\tfrac kn\bigr]\le 0",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

@@ -36,7 +36,7 @@ from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import elimination as obs
 from theory.maths import stages as forms
-from theory.statements.stages import measure, proof
+from theory.statements.stages import law, measure, proof
 
 WEIGHTS, TOP = 4, 3
 FORMS = ("projection", "stages_advantage", "noise_energy")  # of theory.maths.stages
@@ -235,6 +235,7 @@ STATEMENT = Statement(
     "uncorrelated noises of equal energy E A = -E|Pi zeta|^2, which a dense target removes",
     latex=r"A(Q\to P)/\kappa=[R_S(w)-R_T(w)]+|\eta|_H^2-|\Pi_T\zeta+\eta'|_H^2",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

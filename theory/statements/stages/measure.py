@@ -14,6 +14,7 @@ from theory.thresholds import ZERO
 
 WEIGHTS, TOP, ROWS = 4, 3, 2000
 RHO = (0.0, 0.5, 0.9)
+VARIANTS = "theorem 2d, third variant: quantize first, then prune with the dense row as target"
 
 
 def _variants(w: Array, h: Array, step: Array, k: int) -> tuple[Array, ...]:
@@ -82,7 +83,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
             required=True,
         ),
         Finding(
-            "theorem 2d, third variant: quantize first, then prune with the dense row as target",
+            VARIANTS,
             "measured",
             f"over {ROWS} rows of {WEIGHTS} weights, half pruned, every mask and grid point tried, "
             f"the dense target takes {gone:.0%} off what quantizing first loses on average at "
