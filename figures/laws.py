@@ -62,8 +62,8 @@ def _title(told: list[dict[str, Any]]) -> str:
 def _panel(ax: Axes, title: str, picture: dict[str, Any]) -> None:
     lines = picture["lines"]
     for line, colour in zip(lines, style.ramp(len(lines)), strict=True):
-        mark = {"marker": "o", "markersize": 3.5, "linestyle": ":"} if line["points"] else {}
-        ax.plot(line["x"], line["y"], color=colour, label=line["label"], **mark)
+        mark = "o:" if line["points"] else "-"
+        ax.plot(line["x"], line["y"], mark, color=colour, label=line["label"], markersize=3.5)
     low, high = ax.get_ylim()
     ax.axhline(0, color=style.RULE, linewidth=0.8, zorder=0)
     if ADVANTAGE in picture["up"]:

@@ -477,7 +477,9 @@ def test_the_door_verifies_reports_and_draws(capsys, tmp_path):
         assert all(c["says"].replace("|", "\\|") in text for c in s["claims"])
     assert "PIH, sign" in "\n".join(report.verdict_table(record))
     drawn = sorted(p.name for p in (out / "figures").iterdir())
-    assert drawn == ["affine.png", "margins.png"]  # no phase diagram without all statements
+    # no phase diagram without all statements
+    assert drawn == ["affine.png", "laws.png", "margins.png"]
+    assert "| rounding | On one symmetric grid prune first" in text.partition("# Statements")[0]
     assert draw(["phase", "--theory", str(out / "verify.json"), "--out", str(out)]) == 0
     assert draw(["nope", "--theory", str(out / "verify.json"), "--out", str(out)]) == 2
 
@@ -522,6 +524,23 @@ def test_ctrl_c_is_one_line(tmp_path):
         out, err = process.communicate(timeout=100)
     assert (process.returncode, out, err) == (cli.INTERRUPTED, "", "stopped\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_what_is_finished(capsys, monkeypatch, tmp_path):
+    def stop_at_the_second(statement, *rest):
+        if statement.name != "ownership":
+            raise KeyboardInterrupt
+        return real(statement, *rest)
+
+    real = verify.verify
+    monkeypatch.setattr(verify, "verify", stop_at_the_second)
+    argv = ["verify", "ownership", "rounding", "--instances", "100", "--out", str(tmp_path)]
+    assert main(argv) == cli.INTERRUPTED
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "stopped\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.md", "verify.json"]
+    record = json.loads((tmp_path / "verify.json").read_text())
+    assert [s["name"] for s in record["statements"]] == ["ownership"]
 
 
 @pytest.mark.parametrize(

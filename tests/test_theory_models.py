@@ -20,7 +20,8 @@ from theory.maths import outputs
 from theory.maths.norms import spectral_norm
 from theory.models import measure as assumptions
 from theory.models import noise, signs
-from theory.models.findings import LAWS, findings, fit
+from theory.models.findings import findings, fit
+from theory.models.orders import LAWS
 from theory.statements.propagation import claims as propagation
 from theory.statements.propagation import measure as propagation_measure
 
@@ -114,6 +115,26 @@ def test_off_diagonal_shares():
 
 
 # -------------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize(
+    ("draw", "uneven", "modes"),
+    [
+        (lambda rng: rng.normal(size=200_000), 0, 0),
+        (lambda rng: rng.laplace(size=200_000), 0, 0),
+        (lambda rng: rng.normal(size=200_000) + 0.5, 0.383, 0),  # P(|z| < 1/2)
+        # |w| uniform on (1/2, 3/2): a third of it moves below 1/2
+        (
+            lambda rng: rng.choice([-1, 1], 200_000) * (1 + rng.uniform(-0.5, 0.5, 200_000)),
+            0,
+            1 / 3,
+        ),
+    ],
+)
+def test_laws_of_weights_are_told_apart(draw, uneven, modes):
+    found = noise.two_sided(draw(RNG(0)))
+    assert found["uneven"] == pytest.approx(uneven, abs=0.01)
+    assert found["modes"] == pytest.approx(modes, abs=0.01)
 
 
 def rounded(w: np.ndarray, bits: int) -> dict[str, float]:

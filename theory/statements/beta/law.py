@@ -22,10 +22,11 @@ def _draw(findings: Mapping[str, Finding]) -> Picture:
         many = [compare(PRUNED, *seen(rng, share, NOISE)) for _ in range(BATCHES)]
         true, law, beta = np.mean(many, 0)
         points.append((beta, -true / law * (0.5 + beta)))
+    found = np.array(points)
     return Picture(
         "beta = Cov(e, delta) / Var(delta)",
         "A(Q->P) over f Var(delta)",
-        (Line("law", BETAS, -0.5 - BETAS), Line("measured", *np.array(points).T, points=True)),
+        (Line("law", BETAS, -0.5 - BETAS), Line("measured", found[:, 0], found[:, 1], True)),
     )
 
 
