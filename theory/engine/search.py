@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from theory.engine.statement import Attack, Check, ClaimAttack, Family
+from theory.engine.checks import Attack, Check, ClaimAttack
+from theory.engine.statement import Family
 from theory.engine.sweep import Evaluated, Program, chunk_of, generator
 
 MOVES, FEWEST = 160, 40  # the fewest: where instances are costly, or there are identities alone
