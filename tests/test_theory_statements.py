@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import theory.maths
+from theory.engine.law import Law, Picture
 from theory.engine.statement import Claim, Sides
 from theory.engine.sweep import check
 from theory.maths import ownership
@@ -39,6 +40,24 @@ def test_a_statement_says_what_it_is(name):
     assert s.latex
     claims = [c.name for f in s.families for c in f.claims]
     assert len(claims) == len(set(claims)) > 0
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_a_law_is_a_sentence_and_names_what_narrowed_it(name):
+    s = statement(name)
+    assert s.law.says.endswith(".")
+    assert len(s.law.says) < 200
+    dropped = {e.dropped: e.violates for e in s.necessity()}
+    assert s.law.verdict(True, dropped) == ("narrower" if s.law.narrower else "proved")
+
+
+def test_what_became_of_a_law_is_computed():
+    law = Law("Prune first.", lambda findings: Picture("p", "A", ()), "it is even")
+    assert law.verdict(True, {"it is even": True}) == "narrower"
+    assert law.verdict(True, {"it is even": False}) == "proved"
+    assert law.verdict(False, {"it is even": True}) == "fails"
+    with pytest.raises(KeyError, match="it is even"):
+        law.verdict(True, {})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,6 +102,7 @@ def test_claims_hold_and_flipped_ones_do_not(name):
 
 
 LATER = ("refit", "structured", "signlaw", "beta", "stages")
+DECIDING = tuple(name for name in NAMES if statement(name).law is not None)
 FREE = ("sorted",)  # bounds without a floor: what is below is 0, the sorted order has no inversion
 FORMS = [
     (name, form)
