@@ -32,6 +32,7 @@ def _draw(findings: Mapping[str, Finding]) -> Picture:
 
 LAW = Law(
     "Prune first for every even unimodal law of weights and every error that is independent of "
-    "them, biased, skewed or heavy-tailed; only weights with two modes can turn it.",
+    "them, biased, skewed or heavy-tailed; weights with two modes, or errors that follow the "
+    "weights, can turn it.",
     _draw,
 )
