@@ -102,6 +102,7 @@ def failures(statement: str, part: str, *edits: Edit) -> tuple[str, ...]:
             exact=lambda: None,
             measure=lambda key: (),
             necessity=lambda: (),
+            law=None,
         )
         count = round(INSTANCES / families[0].share)
         with closing(engine.Programs([only])) as programs:
