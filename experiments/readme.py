@@ -79,6 +79,11 @@ def theory() -> str:
     return "\n".join(lines)
 
 
+def laws() -> str:
+    """The laws that decide an order, as Markdown."""
+    return "\n".join(report.laws_table(json.loads(gzip.decompress(THEORY.read_bytes()))))
+
+
 def models() -> str:
     """How far the embedded models keep the assumptions, as Markdown."""
     record = json.loads(gzip.decompress(MODELS.read_bytes()))
@@ -168,6 +173,7 @@ BLOCKS = {
     "zeros": zeros,
     "choices": choices,
     "protocols": protocols,
+    "laws": laws,
     "theory": theory,
     "models": models,
 }

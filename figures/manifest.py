@@ -15,6 +15,7 @@ from figures import (
     affine,
     granularity,
     heatmap,
+    laws,
     lora,
     margins,
     mixed,
@@ -75,6 +76,7 @@ DRAWINGS = {
 
 # Of the record that ``python -m theory verify`` writes, one file each; None: nothing to draw in it.
 THEORY: dict[str, tuple[str, Callable[[dict[str, Any]], Figure | None]]] = {
+    "laws": ("which order wins as a function of what, a panel a law", laws.draw),
     "phase": ("which order wins over (pruned, bits), for stages that see less or more", phase.draw),
     "affine": ("the affine law of A against Monte Carlo and against real grids", affine.draw),
     "margins": ("how far every bound is from failing, sampled and attacked", margins.draw),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +27,12 @@ from perturb import GPTQ, GridSpec, cli
 from perturb.state import fresh
 from perturb.types import Moments, Problem
 from theory.__main__ import main
-from theory.engine import report, search, sweep
-from theory.engine.statement import Claim, Family, Sides
+from theory.engine import report, search, sweep, verify
+from theory.engine.statement import Claim, Family, Proof, Sides
 from theory.interrupts import heard
 from theory.maths import closed_forms, densities, elimination, gaussian, grids
 from theory.phase import diagrams, findings
+from theory.statements import catalogue
 from theory.statements.affine import measure as affine_measure
 from theory.statements.catalogue import NAMES
 from theory.statements.gaussian import measure as printed_table
@@ -351,6 +355,29 @@ def test_sides_are_those_of_the_instance_that_is_shown():
     )
 
 
+def test_the_attack_starts_from_known_extremes(monkeypatch):
+    """Two claims, each tight in one point of a thousand that no sample and no move finds."""
+    monkeypatch.setattr(search, "MOVES", 0)
+    monkeypatch.setattr(search, "FEWEST", 0)
+    targets = np.array([[0.3, 0.9, 0.123], [0.7, 0.2, 0.456]])
+
+    def near(target):
+        def sides(p):
+            there = jnp.sum(jnp.abs(p.x - target)) < 1e-6
+            return Sides(jnp.where(there, 1.0, 0.5), jnp.ones(()), jnp.ones(()))
+
+        return sides
+
+    claims = tuple(Claim(f"toy {i}", "a toy", "<=", near(t)) for i, t in enumerate(targets))
+    family = Family("toy", "a point", 3, lambda u: Point(u), claims, smooth=False)
+    program = sweep.compiled(family)
+    without = search.search([family], [program], [None], jax.random.key(0))
+    assert [c.tightness for c in without.claims] == [0.5, 0.5]
+    family = replace(family, known=lambda: targets)
+    found = search.search([family], [program], [None], jax.random.key(0))
+    assert [c.tightness for c in found.claims] == [1, 1]
+
+
 def test_the_attack_starts_from_the_worst_samples_and_leaves_vacuous_ones(monkeypatch):
     """A claim that is tight in one point of a thousand, vacuous in half of the others."""
     monkeypatch.setattr(search, "MOVES", 0)
@@ -394,6 +421,36 @@ def test_the_attack_finds_what_sampling_misses(smooth):
     assert attack.claims[0].where.instance["x"] == pytest.approx(np.asarray(target), abs=1e-3)
 
 
+def verified(monkeypatch, **asked):
+    """Failures of a statement whose one bound tells in half of the cube and comes to 0.9."""
+    monkeypatch.setattr(search, "MOVES", 4)
+    monkeypatch.setattr(search, "FEWEST", 4)
+
+    def sides(p):
+        telling = (p.x[0] < 0.5).astype(jnp.float64)
+        return Sides(0.9 * telling * jnp.ceil(p.x[1]), telling, jnp.ones(()))
+
+    family = toy(sides, smooth=False)
+    family = replace(family, claims=(replace(family.claims[0], **asked),))
+    s = replace(
+        catalogue.statement("ownership"),
+        families=(family,),
+        exact=lambda: None,
+        prove=lambda: Proof((), "a toy"),
+        measure=lambda key: (),
+    )
+    with closing(verify.Programs([s])) as programs:
+        return verify.verify(s, 2000, 0, programs)["failures"]
+
+
+def test_a_claim_that_seldom_tells_fails(monkeypatch):
+    assert verified(monkeypatch, telling=0.45, tight=0.89) == []
+    (failure,) = verified(monkeypatch, telling=0.6)
+    assert re.fullmatch(r"claim 'toy': (9|10)\d\d? tell", failure)
+    (failure,) = verified(monkeypatch, tight=0.91)
+    assert failure == "bound 'toy': the attack reaches 0.9"
+
+
 # ------------------------------------------------------------------------------------ the door
 
 
@@ -420,7 +477,9 @@ def test_the_door_verifies_reports_and_draws(capsys, tmp_path):
         assert all(c["says"].replace("|", "\\|") in text for c in s["claims"])
     assert "PIH, sign" in "\n".join(report.verdict_table(record))
     drawn = sorted(p.name for p in (out / "figures").iterdir())
-    assert drawn == ["affine.png", "margins.png"]  # no phase diagram without all statements
+    # no phase diagram without all statements
+    assert drawn == ["affine.png", "laws.png", "margins.png"]
+    assert "| rounding | On one symmetric grid prune first" in text.partition("# Statements")[0]
     assert draw(["phase", "--theory", str(out / "verify.json"), "--out", str(out)]) == 0
     assert draw(["nope", "--theory", str(out / "verify.json"), "--out", str(out)]) == 2
 
@@ -465,6 +524,23 @@ def test_ctrl_c_is_one_line(tmp_path):
         out, err = process.communicate(timeout=100)
     assert (process.returncode, out, err) == (cli.INTERRUPTED, "", "stopped\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_what_is_finished(capsys, monkeypatch, tmp_path):
+    def stop_at_the_second(statement, *rest):
+        if statement.name != "ownership":
+            raise KeyboardInterrupt
+        return real(statement, *rest)
+
+    real = verify.verify
+    monkeypatch.setattr(verify, "verify", stop_at_the_second)
+    argv = ["verify", "ownership", "rounding", "--instances", "100", "--out", str(tmp_path)]
+    assert main(argv) == cli.INTERRUPTED
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "stopped\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.md", "verify.json"]
+    record = json.loads((tmp_path / "verify.json").read_text())
+    assert [s["name"] for s in record["statements"]] == ["ownership"]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ from theory.maths import outputs
 from theory.maths.norms import spectral_norm
 from theory.models import measure as assumptions
 from theory.models import noise, signs
-from theory.models.findings import LAWS, findings, fit
+from theory.models.findings import findings, fit
+from theory.models.orders import LAWS
 from theory.statements.propagation import claims as propagation
 from theory.statements.propagation import measure as propagation_measure
+from theory.thresholds import SMALL
 
 RNG = np.random.default_rng
 
@@ -114,6 +116,26 @@ def test_off_diagonal_shares():
 
 
 # -------------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize(
+    ("draw", "uneven", "modes"),
+    [
+        (lambda rng: rng.normal(size=200_000), 0, 0),
+        (lambda rng: rng.laplace(size=200_000), 0, 0),
+        (lambda rng: rng.normal(size=200_000) + 0.5, 0.383, 0),  # P(|z| < 1/2)
+        # |w| uniform on (1/2, 3/2): a third of it moves below 1/2
+        (
+            lambda rng: rng.choice([-1, 1], 200_000) * (1 + rng.uniform(-0.5, 0.5, 200_000)),
+            0,
+            1 / 3,
+        ),
+    ],
+)
+def test_laws_of_weights_are_told_apart(draw, uneven, modes):
+    found = noise.two_sided(draw(RNG(0)))
+    assert found["uneven"] == pytest.approx(uneven, abs=0.01)
+    assert found["modes"] == pytest.approx(modes, abs=0.01)
 
 
 def rounded(w: np.ndarray, bits: int) -> dict[str, float]:
@@ -331,7 +353,7 @@ def test_verdicts_follow_the_numbers(deep):
 
     name = "layers are independent (assumption 1a)"
     total = np.geomspace(1e-4, 1, len(deep["settings"]))
-    weak = np.where(total <= outputs.SMALL, 1.0, 2.0)
+    weak = np.where(total <= SMALL, 1.0, 2.0)
     for factor, expected in ((np.ones(len(weak)), "holds"), (weak, "narrower"), (0.5, "false")):
         changed = {"kl": (factor * total).tolist(), "sum": total.tolist()}
         assert told(deep | {"together": deep["together"] | changed})[name] == expected
@@ -348,6 +370,7 @@ def test_verdicts_follow_the_numbers(deep):
         zero = [0.1, 0.3, 0.3]
         columns = {"grid": ["row"] * 3, "sparsity": [0.2] * 3, "zero": zero}
         columns |= {"advantage": list(advantages), "predicted": [None, 1.0, -1.0]}
+        columns |= {"beta": [None, -1.0, 0.0]}
         return deep | {"layers": [x | {"orders": columns} for x in deep["layers"]]}
 
     zeros, beta = (f"in a layer alone, {law}" for law in LAWS)
@@ -358,6 +381,15 @@ def test_verdicts_follow_the_numbers(deep):
     ):
         judged = told(with_orders(*advantages))
         assert (judged[zeros], judged[beta]) == verdicts
+
+    even = "a layer's weights are even and unimodal (the sign law)"
+    for law, expected in (
+        ({"uneven": 0.0, "modes": 0.0}, "holds"),
+        ({"uneven": 0.0, "modes": 0.3}, "false"),
+        ({"uneven": -0.3, "modes": 0.0}, "false"),
+    ):
+        layers = [x | {"law": law, "size": 10**6} for x in deep["layers"]]
+        assert told(deep | {"layers": layers})[even] == expected
 
     for measure, rule in (
         ("mean", "zero mean"),

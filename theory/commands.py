@@ -72,7 +72,8 @@ def show(statements: Sequence[Statement]) -> int:
 def verify(
     statements: Sequence[Statement], instances: int, seed: int, out: Path, draw: bool
 ) -> int:
-    """Everything about these statements, into a folder; 1 if something does not hold."""
+    """Everything about these statements, into a folder; 1 if something does not hold. Stopped by
+    Ctrl-C, the statements that are finished are written, without figures."""
     _prepare()
     console, start = _console(), time.perf_counter()
     columns = (
@@ -81,42 +82,53 @@ def verify(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    records = []
+    records: list[Record] = []
     whole = tuple(statements) == STATEMENTS
     # instances, then as many again for the proof, the attack and what is measured
     total = 2 * instances * sum(len(s.families) for s in statements)
     err = Console(stderr=True)
-    with (
-        closing(Programs(statements)) as programs,  # else Ctrl-C waits for all that is to compile
-        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress,
-    ):
-        bar = progress.add_task("", total=total)
-        for s in statements:
-            progress.update(bar, description=s.name)
-            advance = partial(progress.advance, bar)
-            records.append(engine.verify(s, instances, seed, programs, advance))
-            progress.advance(bar, instances * len(s.families))
-        progress.update(bar, description="phase" if whole else "")
-        phases = diagrams(jax.random.key(seed)) if whole else []
-    record = plain(
-        {
-            "statements": records,
-            "phase": {
-                "diagrams": [_diagram(d) for d in phases],
-                "findings": [finding_record(f) for f in phase_findings(phases)],
-            },
-            "affine": curves(seed),
-            "settings": {"instances": instances, "seed": seed},
-            "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-            "device": jax.default_backend(),
-            "seconds": time.perf_counter() - start,
-        }
-    )
-    file = out / "verify.json"
-    write_atomic(file, to_json(record, indent=1))
-    figures = _draw(file, out / "figures") if draw else []
-    relative = [os.path.relpath(f, out) for f in figures]
-    write_atomic(out / "report.md", report.markdown(record, relative))
+    phases: list[Phase] = []
+
+    def write(draw: bool) -> Record:
+        record: Record = plain(
+            {
+                "statements": records,
+                "phase": {
+                    "diagrams": [_diagram(d) for d in phases],
+                    "findings": [finding_record(f) for f in phase_findings(phases)],
+                },
+                "affine": curves(seed),
+                "settings": {"instances": instances, "seed": seed},
+                "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
+                "device": jax.default_backend(),
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        file = out / "verify.json"
+        write_atomic(file, to_json(record, indent=1))
+        figures = _draw(file, out / "figures") if draw else []
+        relative = [os.path.relpath(f, out) for f in figures]
+        write_atomic(out / "report.md", report.markdown(record, relative))
+        return record
+
+    try:
+        with (
+            closing(Programs(statements)) as programs,  # else Ctrl-C waits for what is to compile
+            Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars,
+        ):
+            bar = bars.add_task("", total=total)
+            for s in statements:
+                bars.update(bar, description=s.name)
+                advance = partial(bars.advance, bar)
+                records.append(engine.verify(s, instances, seed, programs, advance))
+                bars.advance(bar, instances * len(s.families))
+            bars.update(bar, description="phase" if whole else "")
+            phases += diagrams(jax.random.key(seed)) if whole else []
+    except KeyboardInterrupt:
+        if records:  # what is finished is kept
+            write(draw=False)
+        raise
+    record = write(draw)
     _print(record, console)
     console.print(f"\n{report.setting(record)}", highlight=False)
     console.print(f"{out / 'report.md'}: proofs, margins, counterexamples", highlight=False)

@@ -60,6 +60,13 @@ COLUMNS = (
 )
 
 
+def share(part: int, whole: int) -> str:
+    """Never 0 % or 100 % of what is some or not all."""
+    if part in (0, whole):
+        return f"{part / whole:.0%}"
+    return f"{min(max(part / whole, 0.001), 0.999):.1%}"
+
+
 def margin(value: float | str) -> str:
     return f"{float(value) + 0.0:.1e}" if float(value) else "0"
 
@@ -76,6 +83,22 @@ def verdict_table(record: Record) -> list[str]:
         ("claim", "verdict", "numbers"),
         [(f["name"], VERDICTS[f["verdict"]], f["says"]) for f in judged],
     )
+
+
+LAWS = ("law", "which order wins", "verdict", "tightness")
+
+
+def laws_rows(record: Record) -> list[list[str]]:
+    """The laws that decide: a sentence each, what became of it, and how near attacks came."""
+    return [
+        [s["name"], s["law"]["says"], s["law"]["verdict"], s["tightness"]]
+        for s in record["statements"]
+        if s.get("law")
+    ]
+
+
+def laws_table(record: Record) -> list[str]:
+    return table(LAWS, laws_rows(record))
 
 
 def models_table(record: Record) -> list[str]:
@@ -129,7 +152,8 @@ def _statement(s: Record) -> list[str]:
             "says",
             "instances",
             "fail",
-            "0 ≤ 0",
+            "vacuous",
+            "telling",
             "smallest margin",
             "attacked",
             "left/right",
@@ -140,7 +164,8 @@ def _statement(s: Record) -> list[str]:
                 c["says"],
                 f"{c['instances']:,}",
                 c["failures"],
-                c["vacuous"],
+                share(c["vacuous"], c["instances"]),
+                share(c["telling"], c["instances"]),
                 margin(c["margin"]),
                 margin(c["attacked"]),
                 "–" if c["tightness"] is None else f"{c['tightness']:.6f}",
@@ -172,6 +197,16 @@ def markdown(record: Record, figures: Sequence[str]) -> str:
         f"![{re.sub(r'[-_]', ' ', name.rpartition('/')[2][:-4])}]({name})" for name in figures
     ]
     lines = [
+        "# The laws that decide the order",
+        "",
+        *laws_table(record),
+        "",
+        *[p for p in pictures if p.endswith("laws.png)")],
+        "",
+        "*Proved*: derived, enumerated, sampled and attacked below, without a failure; *narrower*: "
+        "so is what is said here, the law as it was first put is contradicted by a counterexample. "
+        "*Tightness*: the part of its bounds that attacks reach.",
+        "",
         "# Statements: proved, sampled, attacked",
         "",
         "Made by `python -m theory verify`. " + setting(record),
@@ -187,7 +222,7 @@ def markdown(record: Record, figures: Sequence[str]) -> str:
         "",
         *verdict_table(record),
         "",
-        *pictures,
+        *[p for p in pictures if not p.endswith("laws.png)")],
         "",
     ]
     for s in record["statements"]:

@@ -1,10 +1,11 @@
 """Attacks: a search of the unit cube for the instance where a claim is nearest to failing.
 
-A population of points a claim, random but for the worst that sampling found, each moved in turn by
-projected gradient steps on the relative margin (normalised, so that flat and steep claims are
-treated alike; the step shrinks over the moves) and by differential evolution (Storn & Price
-1997), which needs no gradient and crosses the edges between bins, ranks and signs where gradients
-vanish. A point only ever moves to a smaller margin. Evaluations go through the family's program
+A population of points a claim, random but for the worst that sampling found and the family's known
+extremes (:attr:`theory.engine.statement.Family.known`), each moved in turn by projected gradient
+steps on the relative margin (normalised, so that flat and steep claims are treated alike; the step
+shrinks over the moves) and by differential evolution (Storn & Price 1997), which needs no gradient
+and crosses the edges between bins, ranks and signs where gradients vanish. A point only ever moves
+to a smaller margin. Evaluations go through the family's program
 (:func:`theory.engine.sweep.compiled`): an attack compiles nothing but the gradient, where there is
 one.
 """
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from theory.engine.statement import Attack, Check, ClaimAttack, Family
+from theory.engine.checks import Attack, Check, ClaimAttack
+from theory.engine.statement import Family
 from theory.engine.sweep import Evaluated, Program, chunk_of, generator
 
 MOVES, FEWEST = 160, 40  # the fewest: where instances are costly, or there are identities alone
@@ -72,12 +74,16 @@ class _Population:
     def __init__(
         self, family: Family, rng: np.random.Generator, start: Sequence[np.ndarray]
     ) -> None:
+        """start: the first point of every claim, or nothing; known extremes follow, for each."""
         self.rng, self.count = rng, len(family.claims)
         chunk = chunk_of(family)
         self.owner = np.arange(chunk) % self.count
         self.points = rng.random((chunk, family.size))
         if start:
             self.points[: self.count] = start
+        if family.known is not None:
+            known = np.repeat(family.known(), self.count, 0)
+            self.points[self.count : self.count + len(known)] = known
         self.margin = np.full(chunk, np.inf)
 
     def best(self, claim: int) -> int:

@@ -12,7 +12,7 @@ holds on an instance when its margin is at least -1e-12.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -26,6 +26,8 @@ Relation = Literal["<=", "=="]
 TOLERANCE = 1e-12
 CLEAR = 1e-9  # a bound's margin that is no rounding
 SIZABLE = 1e-3  # of the scale, what sides of an identity are
+ATTAINED = 1 - 1e-6  # a floor for bounds that some instance attains
+TELLING = 0.05  # of the instances: a claim that nearly all instances say nothing of is no check
 
 
 class Instance(Protocol):
@@ -50,21 +52,27 @@ class Sides(NamedTuple):
 class Claim(Generic[Judged]):
     """``left <= right`` or ``left == right`` on every instance of a family.
 
-    sides: instance -> :class:`Sides`, in float64, traceable. A bound with both sides exactly 0 is
+    sides: instance -> :class:`Sides`, in float64, traceable. A claim with both sides exactly 0 is
     *vacuous*: it holds, is counted, and is no sign of tightness. An instance *tells* when a bound's
     margin is above 1e-9, beyond what rounding could decide, or when an identity's sides are above
     1e-3 of their scale.
 
-    telling: the least fraction of random instances that have to tell. tight: left / right that the
-    attack has to reach at least, for a bound by a positive number. A verification fails below.
+    telling: the least fraction of random instances that have to tell, up to chance. tight: left /
+    right that the attack has to reach at least; every bound says one, so that one that is
+    loosened fails as well as one that is false. A verification fails below.
     """
 
     name: str
     says: str
     relation: Relation
     sides: Callable[[Judged], Sides]
-    telling: float = 0.0
+    telling: float = TELLING
     tight: float = 0.0
+
+    def enough(self, telling: int, instances: int) -> bool:
+        """Whether so many instances tell: no fewer than asked for by three standard deviations."""
+        asked = self.telling * instances
+        return telling >= asked - 3 * asked**0.5
 
     def margin(self, sides: Sides) -> tuple[Array, Array]:
         """(relative margin, whether the instance is vacuous), both ``[]``."""
@@ -72,7 +80,7 @@ class Claim(Generic[Judged]):
         difference = right - left
         if self.relation == "==":
             difference = -abs(difference)
-        vacuous = (left == 0) & (right == 0) & (self.relation == "<=")
+        vacuous = (left == 0) & (right == 0)
         return difference / jax.numpy.where(scale > 0, scale, 1.0), vacuous
 
     def tells(self, sides: Sides) -> Array:
@@ -91,7 +99,8 @@ class Family(Generic[Drawn]):
     decode: u [size] in [0, 1] -> instance (a NamedTuple of arrays), traceable. smooth: whether
     gradients with respect to u mean anything; the attack is evolutionary alone where not. share:
     the fraction of the requested instances that a check draws, for families whose instances
-    are costly (an enumeration of masks, say).
+    are costly (an enumeration of masks, say). known: -> points [m, size] of instances that are
+    known to be extreme, from which the attack starts as well as from the worst samples.
     """
 
     name: str
@@ -101,95 +110,7 @@ class Family(Generic[Drawn]):
     claims: tuple[Claim[Drawn], ...]
     smooth: bool = True
     share: float = 1.0
-
-
-class Where(NamedTuple):
-    """An instance of a claim: the point of the cube, what it decodes to, its two sides."""
-
-    point: np.ndarray
-    instance: dict[str, Any]
-    left: float
-    right: float
-
-
-@dataclass(frozen=True)
-class ClaimCheck:
-    """What sampling found: it checks a claim and never proves one.
-
-    histogram: counts of margins by :data:`theory.engine.sweep.EDGES`; vacuous: bounds 0 <= 0;
-    telling: instances that tell (see :class:`Claim`), ``enough`` if no fewer than it asks for.
-    margin: the smallest of the others (inf if there are none), which is that of ``where``.
-    """
-
-    claim: str
-    relation: Relation
-    instances: int
-    failures: int
-    vacuous: int
-    margin: float
-    where: Where
-    histogram: np.ndarray
-    telling: int
-    enough: bool
-
-    @property
-    def holds(self) -> bool:
-        return self.instances > 0 and self.failures == 0
-
-
-@dataclass(frozen=True)
-class Check:
-    """All claims of a statement over ``instances`` random instances; seconds exclude compiling."""
-
-    claims: tuple[ClaimCheck, ...]
-    instances: int
-    seconds: float
-
-    @property
-    def holds(self) -> bool:
-        return bool(self.claims) and all(c.holds for c in self.claims)
-
-    @property
-    def margin(self) -> float:
-        return min((c.margin for c in self.claims), default=float("nan"))
-
-    @property
-    def throughput(self) -> float:
-        """Instances a second, compiled; every one is put to all claims of its family."""
-        return self.instances / self.seconds if self.seconds else float("nan")
-
-
-@dataclass(frozen=True)
-class ClaimAttack:
-    """The smallest margin that a search found, vacuous instances aside.
-
-    tightness: for a bound whose scale is its right side, left / right at that instance: 1 is
-    attained, 0 is nowhere near. None for identities.
-    """
-
-    claim: str
-    relation: Relation
-    margin: float
-    tightness: float | None
-    where: Where
-
-    @property
-    def holds(self) -> bool:
-        return self.margin >= -TOLERANCE
-
-
-@dataclass(frozen=True)
-class Attack:
-    claims: tuple[ClaimAttack, ...]
-    evaluations: int
-
-    @property
-    def holds(self) -> bool:
-        return bool(self.claims) and all(c.holds for c in self.claims)
-
-    @property
-    def margin(self) -> float:
-        return min((c.margin for c in self.claims), default=float("nan"))
+    known: Callable[[], np.ndarray] | None = None
 
 
 class Step(NamedTuple):
@@ -287,6 +208,14 @@ class Exact(NamedTuple):
         return self.cases > 0 and self.failure is None
 
 
+class Decides(Protocol):
+    """What a law that decides an order adds to its statement: :class:`theory.engine.law.Law`."""
+
+    def record(
+        self, holds: bool, violated: Mapping[str, bool], findings: Sequence[Finding]
+    ) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Statement:
     """A theorem with everything that makes it worth believing.
@@ -306,3 +235,4 @@ class Statement:
     necessity: Callable[[], tuple[Counterexample, ...]]
     exact: Callable[[], Exact | None] = field(default=_no_exact)
     measure: Callable[[Array], tuple[Finding, ...]] = field(default=_nothing)
+    law: Decides | None = None

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from theory.engine.statement import TOLERANCE, Check, ClaimCheck, Drawn, Family, Statement, Where
+from theory.engine.checks import Check, ClaimCheck, Where
+from theory.engine.statement import TOLERANCE, Drawn, Family, Statement
 
 CHUNK = 1_000
 LEAST = 100  # points a chunk of the most costly families
@@ -124,7 +125,7 @@ class _Tally:
             self.where,
             self.histogram,
             self.telling,
-            self.telling >= self.claim.telling * self.instances,
+            self.claim.enough(self.telling, self.instances),
         )
 
 

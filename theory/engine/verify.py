@@ -140,6 +140,11 @@ def verify(
             for e in examples
         ],
         "findings": [finding_record(f) for f in findings],
+        "law": None
+        if statement.law is None
+        else statement.law.record(
+            not failures, {e.dropped: e.violates for e in examples}, findings
+        ),
         "failures": failures,
         "holds": not failures,
         "throughput": check.throughput,
@@ -169,15 +174,8 @@ def finding_record(f: Finding) -> Record:
 
 
 def tightness(claims: list[Record]) -> str:
-    """How near the attacks came to the bounds, in words for a table.
-
-    Bounds by 0 (signs) are attained when a non-vacuous instance comes within 1e-6 of them.
-    """
-    ratios = [
-        c["tightness"] if c["tightness"] is not None else float(float(c["attacked"]) < 1e-6)
-        for c in claims
-        if c["relation"] == "<="
-    ]
+    """How near the attacks came to the bounds, in words for a table."""
+    ratios = [c["tightness"] or 0.0 for c in claims if c["relation"] == "<="]
     if not ratios:
         return "identity"
     attained = sum(r > 1 - 1e-6 for r in ratios)

@@ -15,9 +15,6 @@ from numpy.typing import ArrayLike
 
 from perturb.measure.outputs import kl_divergence
 
-SMALL = 0.1  # nats; what findings call a small perturbation of the outputs
-WITHIN = 0.1  # what two numbers may differ by, relatively, to be called equal
-
 
 def kl(z: Array, y: Array) -> Array:
     """KL(softmax z || softmax y), nats, mean over predictions; logits [..., classes]."""

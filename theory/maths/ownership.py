@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theory.maths.algebra import Number
+from theory.maths.algebra import Number, Numbers
 
 
 def total_error(e1: Number, e2: Number, owned: Number) -> Any:
@@ -25,3 +25,8 @@ def advantage_by_ownership(e1: Number, e2: Number, s12: Number, s21: Number, kap
     """Theorem 1's right-hand side: only units whose owner changes with the order count."""
     gained, lost = s21 * (1 - s12), s12 * (1 - s21)  # S21 \ S12 and S12 \ S21
     return kappa * ((gained * (e1 - e2)).sum(-1) - (lost * (e1 - e2)).sum(-1))
+
+
+def contested_share(error: Numbers, contested: Number) -> Any:
+    """sum over the contested units of an error, over that of all; contested [..., n] of 0 and 1."""
+    return (contested * error).sum(-1) / error.sum(-1)

@@ -12,15 +12,11 @@ from typing import Any
 import numpy as np
 
 from theory.engine.statement import Finding, verdict
-from theory.maths.outputs import SMALL, WITHIN
+from theory.models import orders
 from theory.models.noise import BINS
+from theory.models.orders import Record, short
+from theory.thresholds import ALONE, CLEAR, FLOOR, MEAN, SHARE, SKEW, SMALL, SPREAD, WITHIN
 
-Record = dict[str, Any]  # of a model or a layer, as it is written and read back
-ALONE = SMALL / 10  # nats; a small perturbation by one layer
-FLOOR = 1e-9  # nats; below, float32 outputs tell little of a KL
-SPREAD = 2.0  # kappas of layers within this factor are called one kappa
-SIGNIFICANT = 4.0  # standard errors
-MEAN, SKEW, SHARE = 0.05, 0.2, 0.05  # of a standard deviation; of skewness; of a variance
 ORDER = ("median", "worst")  # of a noise measure over layers
 ERRORS = ("a token", "a prediction", "relative", "weights")  # what E may be taken to be
 
@@ -103,13 +99,10 @@ def findings(results: Mapping[str, Record]) -> tuple[Finding, ...]:
             _linearity(name, result),
             _prediction(name, result),
             *_noise(name, result),
-            *_orders(name, result),
+            *orders.in_layers(name, result),
+            *orders.sign_law(name, result),
         ]
     return tuple(found)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.3g}")
 
 
 def _independence(model: str, result: Record) -> Finding:
@@ -129,15 +122,15 @@ def _independence(model: str, result: Record) -> Finding:
         f"{(equal & small).sum()} of {small.sum()} (if in all of these: narrower); at the fewest, "
         f"{min(told['effective']):.3g} of {result['predictions']} predictions carry the KL",
         {
-            "smallest ratio": _short(ratio.min()),
-            "largest ratio": _short(ratio.max()),
+            "smallest ratio": short(ratio.min()),
+            "largest ratio": short(ratio.max()),
             "additive settings": int(equal.sum()),
-            "median |off-diagonal| of K": _short(np.median(told["|off-diagonal|"])),
+            "median |off-diagonal| of K": short(np.median(told["|off-diagonal|"])),
             "predictions": result["predictions"],
-            "fewest effective predictions": _short(min(told["effective"])),
+            "fewest effective predictions": short(min(told["effective"])),
         },
         ("setting", "KL", "together / sum", "off-diagonal", "|off-diagonal|"),
-        tuple((s, *map(_short, numbers)) for s, *numbers in rows),
+        tuple((s, *map(short, numbers)) for s, *numbers in rows),
     )
 
 
@@ -154,18 +147,18 @@ def _linearity(model: str, result: Record) -> Finding:
         np.median(np.abs(slopes["small"] - 1)) <= WITHIN
         and np.median([f["r2"] for f in small["layers"] if f]) >= 1 - WITHIN
     )
-    numbers = {f"kappa spread, E {k}": _short(s["factor"]) for k, s in every["spread"].items()}
+    numbers = {f"kappa spread, E {k}": short(s["factor"]) for k, s in every["spread"].items()}
     for reach, fitted in (("small", small), ("all", every)):
         done = [f for f in fitted["layers"] if f]
         if done:
             numbers |= {
-                f"median slope, {reach}": _short(np.median(slopes[reach])),
-                f"smallest slope, {reach}": _short(slopes[reach].min()),
-                f"largest slope, {reach}": _short(slopes[reach].max()),
-                f"median R2, {reach}": _short(np.median([f["r2"] for f in done])),
+                f"median slope, {reach}": short(np.median(slopes[reach])),
+                f"smallest slope, {reach}": short(slopes[reach].min()),
+                f"largest slope, {reach}": short(slopes[reach].max()),
+                f"median R2, {reach}": short(np.median([f["r2"] for f in done])),
             }
     rows = [
-        (x["name"], *(_short(f[k]) for f in (s, e) if f for k in ("kappa", "slope", "r2")))
+        (x["name"], *(short(f[k]) for f in (s, e) if f for k in ("kappa", "slope", "r2")))
         for x, s, e in zip(result["layers"], small["layers"], every["layers"], strict=True)
         if s and e
     ]
@@ -197,14 +190,14 @@ def _prediction(model: str, result: Record) -> Finding:
         "measured",
         f"1/2 sum K is within {WITHIN:.0%} of the KL in {good.sum()} of {len(good)} settings",
         {
-            "correlation of logs": _short(logs),
-            "median predicted / KL": _short(np.median(ratio)),
-            "the same where KL is small": _short(np.median(ratio[small])) if small.any() else 0.0,
-            "largest KL within 10 %": _short(kl[good].max()) if good.any() else 0.0,
+            "correlation of logs": short(logs),
+            "median predicted / KL": short(np.median(ratio)),
+            "the same where KL is small": short(np.median(ratio[small])) if small.any() else 0.0,
+            "largest KL within 10 %": short(kl[good].max()) if good.any() else 0.0,
         },
         ("setting", "KL", "1/2 sum K / KL", "1/2 trace K / sum of single KLs"),
         tuple(
-            (s, *map(_short, numbers))
+            (s, *map(short, numbers))
             for s, *numbers in zip(result["settings"], kl, ratio, alone, strict=True)
         ),
     )
@@ -212,16 +205,16 @@ def _prediction(model: str, result: Record) -> Finding:
 
 def violations(layer: Record, bits: str) -> dict[str, bool]:
     """Whether a layer's rounding error visibly breaks each assumption at so many bits: by more
-    than the limits above and by more than SIGNIFICANT standard errors."""
+    than the limits above and by more than CLEAR standard errors."""
     seen, root = layer["noise"][bits], layer["size"] ** 0.5
     share = max(seen["linear"] ** 2, seen["size"] ** 2)
     chance = (2 * (BINS - 1)) ** 0.5 / layer["size"]  # deviation of the corrected eta^2
     return {
-        "zero mean": abs(seen["mean"]) > MEAN and abs(seen["t"]) > SIGNIFICANT,
-        "symmetric": abs(seen["skew"]) > SKEW and abs(seen["skew"]) * root > SIGNIFICANT * 6**0.5,
+        "zero mean": abs(seen["mean"]) > MEAN and abs(seen["t"]) > CLEAR,
+        "symmetric": abs(seen["skew"]) > SKEW and abs(seen["skew"]) * root > CLEAR * 6**0.5,
         "independent of w": (
-            (share > SHARE and share**0.5 * root > SIGNIFICANT)
-            or (seen["explained"] > SHARE and seen["explained"] > SIGNIFICANT * chance)
+            (share > SHARE and share**0.5 * root > CLEAR)
+            or (seen["explained"] > SHARE and seen["explained"] > CLEAR * chance)
         ),
     }
 
@@ -246,7 +239,7 @@ def _noise(model: str, result: Record) -> list[Finding]:
         # the bit widths from which on no layer breaks it
         fine = [b for i, b in enumerate(bits) if not any(count[c] for c in bits[i:])]
         says = (
-            f"layers (of {len(layers)}) that break it, {limit} and {SIGNIFICANT:g} standard "
+            f"layers (of {len(layers)}) that break it, {limit} and {CLEAR:g} standard "
             "errors, at " + ", ".join(f"{b} bits: {n}" for b, n in count.items())
         ) + (f"; from {fine[0]} bits on none" if fine else "")
         numbers = {f"layers at {b} bits": float(n) for b, n in count.items()}
@@ -256,9 +249,9 @@ def _noise(model: str, result: Record) -> list[Finding]:
                 "; the largest weight of a row lies half way between two codes and always goes "
                 "down, which alone gives a mean of -D / (2 inputs)"
             )
-            numbers["mean over -D / (2 inputs), median"] = _short(np.median(bias))
+            numbers["mean over -D / (2 inputs), median"] = short(np.median(bias))
         rows = tuple(
-            (int(b), count[b], *(_short(result["noise"][b][n][w]) for n in shown for w in ORDER))
+            (int(b), count[b], *(short(result["noise"][b][n][w]) for n in shown for w in ORDER))
             for b in bits
         )
         found.append(
@@ -272,44 +265,3 @@ def _noise(model: str, result: Record) -> list[Finding]:
             )
         )
     return found
-
-
-def _orders(model: str, result: Record) -> list[Finding]:
-    """The two laws of :mod:`theory.models.signs`, on every layer and setting where A is not 0."""
-    tables = [layer["orders"] for layer in result["layers"] if "orders" in layer]
-    rows = [
-        dict(zip(columns, row, strict=True))
-        for columns in tables
-        for row in zip(*columns.values(), strict=True)
-    ]
-    cases = [case for case in rows if abs(case["advantage"]) > RESOLUTION]
-    if not cases:
-        return []
-    found = []
-    for law, says in LAWS.items():
-        grids: dict[str, list[bool]] = {}
-        for case in cases:
-            grids.setdefault(case["grid"], []).append(says(case) == (case["advantage"] > 0))
-        right, total = sum(map(sum, grids.values())), len(cases)
-        first = sum(case["advantage"] > 0 for case in cases)
-        found.append(
-            Finding(
-                f"{model}: in a layer alone, {law}",
-                verdict(right == total, right / total >= 1 - WITHIN),
-                f"right in {right} of {total} layers x grids x widths x ratios where A is not 0 "
-                f"({first} of them are won by quantizing first); narrower: in {1 - WITHIN:.0%}",
-                {"share right": _short(right / total), "cases": float(total)},
-                ("grid", "cases", "share right"),
-                tuple((g, len(x), _short(sum(x) / len(x))) for g, x in grids.items()),
-            )
-        )
-    return found
-
-
-RESOLUTION = 1e-6  # of ||w||^2: below, A is 0 in float32
-LAWS = {
-    "quantize first wins where rounding zeroes at least the ratio, and nowhere else": lambda case: (
-        case["zero"] >= case["sparsity"] - 1e-9
-    ),
-    "the beta law (N2) names the winner": lambda case: (case["predicted"] or 0) > 0,
-}

@@ -30,7 +30,8 @@ from perturb.types import Moments
 from theory import compressors
 from theory.maths import outputs
 from theory.models import noise, signs
-from theory.models.findings import Record, fits
+from theory.models.findings import fits
+from theory.models.orders import Record
 
 Progress = Callable[[str, float], None]  # what is being measured, and the fraction done
 Batch = Any  # any pytree of arrays, as the model takes it
@@ -224,6 +225,7 @@ def _layer(name: str, w: Array, after: Array, stats: Moments, predictions: int) 
             for b in NOISE_BITS
         },
         "orders": _orders(w),
+        "law": noise.two_sided(np.asarray(w, np.float64).ravel()),
     }
 
 

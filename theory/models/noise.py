@@ -33,6 +33,30 @@ def correlation_ratio(eps: np.ndarray, w: np.ndarray, bins: int = BINS) -> float
     return 1 - (within / (n - bins)) / (total / (n - 1))
 
 
+def two_sided(w: np.ndarray, bins: int = BINS) -> dict[str, float]:
+    """How far the law of w [n] is from even and from unimodal, the sign law's assumptions.
+
+    uneven      P(w > 0) - P(w < 0)
+    modes       the mass that would have to move for the density of |w| to fall: half of the
+                distance of its histogram (equal widths, up to the 99 % quantile) to the nearest
+                that falls, by pooling adjacent violators; of chance alone about sqrt(bins / n) / 4
+    """
+    size = np.abs(w)
+    top = float(np.quantile(size, 0.99))
+    count = np.histogram(size, bins, (0, top))[0].astype(float) if top else np.zeros(bins)
+    pools: list[tuple[float, int]] = []  # mean height, width
+    for height in count:
+        pools.append((float(height), 1))
+        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
+            (a, n), (b, m) = pools[-2:]
+            pools[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    fallen = np.repeat([p[0] for p in pools], [p[1] for p in pools])
+    return {
+        "uneven": float(np.mean(w > 0) - np.mean(w < 0)),
+        "modes": float(np.abs(count - fallen).sum()) / 2 / max(len(w), 1),
+    }
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's; 0 where one of them is constant."""
     a, b = a - a.mean(), b - b.mean()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.engine.statement import Finding
+from theory.engine.statement import Finding, verdict
 from theory.phase.diagrams import Phase
+from theory.thresholds import AGREES
 
 
 def findings(phases: list[Phase]) -> tuple[Finding, ...]:
@@ -36,11 +37,14 @@ def findings(phases: list[Phase]) -> tuple[Finding, ...]:
         numbers[f"{x.stage} {x.rho:g}: tau along bits"] = along_bits
         numbers[f"{x.stage} {x.rho:g}: tau along sparsity"] = along_p
     rights = [v for k, v in numbers.items() if k.endswith("sign right") and np.isfinite(v)]
-    taus = [v for k, v in numbers.items() if "tau" in k and np.isfinite(v)]
+    bits, ratios = (
+        [v for k, v in numbers.items() if k.endswith(axis) and np.isfinite(v)]
+        for axis in ("tau along bits", "tau along sparsity")
+    )
     return (
         Finding(
             "PIH, sign, over blind, aware and compensated stages (small layers, all masks tried)",
-            "holds" if min(rights) > 0.95 else ("narrower" if max(rights) > 0.95 else "false"),
+            verdict(min(rights) > AGREES, max(rights) > AGREES),
             f"the sign of the gap is that of A in {min(rights):.0%} to {max(rights):.0%} of the "
             "significant cells, by diagram; which stage sees what decides",
             numbers,
@@ -56,10 +60,17 @@ def findings(phases: list[Phase]) -> tuple[Finding, ...]:
             ),
             tuple(rows),
         ),
-        Finding(
-            "PIH, trend, in the same diagrams",
-            "holds" if min(taus) > 0.95 else ("narrower" if max(taus) > 0.95 else "false"),
-            f"mean Kendall tau of A against the gap between {min(taus):+.2f} and {max(taus):+.2f}",
-            {"least tau": min(taus), "largest tau": max(taus)},
+        *(
+            Finding(
+                name,
+                verdict(min(taus) > AGREES, max(taus) > AGREES),
+                "Kendall's tau of A against the gap, mean of a diagram, is between "
+                f"{min(taus):+.2f} and {max(taus):+.2f} (narrower: above {AGREES} in some diagram)",
+                {"least tau": min(taus), "largest tau": max(taus)},
+            )
+            for name, taus in (
+                ("PIH, trend along the bits at a fixed ratio, in the same diagrams", bits),
+                ("our extension of PIH: the trend along the sparsity, there", ratios),
+            )
         ),
     )

@@ -14,7 +14,8 @@ reversed below 0.6827 and holds only above.
 
 Other densities f, small v: A = -2 kappa n v t f(t) + O(v^2), which turns where t f'(t) = -f(t):
 Laplace at t = 1, p = 1 - 1/e = 0.632; Student's t at t = 1 for every number of degrees of freedom;
-uniform weights never.
+uniform weights never. For Laplace weights of scale 1 the next term is the last: A is
+-2 v t f(t) (1 + 3 v/4t) but for noise that reaches from t to 0.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.stats import norm
@@ -33,7 +33,7 @@ from theory.maths import closed_forms as forms
 from theory.maths import gaussian
 from theory.maths.densities import Laplace, Normal
 from theory.maths.quadrature import integrate
-from theory.statements.affine import measure, proof
+from theory.statements.affine import law, measure, proof
 
 TURN = measure.TURN
 REACH = 9.0  # standard deviations of the noise that quadrature covers
@@ -43,6 +43,7 @@ FORMS = (  # of theory.maths.closed_forms
     "noise_advantage",
     "noise_gap",
     "small_noise_advantage",
+    "laplace_correction",
 )
 
 
@@ -96,50 +97,53 @@ def _affine(x: Setting) -> Sides:
     return Sides(forms.noise_advantage(x.p, x.v), affine, x.s2 + x.v)
 
 
-def _never_positive(x: Setting) -> Sides:
-    return Sides(forms.noise_advantage(x.p, x.v), jnp.zeros(()), x.v)
+def _sign(x: Setting) -> Sides:
+    qp = _noisy_error(x)
+    return Sides(forms.noise_prune_first(x.p, x.s2, x.v), qp, qp)
 
 
 def _along_bits(x: Setting) -> Sides:
-    """(A - A')(G - G') >= 0 for two noises at one p."""
-    da = forms.noise_advantage(x.p, x.v) - forms.noise_advantage(x.p, x.v2)
-    dg = forms.noise_gap(x.p, x.s2, x.v) - forms.noise_gap(x.p, x.s2, x.v2)
-    return Sides(-da * dg, jnp.zeros(()), (x.v + x.v2) ** 2)
+    """The slope of A against the gap is p - m > 0, whatever the noises."""
+    a, b = (forms.noise_advantage(x.p, v) for v in (x.v, x.v2))
+    g, h = (forms.noise_gap(x.p, x.s2, v) for v in (x.v, x.v2))
+    slope = x.p - gaussian.prune_error(x.p)
+    return Sides(a - b, slope * (g - h), slope * (jnp.abs(g) + jnp.abs(h)) + x.v + x.v2)
 
 
 def _turning(x: Setting) -> Sides:
-    """Below TURN, more pruning (a larger gap) lowers A; above, it raises A."""
-    low, high = jnp.minimum(x.p, x.p2), jnp.maximum(x.p, x.p2)
-    rise = forms.noise_advantage(high, x.v) - forms.noise_advantage(low, x.v)
-    broken = jnp.where(high <= TURN, rise, jnp.where(low >= TURN, -rise, 0))
-    return Sides(broken, jnp.zeros(()), x.v)
+    """Of two p on one side of TURN, the nearer has the larger loss; else vacuous."""
+    a, b = (-forms.noise_advantage(p, x.v) for p in (x.p, x.p2))
+    nearer = jnp.abs(x.p - TURN) < jnp.abs(x.p2 - TURN)
+    same = ((x.p - TURN) * (x.p2 - TURN) > 0).astype(jnp.float64)
+    low, high = jnp.where(nearer, b, a), jnp.where(nearer, a, b)
+    return Sides(same * low, same * high, high)
 
 
-def _smaller_noise(x: Setting) -> Sides:
-    """|A / first order - 1| <= v (1 + 1/t^2) for Laplace weights, by quadrature; v <= 1e-3.
+def _laplace(x: Setting) -> Sides:
+    """Laplace weights: A by integrals over the weights between the thresholds, v <= 1e-3.
 
-    The threshold of |w + noise| is found to the first two orders of v, whose error is o(v).
+    Noise that reaches from one threshold to 0 (eleven standard deviations here) is left out.
     """
     weight = Laplace()
-    p = 0.1 + 0.85 * x.p
-    v = 1e-3 * jnp.minimum(x.v / x.s2, 1.0) + 1e-5  # less would be lost in the difference
+    p = 0.3 + 0.65 * x.p
+    v = 1e-3 * jnp.minimum(x.v / x.s2, 1.0) + 1e-5
     sigma = jnp.sqrt(v)
     t = weight.threshold(p)
 
-    def mass(cut: Array) -> Array:
-        return _noise_average(lambda e: weight.moment(0, -cut - e, cut - e), sigma)
+    # as many stay: E (e^-(cut - e) + e^-(cut + e)) / 2 = e^-t
+    cut = t + jnp.log(_noise_average(jnp.cosh, sigma))
 
-    # Newton from t: the density of |w + noise| at the cut is 2 f(t) up to O(v)
-    cut = jax.lax.fori_loop(0, 4, lambda _, c: c - (mass(c) - p) / (2 * weight.pdf(c)), t)
+    def between(e: Array) -> Array:  # what Q -> P removes beyond P -> Q, on one side
+        def gain(w: Array) -> Array:
+            return (w**2 - e[..., None, None] ** 2) * weight.pdf(w)
 
-    def extra(e: Array) -> Array:
-        low, high = -cut - e, cut - e
-        return weight.moment(2, low, high) - e**2 * weight.moment(0, low, high)
+        return integrate(gain, jnp.broadcast_to(t, e.shape), cut - e)
 
-    qp = _noise_average(extra, sigma) + v
-    pq = weight.moment(2, -t, t) + v * (1 - p)
-    first = forms.small_noise_advantage(weight, p, v)
-    return Sides(jnp.abs((pq - qp) / first - 1), v * (1 + 1 / t**2), jnp.ones(()))
+    def size(e: Array) -> Array:
+        return jnp.abs(cut - e - t) * (t**2 + e**2) * weight.pdf(t)
+
+    law = forms.small_noise_advantage(weight, p, v) * (1 + forms.laplace_correction(t, v))
+    return Sides(law, -2 * _noise_average(between, sigma), 2 * _noise_average(size, sigma))
 
 
 def _noise_average(f: Callable[[Array], Array], sigma: Array) -> Array:
@@ -155,18 +159,20 @@ FAMILIES = (
         5,
         _setting,
         (
-            Claim("E(Q->P)", "the law is the integral", "==", _definition),
-            Claim("difference", "A is the difference of the errors", "==", _difference),
-            Claim("affine", "A = (p - m)(G - s^2 m)", "==", _affine),
-            Claim("sign", "A(Q->P) <= 0", "<=", _never_positive),
-            Claim("along bits", "A grows with G at fixed p", "<=", _along_bits),
-            Claim("along sparsity", "A falls with G below p = 0.6827, grows above", "<=", _turning),
+            Claim("E(Q->P)", "the law is the integral", "==", _definition, 0.9),
+            Claim("difference", "A is the difference of the errors", "==", _difference, 0.3),
+            Claim("affine", "A = (p - m)(G - s^2 m)", "==", _affine, 0.3),
+            Claim("sign", "E(P->Q) <= E(Q->P)", "<=", _sign, 0.9, 0.999),
+            Claim("along bits", "A - A' = (p - m)(G - G')", "==", _along_bits, 0.5),
             Claim(
-                "small noise",
-                "Laplace: A = -2 v t f(t) to a relative v (1 + 1/t^2)",
+                "along sparsity",
+                "A falls with G below p = 0.6827, grows above",
                 "<=",
-                _smaller_noise,
+                _turning,
+                0.4,
+                0.999,
             ),
+            Claim("Laplace", "A = -2 v t f(t) (1 + 3 v/4t)", "==", _laplace, 0.8),
         ),
         share=0.2,
     ),
@@ -187,6 +193,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)=-2\kappa n\,v\,t\varphi(t)=(p-m)\bigl(G-\kappa n s^2m\bigr),\quad "
     r"m=p-2t\varphi(t)",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     measure=measure.measure,

@@ -10,9 +10,14 @@ import sympy
 from jax import Array
 
 from theory.engine import symbolic
-from theory.engine.statement import Counterexample, Proof
+from theory.engine.statement import Counterexample, Proof, Step
 from theory.maths import densities
-from theory.maths.closed_forms import expected_advantage, noise_advantage, small_noise_advantage
+from theory.maths.closed_forms import (
+    expected_advantage,
+    laplace_correction,
+    noise_advantage,
+    small_noise_advantage,
+)
 from theory.maths.densities import Normal, Uniform
 
 
@@ -55,9 +60,44 @@ def prove() -> Proof:
                 (x * student).diff(x) / student,
                 (1 - x**2) / (1 + x**2 / nu),
             ),
+            *_laplace(),
         ),
         beyond="that w and the noise are normal given their sum is the standard projection; the "
-        "first-order law for other densities is checked by quadrature, not proved",
+        "first-order law for other densities than Laplace's is checked by quadrature, not proved",
+    )
+
+
+def _laplace() -> tuple[Step, ...]:
+    """Weights of density e^-|w| / 2; noise that stays below the thresholds t and c, on one side."""
+    t, c, w, s, v = sympy.symbols("t c w s v", positive=True)
+    e = sympy.symbols("e", real=True)
+    moments = sympy.exp(s**2 * v / 2)  # E cosh(s e) = E e^(s e)
+
+    def mean(order: int) -> sympy.Expr:  # E[e^k cosh e], k even, or E[e^k sinh e], k odd
+        return moments.diff(s, order).subs(s, 1)
+
+    def beyond(edge: sympy.Expr, power: int) -> sympy.Expr:  # E[w^power; w > edge], edge > 0
+        return sympy.integrate(w**power * sympy.exp(-w) / 2, (w, edge, sympy.oo))
+
+    kept = beyond(c - e, 2) + beyond(c + e, 2)
+    even, odd = c**2 + 2 * c + 2 + e**2, 2 * (c + 1) * e
+    by_sides = sympy.exp(-c) * (even * sympy.cosh(e) - odd * sympy.sinh(e))
+    kept_mean = sympy.exp(-c) * ((c**2 + 2 * c + 2) * mean(0) + mean(2) - 2 * (c + 1) * mean(1))
+    noise_mean = sympy.exp(-c) * mean(2)  # E[e^2; kept]
+    pq = -2 * beyond(t, 2) + v * sympy.exp(-t)  # less E w^2, as in
+    qp = -kept_mean + noise_mean
+    law = -v * t * sympy.exp(-t) * (1 + laplace_correction(t, v))
+    return (
+        symbolic.step(
+            "Laplace: as many go if e^-c E cosh e = e^-t, c = t + v/2",
+            (sympy.exp(-c) * mean(0)).subs(c, t + v / 2),
+            sympy.exp(-t),
+        ),
+        symbolic.step(
+            "Laplace: E[w^2; kept | e] = e^-c [(c^2 + 2 c + 2 + e^2) cosh e - 2 (c + 1) e sinh e]",
+            (kept - by_sides).rewrite(sympy.exp),
+        ),
+        symbolic.step("Laplace: A = -v t e^-t (1 + 3 v/4t)", (pq - qp).subs(c, t + v / 2), law),
     )
 
 

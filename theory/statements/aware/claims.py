@@ -30,13 +30,13 @@ from jax.scipy.special import erf
 from jax.scipy.stats import norm
 
 from perturb import RTN, GridSpec, Wanda
-from perturb.types import Matrix, Moments
+from perturb.types import Moments
 from theory.compressors import compress, start
 from theory.engine import instances
-from theory.engine.statement import Claim, Family, Sides, Statement
+from theory.engine.statement import ATTAINED, Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
 from theory.maths.quadrature import integrate
-from theory.statements.aware import measure, proof
+from theory.statements.aware import law, measure, proof
 
 UNITS = 16
 FORMS = ("aware_mass", "aware_sum", "zero_threshold_sum")  # of theory.maths.closed_forms
@@ -58,27 +58,28 @@ def _units(u: Array) -> Units:
     return Units(e1, e2, take(UNITS), instances.integer(take(), 0, UNITS))
 
 
-def _chosen(x: Units) -> tuple[Array, Array]:
-    def error(owned_by_2: Array) -> Array:
-        return jnp.sum(jnp.where(owned_by_2, x.e2, x.e1))
-
-    aware = instances.smallest(x.e2 - x.e1, x.k)
-    return error(aware), error(instances.smallest(x.score, x.k))
-
-
 def _never_loses(x: Units) -> Sides:
-    aware, blind = _chosen(x)
-    return Sides(aware - blind, jnp.zeros(()), jnp.sum(x.e1 + x.e2))
+    """Over the units that change owner."""
+    aware = instances.smallest(x.e2 - x.e1, x.k)
+    blind = instances.smallest(x.score, x.k)
+
+    def error(owned_by_2: Array) -> Array:
+        return jnp.sum(jnp.where(aware != blind, jnp.where(owned_by_2, x.e2, x.e1), 0))
+
+    return Sides(error(aware), error(blind), error(blind))
 
 
 def _exchange(x: Units) -> Sides:
-    """No exchange of one unit for another improves the aware choice: optimality, locally."""
+    """No exchange of one unit for another improves the aware choice: optimality, locally.
+
+    Of the two units that come nearest to it, the errors as they are and exchanged."""
     gain = x.e2 - x.e1
     aware = instances.smallest(gain, x.k)
-    inside = jnp.max(jnp.where(aware, gain, -jnp.inf))
-    outside = jnp.min(jnp.where(aware, jnp.inf, gain))
-    inner = (x.k > 0) & (x.k < UNITS)
-    return Sides(jnp.where(inner, inside - outside, 0.0), jnp.zeros(()), jnp.max(jnp.abs(gain)))
+    i = jnp.argmax(jnp.where(aware, gain, -jnp.inf))
+    j = jnp.argmin(jnp.where(aware, jnp.inf, gain))
+    inner = ((x.k > 0) & (x.k < UNITS)).astype(jnp.float64)
+    exchanged = x.e1[i] + x.e2[j]
+    return Sides(inner * (x.e2[i] + x.e1[j]), inner * exchanged, exchanged)
 
 
 class Noise(NamedTuple):
@@ -131,10 +132,15 @@ def _zero(x: Noise) -> Sides:
     )
 
 
-def _bracket(x: Noise) -> Sides:
-    """A blind <= 0 <= A aware: their product is not positive, and aware >= blind."""
-    blind, aware = forms.noise_advantage(x.p, x.v), forms.aware_advantage(x.p, x.s2, x.v)
-    return Sides(jnp.maximum(blind, -aware), jnp.zeros(()), x.s2 + x.v)
+def _aware_gains(x: Noise) -> Sides:
+    """E(Q->P) of a pruner that knows w, v + E[d; d <= tau], against that of P->Q."""
+    pq = forms.noise_prune_first(x.p, x.s2, x.v)
+    return Sides(pq - forms.aware_advantage(x.p, x.s2, x.v), pq, pq)
+
+
+def _blind_loses(x: Noise) -> Sides:
+    qp = forms.noise_quantize_first(x.p, x.s2, x.v)
+    return Sides(qp + forms.noise_advantage(x.p, x.v), qp, qp)
 
 
 class Compressed(NamedTuple):
@@ -162,12 +168,13 @@ def _perturb(x: Compressed) -> Sides:
     aware = Wanda(x.sparsity, tie="index", target="dense")
     quantize = RTN(x.bits, GridSpec(symmetric=False), scale_source="dense")
 
-    def error(after: Matrix) -> Array:
-        return jnp.sum(x.energy * (after.weight - w) ** 2)
+    pq = compress(quantize, compress(blind, dense, w, inputs), w, inputs).weight
+    qp = compress(aware, compress(quantize, dense, w, inputs), w, inputs).weight
 
-    pq = compress(quantize, compress(blind, dense, w, inputs), w, inputs)
-    qp = compress(aware, compress(quantize, dense, w, inputs), w, inputs)
-    return Sides(error(qp) - error(pq), jnp.zeros(()), jnp.sum(x.energy * w**2) + 1e-300)
+    def error(after: Array) -> Array:  # where the two differ
+        return jnp.sum(jnp.where(pq != qp, x.energy * (after - w) ** 2, 0))
+
+    return Sides(error(qp), error(pq), error(pq))
 
 
 FAMILIES = (
@@ -177,8 +184,8 @@ FAMILIES = (
         3 * UNITS + 1,
         _units,
         (
-            Claim("never loses", "A(f1->f2) >= 0 with an aware f2", "<=", _never_loses),
-            Claim("exchange", "no exchange of two units pays", "<=", _exchange),
+            Claim("never loses", "A(f1->f2) >= 0 with an aware f2", "<=", _never_loses, 0.7, 0.999),
+            Claim("exchange", "no exchange of two units pays", "<=", _exchange, 0.7, ATTAINED),
         ),
     ),
     Family(
@@ -188,10 +195,11 @@ FAMILIES = (
         4,
         _noise,
         (
-            Claim("mass", "P(d <= tau) over angles is that over the noise", "==", _mass),
-            Claim("sum", "E[d; d <= tau] likewise", "==", _sum),
-            Claim("tau = 0", "the closed form at tau = 0", "==", _zero),
-            Claim("bracket", "A blind <= 0 <= A aware", "<=", _bracket),
+            Claim("mass", "P(d <= tau) over angles is that over the noise", "==", _mass, 0.7),
+            Claim("sum", "E[d; d <= tau] likewise", "==", _sum, 0.5),
+            Claim("tau = 0", "the closed form at tau = 0", "==", _zero, 0.5),
+            Claim("aware gains", "E(Q->P), aware, <= E(P->Q)", "<=", _aware_gains, 0.9, 0.999),
+            Claim("blind loses", "E(P->Q) <= E(Q->P), blind", "<=", _blind_loses, 0.9, 0.999),
         ),
         smooth=False,
         share=0.02,
@@ -201,7 +209,7 @@ FAMILIES = (
         "perturb.Wanda(target='dense') after asymmetric RTN against Wanda before it, [4, 8] layers",
         44,
         _compressed,
-        (Claim("perturb", "A(Q->P) >= 0 for the real compressors", "<=", _perturb),),
+        (Claim("perturb", "A(Q->P) >= 0 for the real compressors", "<=", _perturb, 0.15, 0.99),),
         smooth=False,
         share=0.1,
     ),
@@ -221,6 +229,7 @@ STATEMENT = Statement(
     "A blind <= 0 <= A aware",
     latex=r"A(Q\to P)/(\kappa n)=s^2m(p)-vp-\mathbb E[d;d\le\tau]\ge0,\quad d=w^2-\varepsilon^2",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from theory.engine.statement import Finding
+from theory.engine.statement import Finding, verdict
 from theory.maths.closed_forms import aware_advantage, noise_advantage, noise_gap
 
 
@@ -27,14 +27,24 @@ def measure(key: Array) -> tuple[Finding, ...]:
         for i in range(p.size)
     )
     ratio = aware / -blind
+    right, stronger = (aware > 0) == (gap > 0), gap > 0
     return (
         Finding(
+            "2b and 2c: A blind <= 0 <= A aware",
+            "holds" if blind.max() <= 0 <= aware.min() else "false",
+            f"in all {aware.size} cells, the aware gain {ratio.min():.2f} to {ratio.max():.2f} of "
+            "the blind loss: what the last stage sees is worth as much as the order",
+            {"least A aware": float(aware.min()), "largest A blind": float(blind.max())},
+            required=True,
+        ),
+        Finding(
             "PIH, sign, with a last stage that knows the dense model",
-            "narrower" if aware.min() >= 0 and (gap < 0).any() else "false",
-            "A(Q->P) > 0 in every cell, also where the gap is negative: awareness decides the "
-            f"sign, not the gap; the aware gain is {ratio.min():.2f} to {ratio.max():.2f} of the "
-            "blind loss",
-            {"least A": float(aware.min()), "largest ratio": float(ratio.max())},
+            verdict(bool(right.all()), bool(right[stronger].all())),
+            f"the gap's sign is right in {int(right.sum())} of {right.size} cells, in "
+            f"{int(right[stronger].sum())} of the {int(stronger.sum())} where pruning is the "
+            f"stronger and in {int(right[~stronger].sum())} of the others: A(Q->P) > 0 in "
+            f"{int((aware > 0).sum())}",
+            {"least A": float(aware.min()), "sign right": float(right.mean())},
             ("pruned", *(f"v = {float(x):g} s^2" for x in v)),
             rows,
         ),

@@ -38,7 +38,7 @@ from theory.maths import beta as forms
 from theory.maths import closed_forms
 from theory.maths.densities import Density, Laplace, Normal
 from theory.maths.quadrature import integrate
-from theory.statements.beta import measure, proof
+from theory.statements.beta import law, measure, proof
 
 ATOMS = 3
 MARGIN = 2.0  # signs are judged where the law is so many times its error
@@ -142,14 +142,25 @@ def _within(x: Threshold) -> Sides:
     return Sides(known * jnp.abs(true - _law(x)), known * bound, bound)
 
 
+def _within_errors(x: Threshold) -> Sides:
+    """The same where e' = 1: what the tilt does to errors alone."""
+    return _within(x._replace(slope=jnp.ones(())))
+
+
+def _within_scores(x: Threshold) -> Sides:
+    """And where kept units cost nothing."""
+    return _within(x._replace(error=jnp.zeros(ATOMS)))
+
+
 def _which_order(x: Threshold) -> Sides:
-    """Quantizing first wins iff beta < -(1 - e')/2; where the law is clear of its error."""
+    """Quantizing first wins iff beta < -(1 - e')/2, by half the law at least where that is clear of
+    its error."""
     true, terms = _by_definition(x)
     law = _law(x)
     wins = jnp.where(_moments(x).beta < -(1 - x.slope) / 2, 1.0, -1.0)
     clear = (jnp.abs(law) > MARGIN * _error(x)) & (jnp.abs(law) > 1e-3 * terms)
     judged = clear.astype(jnp.float64)
-    return Sides(-judged * wins * true, judged * jnp.abs(law) * (1 / MARGIN - 1), jnp.abs(law))
+    return Sides(judged * jnp.abs(law) * (1 - 1 / MARGIN), judged * wins * true, jnp.abs(law))
 
 
 class Case(NamedTuple):
@@ -222,7 +233,9 @@ FAMILIES = (
         SIZE,
         lambda u: _threshold(u, 1.0),
         (
-            Claim("error", "|A - law| <= its error term", "<=", _within, 0.8, 0.8),
+            Claim("error", "|A - law| <= its error term", "<=", _within, 0.8, 0.999),
+            Claim("error, e' = 1", "the part of the errors", "<=", _within_errors, 0.8, 0.999),
+            Claim("error, e = 0", "the part of the scores", "<=", _within_scores, 0.8, 0.999),
             Claim(
                 "which order",
                 "quantizing first wins iff beta < -(1 - e')/2, by at least half the law, where the "
@@ -230,6 +243,7 @@ FAMILIES = (
                 "<=",
                 _which_order,
                 0.5,
+                0.95,
             ),
         ),
         smooth=False,
@@ -273,6 +287,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)\simeq-\kappa N f_a(\tau)\operatorname{Var}(\delta)"
     r"\Bigl[\frac{1-e'}2+\beta\Bigr],\quad\beta=\frac{\operatorname{Cov}(e,\delta)}{\operatorname{Var}(\delta)}",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     measure=measure.measure,

@@ -10,6 +10,7 @@ from jax import Array
 
 from theory.engine.statement import Finding
 from theory.models.signs import beta_law
+from theory.thresholds import CLEAR
 
 UNITS, BATCHES = 20_000, 8
 BLOCK = 16
@@ -17,10 +18,9 @@ PRUNED = (0.3, 0.5, 0.7)
 NOISES = (0.002, 0.01, 0.05)
 # lambda of the score a - lambda e, and v; 2 is the turn
 SEEN = ((0.5, 0.02), (1.0, 0.02), (1.5, 0.02), (3.0, 0.02), (8.0, 0.02), (3.0, 0.05))
-CLEAR = 4.0  # standard errors
 
 
-def _compare(
+def compare(
     p: float, a: np.ndarray, delta: np.ndarray, e: np.ndarray
 ) -> tuple[float, float, float]:
     """(A per unit, its law by the statistics at the threshold, beta) of one batch."""
@@ -43,7 +43,7 @@ def _blocks(rng: np.random.Generator, v: float) -> tuple[np.ndarray, ...]:
     return a, (q**2).sum(1) - a, ((q - w) ** 2).sum(1)
 
 
-def _seen(rng: np.random.Generator, share: float, v: float) -> tuple[np.ndarray, ...]:
+def seen(rng: np.random.Generator, share: float, v: float) -> tuple[np.ndarray, ...]:
     """Normal weights, normal noise, and a score that knows a part of what rounding cost."""
     w, z = rng.normal(size=(2, UNITS * 5))
     e = v * z**2
@@ -53,13 +53,13 @@ def _seen(rng: np.random.Generator, share: float, v: float) -> tuple[np.ndarray,
 def measure(key: Array) -> tuple[Finding, ...]:
     rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))
     rows, judged, right, ratios = [], 0, 0, {}
-    cells = [(f"score a - {s:g} e, v = {v:g}", partial(_seen, share=s, v=v)) for s, v in SEEN]
+    cells = [(f"score a - {s:g} e, v = {v:g}", partial(seen, share=s, v=v)) for s, v in SEEN]
     for p in PRUNED:
         for name, draw in [
             *cells,
             *((f"blocks, v = {v:g}", partial(_blocks, v=v)) for v in NOISES),
         ]:
-            found = np.array([_compare(p, *draw(rng)) for _ in range(BATCHES)])
+            found = np.array([compare(p, *draw(rng)) for _ in range(BATCHES)])
             true, law, beta = found.mean(0)
             error = float(found[:, 0].std(ddof=1)) / BATCHES**0.5
             clear = abs(true) > CLEAR * error

@@ -14,6 +14,7 @@ from jax import Array
 from theory.engine.statement import Finding
 from theory.maths.swaps import POWERS, one_block_bound, swap_bound
 from theory.statements.composability.proof import necessity
+from theory.thresholds import ZERO
 
 TRIALS, SIDE, BLOCK = 400, 16, 64
 BITS, RATIOS = (2, 3, 4, 6, 8), (0.25, 0.5, 0.75, 0.9)
@@ -82,7 +83,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
     names = ("L1", "L2", "Linf", "spectral", "output")
 
     def fails(name: str, order: str) -> float:
-        return float(np.mean([r[name][order] > 1e-12 for r in records]))
+        return float(np.mean([r[name][order] > ZERO for r in records]))
 
     first = {n: fails(n, "sparsify first") for n in names}
     last = {n: fails(n, "quantize first") for n in names}
@@ -96,7 +97,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
             f"{r['ratio']:.0%}",
             str(r["bits"]),
             f"{r['swaps'].mean() / SIDE**2:.1%}",
-            *(f"{np.mean(r[n]['quantize first'] > 1e-12):.1%}" for n in names),
+            *(f"{np.mean(r[n]['quantize first'] > ZERO):.1%}" for n in names),
             *(f"{r[n]['quantize first'].max():+.2f}" for n in names),
         )
         for r in records
@@ -132,5 +133,6 @@ def measure(key: Array) -> tuple[Finding, ...]:
                 *(f"most, {n}" for n in names),
             ),
             rows,
+            required=True,
         ),
     )

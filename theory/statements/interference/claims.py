@@ -30,7 +30,7 @@ from jax import Array
 from perturb import RTN, GridSpec
 from theory.compressors import compress, start
 from theory.engine import instances
-from theory.engine.statement import Claim, Family, Sides, Statement
+from theory.engine.statement import ATTAINED, Claim, Family, Sides, Statement
 from theory.maths import scales as forms
 from theory.maths.densities import Laplace, Uniform
 from theory.statements.interference import measure, proof
@@ -69,10 +69,17 @@ def _residual(w: Array, step: Array) -> Array:
     return jnp.where(step == 0, 0, w - some * jnp.round(w / some))
 
 
+def _errors(x: Grouped, kept: Array) -> tuple[Array, Array]:
+    """The survivors' squared error at D and at D', [GROUPS] each."""
+    before, after = (
+        jnp.sum(kept * _residual(x.weight, d[:, None]) ** 2, 1) for d in _steps(x, kept)
+    )
+    return before, after
+
+
 def _change(x: Grouped, kept: Array) -> Array:
-    """The survivors' squared error at D less that at D', [GROUPS]."""
-    errors = [jnp.sum(kept * _residual(x.weight, d[:, None]) ** 2, 1) for d in _steps(x, kept)]
-    return errors[0] - errors[1]
+    before, after = _errors(x, kept)
+    return before - after
 
 
 def _shrinks(x: Grouped) -> Sides:
@@ -96,18 +103,22 @@ def _loses(x: Grouped) -> Sides:
     return Sides(jnp.sum(loss), most, most)
 
 
+def _unchanged(x: Grouped, kept: Array, judged: Array) -> Sides:
+    """The errors at both scales, of the judged groups [GROUPS]."""
+    before, after = (jnp.sum(jnp.where(judged, e, 0)) for e in _errors(x, kept))
+    most = forms.interference_bound(jnp.sum(kept, 1), _steps(x, kept)[0])
+    return Sides(after, before, jnp.sum(jnp.where(judged, most, 0)))
+
+
 def _absmax_survives(x: Grouped) -> Sides:
     size = jnp.abs(x.weight)
-    survives = jnp.max(x.kept * size, 1) == jnp.max(size, 1)
-    change = jnp.sum(jnp.where(survives, jnp.abs(_change(x, x.kept)), 0))
-    return Sides(change, jnp.zeros(()), jnp.sum(x.weight**2))
+    return _unchanged(x, x.kept, jnp.max(x.kept * size, 1) == jnp.max(size, 1))
 
 
 def _magnitude(x: Grouped) -> Sides:
     gone = instances.smallest(jnp.abs(x.weight).reshape(-1), x.k, x.tie)
     kept = 1.0 - gone.reshape(x.weight.shape)
-    change = jnp.where(jnp.sum(kept, 1) > 0, _change(x, kept), 0)
-    return Sides(jnp.sum(jnp.abs(change)), jnp.zeros(()), jnp.sum(x.weight**2))
+    return _unchanged(x, kept, jnp.sum(kept, 1) > 0)
 
 
 def _dithered(w: Array, step: Array) -> Array:
@@ -200,7 +211,8 @@ def _perturb(x: Rounded) -> Sides:
         errors.append(jnp.sum(x.kept * (after - x.weight) ** 2))
     kept = x.kept.reshape(-1, 4)
     groups = Grouped(x.weight.reshape(-1, 4), kept, x.bits, jnp.zeros(()), jnp.zeros(()))
-    return Sides(errors[0] - errors[1], jnp.sum(_change(groups, kept)), jnp.sum(x.weight**2))
+    most = forms.interference_bound(jnp.sum(kept, 1), _steps(groups, kept)[0])
+    return Sides(errors[0] - errors[1], jnp.sum(_change(groups, kept)), jnp.sum(most))
 
 
 FAMILIES = (
@@ -211,12 +223,19 @@ FAMILIES = (
         3 * GROUPS * WIDTH + 5,
         _grouped,
         (
-            Claim("step shrinks", "D' <= D", "<=", _shrinks),
-            Claim("change", "|change| <= survivors D^2 / 4", "<=", _gains),
-            Claim("loss", "-change <= (survivors - 1) D'^2 / 4, if above 1", "<=", _loses),
-            Claim("absmax survives", "the change is 0 where it does", "==", _absmax_survives),
-            Claim("magnitude", "the change is 0 in a group with a survivor", "==", _magnitude),
-            Claim("expected law", "the mean over a dither is the law", "==", _expected_law),
+            Claim("step shrinks", "D' <= D", "<=", _shrinks, 0.2, ATTAINED),
+            Claim("change", "|change| <= survivors D^2 / 4", "<=", _gains, 0.8, ATTAINED),
+            Claim(
+                "loss",
+                "-change <= (survivors - 1) D'^2 / 4, if above 1",
+                "<=",
+                _loses,
+                0.6,
+                ATTAINED,
+            ),
+            Claim("absmax survives", "no change where it does", "==", _absmax_survives, 0.3),
+            Claim("magnitude", "no change in a group with a survivor", "==", _magnitude, 0.6),
+            Claim("expected law", "the mean over a dither is the law", "==", _expected_law, 0.3),
         ),
         smooth=False,  # what is tight lies on the edges between cells, which gradients do not see
     ),
@@ -226,9 +245,9 @@ FAMILIES = (
         3,
         _drawn,
         (
-            Claim("largest", "E max^2 of Laplace weights, by quadrature", "==", _largest),
-            Claim("random", "the law for random pruning", "==", _random),
-            Claim("on grid", "less the largest weight's share", "==", _random_on_grid),
+            Claim("largest", "E max^2 of Laplace weights, by quadrature", "==", _largest, 0.9),
+            Claim("random", "the law for random pruning", "==", _random, 0.8),
+            Claim("on grid", "less the largest weight's share", "==", _random_on_grid, 0.8),
         ),
         smooth=False,
         share=0.01,
@@ -238,7 +257,7 @@ FAMILIES = (
         "perturb.RTN on pruned [2, 8] layers, absmax scales per group of 4",
         16 + 2 + 16 + 2,
         _rounded,
-        (Claim("perturb", "the real quantizer changes the survivors as told", "==", _perturb),),
+        (Claim("perturb", "the real quantizer changes the survivors so", "==", _perturb, 0.4),),
         smooth=False,
         share=0.1,
     ),

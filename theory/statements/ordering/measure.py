@@ -27,13 +27,13 @@ from perturb.types import Matrix, Moments
 from theory.compressors import LowRank, compress, start
 from theory.engine.statement import Finding
 from theory.maths.orders import Order, orders, premise
+from theory.thresholds import AGREES, TIE
 
 SIDE, TOKENS, INSTANCES = 16, 64, 128
 NAMES = ("magnitude", "wanda", "rtn", "rtn", "low rank")
 LOW_RANK = NAMES.index("low rank")
 PRUNERS = (0, 1)
 Method = Magnitude | Wanda | RTN | LowRank
-TIE = 1e-5  # relative: orders that are this close are one (float32)
 
 
 def methods(key: Array) -> list[Method]:
@@ -189,7 +189,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
     return (
         Finding(
             "n methods: sorting by intensity is optimal",
-            "false" if not follows else ("holds" if more.mean() > 0.95 else "narrower"),
+            "false" if not follows else ("holds" if more.mean() > AGREES else "narrower"),
             f"sorted is {'' if follows else 'NOT '}optimal wherever the premise of the exchange "
             f"theorem holds, but of 3 to {last} real compressors it holds in {more.mean():.1%} of "
             f"cases (in single contexts: {numbers[f'n = {last}: pairs that agree']:.0%}). It is "

@@ -31,7 +31,7 @@ from jax import Array
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import refit as forms
-from theory.statements.refit import measure, proof
+from theory.statements.refit import law, measure, proof
 
 UNITS, LEVELS = 5, 3
 FORMS = ("fitted_step", "fitted_gain")  # of theory.maths.refit
@@ -181,6 +181,7 @@ STATEMENT = Statement(
     latex=r"\min_{|S|=k,\,s}\Bigl[\sum_Sw^2+\sum_{\bar S}(w-Q_s(w))^2\Bigr]="
     r"\min_s E_s(S_{|w|}),\qquad A_{\rm refit}\le A_{\rm fixed}\le 0",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

@@ -32,11 +32,11 @@ from perturb import RTN, GridSpec, Magnitude
 from perturb.types import Matrix
 from theory.compressors import compress, start
 from theory.engine import instances
-from theory.engine.statement import Claim, Family, Sides, Statement
+from theory.engine.statement import ATTAINED, Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
 from theory.maths.densities import DENSITIES, Density
 from theory.maths.quadrature import integrate
-from theory.statements.rounding import measure, proof
+from theory.statements.rounding import law, measure, proof
 
 UNITS, LEVELS = 12, 5
 FORMS = ("benefit", "expected_advantage")  # of theory.maths.closed_forms
@@ -66,7 +66,9 @@ def _scalars(u: Array) -> Scalars:
 
 
 def _losses(x: Scalars) -> dict[str, Array]:
-    """Joint errors of P -> Q, Q -> P, and of the best mask of all; and what they are made of."""
+    """Joint errors of P -> Q, Q -> P, and of the best mask of all; and what they are made of.
+
+    "pq, changed", "qp, changed": those of the two orders over the weights that change owner."""
     q = instances.nearest(x.weight, x.levels)
     d = forms.benefit(x.weight, q)
     first = instances.smallest(jnp.abs(x.weight), x.k)
@@ -76,7 +78,12 @@ def _losses(x: Scalars) -> dict[str, Array]:
     def error(gone: Array) -> Array:
         return jnp.sum((jnp.where(gone, 0, q) - x.weight) ** 2)
 
+    swapped = first != last
     changed = jnp.sum(first & ~last)
+
+    def over(gone: Array) -> Array:
+        return jnp.sum(jnp.where(swapped, (jnp.where(gone, 0, q) - x.weight) ** 2, 0))
+
     # the level of the threshold and how far its cell reaches, the outermost one to the last weight
     c = jnp.max(jnp.where(last, jnp.abs(q), 0))
     inside = jnp.abs(q) == c
@@ -87,6 +94,8 @@ def _losses(x: Scalars) -> dict[str, Array]:
         "pq": error(first),
         "qp": error(last),
         "best": error(best),
+        "pq, changed": over(first),
+        "qp, changed": over(last),
         "by_tie": error(by_tie),
         "energy": jnp.sum(x.weight**2) + jnp.sum((x.weight - q) ** 2),
         "range": changed * 2 * c * jnp.where(jnp.isfinite(width), width, 0),
@@ -101,7 +110,7 @@ def _optimal(x: Scalars) -> Sides:
 
 def _never_loses(x: Scalars) -> Sides:
     e = _losses(x)
-    return Sides(e["pq"] - e["qp"], jnp.zeros(()), e["energy"])
+    return Sides(e["pq, changed"], e["qp, changed"], e["qp, changed"])
 
 
 def _at_most(x: Scalars) -> Sides:
@@ -182,8 +191,10 @@ def _both_orders(x: Compressed) -> tuple[Matrix, Matrix]:
 
 
 def _perturb_never_loses(x: Compressed) -> Sides:
-    pq, qp = (jnp.sum((y.weight - x.weight) ** 2) for y in _both_orders(x))
-    return Sides(pq - qp, jnp.zeros(()), jnp.sum(x.weight**2) + 1e-300)
+    """Over the weights in which the two results differ."""
+    pq, qp = (y.weight for y in _both_orders(x))
+    left, right = (jnp.sum(jnp.where(pq != qp, (y - x.weight) ** 2, 0)) for y in (pq, qp))
+    return Sides(left, right, right)
 
 
 FAMILIES = (
@@ -195,11 +206,24 @@ FAMILIES = (
         2 * UNITS + LEVELS + 6,
         _scalars,
         (
-            Claim("optimal", "P->Q has the least error of all masks", "==", _optimal),
-            Claim("never loses", "A(Q->P) <= 0", "<=", _never_loses),
-            Claim("at most", "-A <= (owners changed) 2 c (width of the cell)", "<=", _at_most),
-            Claim("order-free", "A = 0 where the threshold is in the cell of 0", "==", _free_zone),
-            Claim("dense ties", "A = 0 where ties are broken by |w|", "==", _dense_ties),
+            Claim("optimal", "P->Q has the least error of all masks", "==", _optimal, 0.9),
+            Claim("never loses", "A(Q->P) <= 0", "<=", _never_loses, 0.15, ATTAINED),
+            Claim(
+                "at most",
+                "-A <= (owners changed) 2 c (width of the cell)",
+                "<=",
+                _at_most,
+                0.1,
+                ATTAINED,
+            ),
+            Claim(
+                "order-free",
+                "A = 0 where the threshold is in the cell of 0",
+                "==",
+                _free_zone,
+                0.3,
+            ),
+            Claim("dense ties", "A = 0 where ties are broken by |w|", "==", _dense_ties, 0.9),
         ),
     ),
     Family(
@@ -207,7 +231,7 @@ FAMILIES = (
         "normal and Laplace weights, any fraction pruned, steps of 0.1 to 3 standard deviations",
         2,
         _grids,
-        (Claim("expected A", "the closed form is the integral", "==", _closed_form),),
+        (Claim("expected A", "the closed form is the integral", "==", _closed_form, 0.5),),
         smooth=False,
         share=0.1,
     ),
@@ -217,7 +241,16 @@ FAMILIES = (
         "layer",
         36,
         _compressed,
-        (Claim("perturb", "A(Q->P) <= 0 for the real compressors", "<=", _perturb_never_loses),),
+        (
+            Claim(
+                "perturb",
+                "A(Q->P) <= 0 for the real compressors",
+                "<=",
+                _perturb_never_loses,
+                0.15,
+                0.99,
+            ),
+        ),
         smooth=False,
         share=0.1,
     ),
@@ -240,6 +273,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)=-\kappa n\,\bigl[\theta\,\mathbb E[d;\,\text{cell}]-"
     r"\mathbb E[d;\,\text{cell},|w|<t]\bigr]\le 0,\qquad d=w^2-(w-Q(w))^2",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

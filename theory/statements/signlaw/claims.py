@@ -40,7 +40,7 @@ from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import inclusion as forms
 from theory.maths.densities import DENSITIES
 from theory.maths.quadrature import integrate
-from theory.statements.signlaw import measure, proof
+from theory.statements.signlaw import law, measure, proof
 
 UNITS, REACH, MOST = 3, 4, 6  # weights -REACH..REACH, errors -MOST..MOST
 FORMS = ("removal", "order_advantage")  # of theory.maths.inclusion
@@ -255,7 +255,7 @@ FAMILIES = (
         2 + 3 * ATOMS,
         lambda u: _mixed(u, 0, len(DENSITIES) - 1, (0.05, 3.0)),
         (
-            Claim("sign law, densities", "E(P->Q) <= E(Q->P)", "<=", lambda x: _many(x)[0], 0.9),
+            Claim("sign law, densities", "E A(Q->P) <= 0", "<=", lambda x: _many(x)[0], 0.9, 0.999),
             Claim(
                 "errors stay, densities",
                 "E[eps^2; T] <= p E eps^2",
@@ -274,7 +274,7 @@ FAMILIES = (
         2 + 3 * ATOMS,
         lambda u: _mixed(u, 2, 8, (0.5, 5.0)),
         (
-            Claim("sign law, blocks", "E(P->Q) <= E(Q->P)", "<=", lambda x: _blocks(x)[0], 0.9),
+            Claim("sign law, blocks", "E A(Q->P) <= 0", "<=", lambda x: _blocks(x)[0], 0.9, 0.999),
             Claim(
                 "errors stay, blocks",
                 "E[|eps|^2; T] <= p E |eps|^2",
@@ -306,6 +306,7 @@ STATEMENT = Statement(
     latex=r"\mathbb E\,A(Q\to P)=\kappa\,\mathbb E\Bigl[\sum_Sw^2-\sum_Tw^2\Bigr]+"
     r"\kappa\sum_i\epsilon_i^2\bigl[P(i\in T)-\tfrac kn\bigr]\le 0",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

@@ -36,12 +36,12 @@ from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import elimination as obs
 from theory.maths import stages as forms
-from theory.statements.stages import measure, proof
+from theory.statements.stages import law, measure, proof
 
 WEIGHTS, TOP = 4, 3
 FORMS = ("projection", "stages_advantage", "noise_energy")  # of theory.maths.stages
 SIGNS = np.array(list(itertools.product((-1.0, 1.0), repeat=WEIGHTS)))
-ROUNDING = 1e-4  # times the condition of H: see _rounding
+ROUNDING = 1e-4  # a rounding, 1e-16, over the tolerance of claims: see _rounding
 
 
 class Instance(NamedTuple):
@@ -81,9 +81,10 @@ def _length(x: Array, h: Array) -> Array:
 
 def _rounding(x: Instance) -> Array:
     """What compensation adds to the size of terms: along weak inputs rows move far at little cost,
-    and what is left of H^-1 is that much less exact."""
+    by the square root of the condition c of H (|Pi_S| in 2-norm), and H^-1 is exact to c roundings,
+    so that the cross terms that Pythagoras leaves out are 0 to c^(3/2) roundings."""
     condition = jnp.linalg.norm(x.h) * jnp.linalg.norm(jnp.linalg.inv(x.h))
-    return ROUNDING * condition * (x.w @ x.w + WEIGHTS * x.step**2)
+    return ROUNDING * condition**1.5 * (x.w @ x.w + WEIGHTS * x.step**2)
 
 
 def _settled(w: Array, gone: Array, h_inv: Array) -> Array:
@@ -234,6 +235,7 @@ STATEMENT = Statement(
     "uncorrelated noises of equal energy E A = -E|Pi zeta|^2, which a dense target removes",
     latex=r"A(Q\to P)/\kappa=[R_S(w)-R_T(w)]+|\eta|_H^2-|\Pi_T\zeta+\eta'|_H^2",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     exact=proof.exact,

@@ -29,7 +29,7 @@ from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import blocks as forms
 from theory.maths.closed_forms import noise_advantage
 from theory.maths.quadrature import integrate
-from theory.statements.structured import measure, proof
+from theory.statements.structured import law, measure, proof
 
 LARGEST = 64
 REACH = 9.0  # of the noise's length in standard deviations, that quadrature covers
@@ -212,6 +212,7 @@ STATEMENT = Statement(
     latex=r"A(Q\to P)=-2\kappa v\,q\,f_{\chi^2_m}(q)=(p-F_{m+2})\bigl(G-\kappa ms^2F_{m+2}\bigr),"
     r"\quad q=F_{\chi^2_m}^{-1}(p)",
     families=FAMILIES,
+    law=law.LAW,
     prove=proof.prove,
     necessity=proof.necessity,
     measure=measure.measure,
