@@ -218,7 +218,8 @@ def check_study(study: Study, model: Any) -> None:
         for patterns in (study.exclude, study.include)
     )
     specs, _ = network.find_layers(model, exclude=exclude, include=include)
-    architecture = architecture_of(model, {n: s.shape for n, s in specs.items()})
+    groups = {n: s.feature_groups for n, s in specs.items() if s.feature_groups > 1}
+    architecture = architecture_of(model, {n: s.shape for n, s in specs.items()}, groups)
     for plan in study.plans:
         for part in plan:
             for stage in part.stages:

@@ -46,9 +46,12 @@ def measured(
 ) -> dict[str, errors.Raw]:
     """:func:`perturb.measure.errors.raw_measures` of every layer, weights [versions, out, in]."""
     groups: dict[tuple[int, int], list[str]] = {}
-    for name, (out, n_in) in shapes:
-        groups.setdefault((_side(out), _side(n_in)), []).append(name)
     found: dict[str, errors.Raw] = {}
+    for name, (out, n_in) in shapes:
+        if moments[name].scatter.ndim == 3:
+            found[name] = _of_groups(dense[name], weights[name], moments[name])
+        else:
+            groups.setdefault((_side(out), _side(n_in)), []).append(name)
     for sides, names in groups.items():
         raw = jax.lax.map(
             lambda x: errors.raw_measures(*x),
@@ -60,6 +63,14 @@ def measured(
         )
         found |= {n: jax.tree.map(lambda a, i=i: a[i], raw) for i, n in enumerate(names)}
     return found
+
+
+def _of_groups(dense: Array, weight: Array, moments: Moments) -> errors.Raw:
+    """Of a convolution in groups, as one block-diagonal matrix: weight [versions, out, in]."""
+    groups, n_in = moments.scatter.shape[:2]
+    parts = jnp.moveaxis(weight.reshape(len(weight), groups, -1, n_in), 1, 0)
+    raw = jax.vmap(errors.raw_measures)(dense.reshape(groups, -1, n_in), parts, moments)
+    return errors.block_diagonal(raw)
 
 
 def _stacked(moments: list[Moments], n_in: int) -> Moments:
