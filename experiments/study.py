@@ -68,20 +68,26 @@ WINDOW = 128  # tokens
 class Checkpoint:
     """A published model in a study: the folder of its config.json and safetensors.
 
-    text: the file that it is calibrated and compared on; window: how many tokens an example has.
-    What is None the command line says (--text, --window). It was trained once: of a study's seeds
-    it has the first, which then is that of the methods.
+    text, images: the file, or the folder of images (or "photographs": those in installed packages),
+    that it is calibrated and compared on; window: how many tokens an example has, or the side of
+    an image in pixels. What is None the command line says (--text, --images, --window). It was
+    trained once: of a study's seeds it has the first, which then is that of the methods.
     """
 
     path: str
     text: str | None = None
     window: int | None = None
+    images: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise ValueError(f"Checkpoint({self.path!r}): it must be the path of a folder")
-        if self.text is not None and not isinstance(self.text, str):
-            raise ValueError(f"Checkpoint({self.path!r}): text must be a path, got {self.text!r}")
+        for field in ("text", "images"):
+            value = getattr(self, field)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(
+                    f"Checkpoint({self.path!r}): {field} must be a path, got {value!r}"
+                )
         if self.window is not None:
             try:
                 _whole(2, MAX_SEED, self.window)
@@ -94,10 +100,12 @@ class Checkpoint:
     def __str__(self) -> str:
         return Path(self.path).resolve().name
 
-    def on(self, text: Path | None, window: int | None) -> Checkpoint:
-        """The checkpoint with what it does not say itself."""
-        told = str(text) if text is not None else None
-        return Checkpoint(self.path, self.text or told, self.window or window)
+    def on(self, text: Path | None, window: int | None, images: Path | None = None) -> Checkpoint:
+        """The checkpoint with what it does not say itself: of several kinds, each takes its own."""
+        file, folder = (None if p is None else str(p) for p in (text, images))
+        return Checkpoint(
+            self.path, self.text or file, self.window or window, self.images or folder
+        )
 
 
 Model = str | Own | Checkpoint

@@ -65,7 +65,7 @@ def configs(tensors: dict[str, np.ndarray], where: str) -> tuple[dict[str, Any],
             "save_pretrained of transformers writes a folder"
         )
     depthwise = [a.shape for n, a in tensors.items() if n.endswith("._depthwise_conv.weight")]
-    for variant, (_, _, size) in LITE.items():
+    for variant in LITE:
         config = efficientnet_lite(variant)
         inputs, wanted = config.stem, []
         for block in config.blocks:
@@ -85,14 +85,14 @@ def configs(tensors: dict[str, np.ndarray], where: str) -> tuple[dict[str, Any],
             "variant": variant,
             "num_labels": classes,
             "num_channels": channels,
-            "image_size": size,
+            "image_size": LITE[variant][2],
         },
         # (x - 127) / 128 of bytes, as TensorFlow's models were trained; the central crop is 7/8
         {
             "image_mean": [127 / 255] * channels,
             "image_std": [128 / 255] * channels,
             "crop_pct": 0.875,
-            "crop_size": size,
+            "crop_size": LITE[variant][2],
         },
     )
 
