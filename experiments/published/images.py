@@ -46,7 +46,7 @@ def preparation(folder: Folder, config: Any, size: int | None = None) -> Prepara
     least = 32
     if side < least and not isinstance(config, ViTConfig):
         raise ValueError(
-            f"--window {side}: {folder.path} halves images five times: {least} at least"
+            f"--window {side}: {folder.path} takes images of {least} x {least} at least"
         )
     mean, std = (
         _each(keys, k, d, config.channels) for k, d in (("image_mean", MEAN), ("image_std", STD))
