@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from experiments.__main__ import run
 from experiments.data import images
 from experiments.data.images import Preparation
 from experiments.published import load, plan_of
@@ -121,7 +122,7 @@ def test_photographs_give_crops_to_one_part(monkeypatch: Any, tmp_path: Path) ->
     how = Preparation(8, (0.0,) * 3, (1.0,) * 3)
     data = images.load("photographs", how, 1000)
     count = len(images.SCENES["test"])
-    assert len(data.test) == -(-images.TEST // count) * count
+    assert len(data.test) == images.CROPS * count
     assert len(set(data.test.cluster)) == count
     shades = [
         {round(float(v) * 25.5) for v in s.inputs.mean((1, 2, 3))} for s in (data.train, data.test)
@@ -173,7 +174,7 @@ def test_what_a_preprocessor_says(tmp_path: Path) -> None:
             preparation(opened, config)
         assert says in str(caught.value)
     file.unlink()
-    with pytest.raises(ValueError, match="--window 16: .* takes images of 32 x 32 at least"):
+    with pytest.raises(ValueError, match=r"--window 16: .* takes images of 32 x 32 at least"):
         preparation(opened, config, 16)
 
 
@@ -229,10 +230,10 @@ def test_a_smaller_net_is_the_simulation(config: Any, stage: Any, tmp_path: Path
     x = jax.numpy.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), "float32")
     done = compress(model, stage, x, norms="keep")
     small = done.smaller()
-    run = nnx.jit(lambda m, x: m(x))
-    want = np.asarray(run(done.model, x))
-    assert not np.allclose(want, run(model, x), atol=1e-3)
-    np.testing.assert_allclose(run(small, x), want, atol=1e-4 * max(1, np.abs(want).max()))
+    answer = nnx.jit(lambda m, x: m(x))
+    want = np.asarray(answer(done.model, x))
+    assert not np.allclose(want, answer(model, x), atol=1e-3)
+    np.testing.assert_allclose(answer(small, x), want, atol=1e-4 * max(1, np.abs(want).max()))
     sizes = [sum(p[...].size for _, p in nnx.to_flat_state(nnx.state(m))) for m in (small, model)]
     assert sizes[0] < sizes[1]
 
@@ -267,6 +268,4 @@ def test_a_task_says_what_it_is_of(pictures: Path, tmp_path: Path) -> None:
     assert [b.shape for b in task.calibration] == [(4, 32, 32, 3)]
     assert task.data["window"] == 32
     with pytest.raises(BadInput, match="no model of the study takes it"):
-        from experiments.__main__ import run
-
         run(["run", "start", "--images", str(pictures)])

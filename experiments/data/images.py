@@ -22,9 +22,9 @@ from experiments.data.windows import spread
 
 PHOTOGRAPHS = "photographs"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-CALIBRATION, TEST = 32, 96  # images, or crops
+CALIBRATION, TEST = 32, 96  # images; so many crops calibrate, too
 SMALLEST = 4  # images of either part
-POOL = 12  # crops of each photograph that calibration draws are taken from
+POOL, CROPS = 12, 6  # of each photograph: what calibration draws are taken from, and tested on
 # (package, path in it), which are independent scenes. What calibrates, then what is tested on.
 SCENES: dict[str, tuple[tuple[str, str], ...]] = {
     "calibration": (
@@ -151,7 +151,7 @@ def _folder(folder: Path, how: Preparation, classes: int) -> Dataset:
 def _photographs(how: Preparation) -> Dataset:
     found = {}
     for part, scenes in SCENES.items():
-        count = POOL if part == "calibration" else -(-TEST // len(scenes))
+        count = POOL if part == "calibration" else CROPS
         crops, cluster = [], []
         for i, (package, inside) in enumerate(scenes):
             rng = np.random.default_rng([part == "test", i])

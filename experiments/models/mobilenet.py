@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
+from experiments.models.depthwise import depthwise
 from experiments.models.wide import wide
 from perturb.architecture import Block, Space, columns, entries, rows
 
@@ -219,6 +221,7 @@ def _conv(
         feature_group_count=groups,
         use_bias=False,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated=depthwise if groups == outputs > 1 else lax.conv_general_dilated,
         dtype=jnp.dtype(config.dtype),
         rngs=rngs,
     )
