@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.models.depthwise import depthwise
 from perturb import GPTQ, RTN, LoRA, LowRank, Magnitude, SparseGPT, Wanda, chain, compress
 from perturb.architecture import Space, architecture_of, columns, entries, rows
 from perturb.family import run_family
@@ -205,3 +206,23 @@ def test_what_knows_no_groups_says_so() -> None:
 
     with pytest.raises(ValueError, match="columns of inner, a convolution in groups, are no units"):
         architecture_of(Wrong(), {"inner": (6, 9)}, {"inner": 6})
+
+
+@pytest.mark.parametrize("padding", ["SAME", ((2, 2), (1, 3))])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_sum_over_the_window_is_the_convolution(padding: Any, stride: int, dilation: int) -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 9, 12, 4), (3, 5, 1, 4))
+    )
+    how = {
+        "rhs_dilation": (dilation, dilation),
+        "lhs_dilation": (1, 1),
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        "feature_group_count": 4,
+        "precision": None,
+    }
+    strides = (stride, stride)
+    want = jax.lax.conv_general_dilated(x, kernel, strides, padding, **how)
+    np.testing.assert_allclose(depthwise(x, kernel, strides, padding, **how), want, atol=1e-5)
