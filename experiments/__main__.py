@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 MANY_SEEDS = 1000
 ALL = "all"  # studies
-DATA = ("text", "window", "images_dir")  # options that say what models are run on
+DATA = ("text", "window", "images_dir", "images")  # options that say what models are run on
 AMOUNT = re.compile(r"(.+?)-([\d.]+(?:e[-+]\d+)?)")  # ends a stage's name; 1e-05 is one amount
 EPILOG = """\
 examples:
@@ -63,6 +63,9 @@ examples:
       your own grid (a file that defines STUDY) on your own text
   python -m experiments run start --models SmolLM2-135M --text notes.txt --window 256
       a published checkpoint (a folder with config.json and safetensors, or a GGUF file) there
+  python -m experiments run start --models resnet-50 --images photos/
+      a checkpoint of images on those of a folder, or, with --images photographs, on crops of the
+      photographs in installed packages; without labels M is -KL to the dense model
   python -m experiments report results/embedded
       the findings again, from the records alone
   python -m experiments report results/embedded --at sparsity=0.5,bits=4
@@ -101,7 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         "--text", type=Path, metavar="FILE", help="the text of llama-text models and checkpoints"
     )
     run.add_argument(
-        "--window", type=int, metavar="N", help="tokens an example of a checkpoint has"
+        "--window",
+        type=int,
+        metavar="N",
+        help="tokens an example of a checkpoint has, or the side of an image in pixels",
+    )
+    run.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="images of checkpoints: a folder, or photographs (those in installed packages)",
     )
     run.add_argument("--images-dir", type=Path, metavar="DIR", help="folder of IDX files (fashion)")
     run.add_argument("--no-figures", action="store_true", help="print only")
@@ -205,11 +217,12 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
 
     takes = {PRESETS[m].dataset for m in study.models if isinstance(m, str)}
     if any(isinstance(m, Checkpoint) for m in study.models):
-        takes |= {"text", "window"}
+        takes |= {"text", "window", "images"}
     for option, key, dataset in (
         ("--text", "text", "text"),
         ("--window", "window", "window"),
         ("--images-dir", "images_dir", "fashion"),
+        ("--images", "images", "images"),
     ):
         given = getattr(arguments, key)
         if given is not None and dataset not in takes:
@@ -228,6 +241,14 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
     check_models(study, **options)
 
 
+def _absent(study: Study) -> str | None:
+    """The folder of a checkpoint that is not there: these come from elsewhere."""
+    from experiments.study import Checkpoint
+
+    paths = (m.path for m in study.models if isinstance(m, Checkpoint))
+    return next((path for path in paths if not Path(path).is_dir()), None)
+
+
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from experiments.sizes import sized
     from experiments.study import find
@@ -238,7 +259,12 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     seeds = arguments.seeds
     if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
         raise BadInput(f"--seeds {seeds}: must be at least 1 and at most {MANY_SEEDS}")
-    wanted = studies() if arguments.study == ALL else [arguments.study]
+    wanted = [arguments.study]
+    if arguments.study == ALL:
+        lacks = {name: _absent(find(name)) for name in studies()}
+        wanted = [name for name, path in lacks.items() if path is None or arguments.models]
+        for name in lacks.keys() - set(wanted):
+            console.print(f"{name} is left out: there is no folder {lacks[name]} here")
     chosen = []
     for name in wanted:
         study = sized(find(name), arguments.size).with_options(

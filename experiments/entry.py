@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.published.images import in_batches as of_images
 from experiments.published.task import in_batches, task_of
 from experiments.study import Checkpoint
 from experiments.train import cache_dir, load_or_train
@@ -40,17 +41,20 @@ def preset(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def folder(path: str, text: Path | None = None, window: int | None = None) -> dict[str, Any]:
-    """A published checkpoint on a text: entry point of the group ``perturb.folders``.
+def folder(
+    path: str, text: Path | None = None, window: int | None = None, images: Path | None = None
+) -> dict[str, Any]:
+    """A published checkpoint on a text or images: entry point of the group ``perturb.folders``.
 
     Raises ValueError for what does not fit, before any weight is read.
     """
-    task, told = task_of(Checkpoint(path).on(text, window))
+    checkpoint = Checkpoint(path).on(text, window, images)
+    task, told = task_of(checkpoint)
     print(told, file=sys.stderr)
     return {
         "model": task.model,
         "calibration": task.calibration,
-        "heldout": in_batches(task.test.inputs),
+        "heldout": (of_images if task.kind == "images" else in_batches)(task.test.inputs),
     }
 
 

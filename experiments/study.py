@@ -80,22 +80,26 @@ WINDOW = 128  # tokens
 class Checkpoint:
     """A published model in a study: a folder with config.json and safetensors, or a GGUF file.
 
-    text: the file that it is calibrated and compared on; window: how many tokens an example has;
-    tests: how many it is compared on (None: as many as the data sets have).
-    What else is None the command line says (--text, --window). It was trained once: of a study's
-    seeds it has the first, which then is that of the methods.
+    text, images: the file, or the folder of images (or "photographs": those in installed packages),
+    that it is calibrated and compared on; window: how many tokens an example has, or the side of
+    an image in pixels; tests: how many windows of a text it is compared on (None: as many as the
+    data sets have). What else is None the command line says (--text, --images, --window). It was
+    trained once: of a study's seeds it has the first, which then is that of the methods.
     """
 
     path: str
     text: str | None = None
     window: int | None = None
+    images: str | None = None
     tests: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise ValueError(f"Checkpoint({self.path!r}): it must be the path of a folder or file")
-        if self.text is not None and not isinstance(self.text, str):
-            raise ValueError(f"Checkpoint({self.path!r}): text must be a path, got {self.text!r}")
+        for name in ("text", "images"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"Checkpoint({self.path!r}): {name} must be a path, got {value!r}")
         for name in ("window", "tests"):
             value = getattr(self, name)
             if value is None:
@@ -111,10 +115,15 @@ class Checkpoint:
     def __str__(self) -> str:
         return Path(self.path).resolve().name
 
-    def on(self, text: Path | None, window: int | None) -> Checkpoint:
-        """The checkpoint with what it does not say itself."""
-        told = str(text) if text is not None else None
-        return replace(self, text=self.text or told, window=self.window or window)
+    def on(self, text: Path | None, window: int | None, images: Path | None = None) -> Checkpoint:
+        """The checkpoint with what it does not say itself: of several kinds, each takes its own."""
+        file, folder = (None if p is None else str(p) for p in (text, images))
+        return replace(
+            self,
+            text=self.text or file,
+            window=self.window or window,
+            images=self.images or folder,
+        )
 
 
 Model = str | Own | Checkpoint

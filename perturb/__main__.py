@@ -45,7 +45,8 @@ MODEL is one of
                     (model, calibration[, forward[, token_weights]]) will do, too. What it
                     prints goes to stderr
   a folder          of a published checkpoint, config.json and safetensors: Llama, Mistral, Qwen2,
-                    Qwen3 or GPT-2, on the text of --text in windows of --window tokens
+                    Qwen3 or GPT-2, on the text of --text in windows of --window tokens; ResNet,
+                    MobileNetV2, EfficientNet-lite, ViT or DeiT, on the images of --images
 
 METHOD is name[:amount][,setting=value...]
   amount is a pruner's sparsity (0.5) or N:M pattern, N kept (2:4), a quantizer's bits (4), else
@@ -131,7 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=cli.seed, default=0, help="of training and of the methods (0)"
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="of a checkpoint's folder")
-    parser.add_argument("--window", type=int, metavar="N", help="tokens an example of it has (128)")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="likewise: a folder, or photographs"
+    )
+    told = "tokens an example of it has (128), or the side of an image"
+    parser.add_argument("--window", type=int, metavar="N", help=told)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there, not to the screen")
     parser.add_argument("--list", action="store_true", help="the methods, as 'methods' does")
     return parser
@@ -217,7 +222,7 @@ def run(argv: list[str]) -> None:
     out: Path | None = arguments.out
     if out is not None:
         cli.check_file("--out", out)
-    data = {"text": arguments.text, "window": arguments.window}
+    data = {k: getattr(arguments, k) for k in ("text", "images", "window")}
     loader = sources.loader(arguments.model, data)
     compile_quickly()
     cache_programs()

@@ -16,7 +16,7 @@ A class of models says what it is made of by a method ``architecture()`` that re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -184,12 +184,25 @@ class Block:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shapes (out, in) of the layers, and the spaces and blocks that the model declares."""
+    """Shapes (out, in) of the layers, and the spaces and blocks that the model declares.
+
+    feature_groups: of convolutions in groups, whose rows act on inputs of their group.
+    """
 
     model: str  # the type's name, for messages
     layers: Mapping[str, tuple[int, int]]
     spaces: Mapping[str, Space]
     blocks: Mapping[str, Block]
+    feature_groups: Mapping[str, int] = field(default_factory=dict)
+
+    def check_groupless(self, names: Iterable[str], stage: str) -> None:
+        """Refuse convolutions in groups."""
+        several = [n for n in names if n in self.feature_groups]
+        if several:
+            raise ValueError(
+                f"{stage}: {several[0]} is a convolution in {self.feature_groups[several[0]]} "
+                f"groups, each with inputs of its own ({len(several)} such): exclude them"
+            )
 
     def matching(self, pattern: str, allows: Verb) -> list[Space]:
         """The spaces that a pattern names and that allow this; ValueError if there is none.
@@ -233,19 +246,36 @@ class Architecture:
         return fitting
 
 
-def architecture_of(model: Any, layers: Mapping[str, tuple[int, int]]) -> Architecture:
-    """What a model says of itself. Tables that are among the layers [entries, size] are those."""
+def architecture_of(
+    model: Any,
+    layers: Mapping[str, tuple[int, int]],
+    feature_groups: Mapping[str, int] | None = None,
+) -> Architecture:
+    """What a model says of itself. Tables that are among the layers [entries, size] are those.
+
+    Raises ValueError for a space that reads columns of a convolution in groups: they are entries of
+    its window, the same for all groups, and no units.
+    """
+    groups = dict(feature_groups or {})
     declared = getattr(model, "architecture", None)
     spaces: Iterable[Space] = ()
     blocks: Sequence[Block] = ()
     if callable(declared):
         spaces, blocks = declared()
         spaces = [_with_tables(s, layers) for s in spaces]
+    for space in spaces:
+        for one in space.reads:
+            if one.dim == COLUMNS and one.parameter in groups:
+                raise ValueError(
+                    f"space {space.name}: the columns of {one.parameter}, a convolution in groups, "
+                    "are no units: declare its rows, rows(layer), among those that write"
+                )
     return Architecture(
         type(model).__name__,
         dict(layers),
         {s.name: s for s in spaces},
         {b.name: b for b in blocks},
+        groups,
     )
 
 

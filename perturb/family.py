@@ -11,12 +11,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from perturb import grouped
 from perturb.obs import OBSMethod
 from perturb.obs import family as obs_family
 from perturb.trees import Family, family_of
@@ -36,12 +37,11 @@ def _keys(key: Array, codes: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, codes)
 
 
-def _codes(names: Sequence[str]) -> np.ndarray:
+def _codes(names: Sequence[str], groups: int = 1) -> np.ndarray:
+    """A number for each matrix: of one in groups, for each of these."""
+    if groups > 1:
+        names = [f"{n}[{i}]" for n in names for i in range(groups)]
     return np.array([zlib.crc32(n.encode()) for n in names], np.uint32)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def _one_shape(
@@ -55,27 +55,39 @@ def _one_shape(
     return jax.vmap(over_versions, (None, 0, 0, 0))(family.methods, matrices, problems, keys)
 
 
-@partial(jax.jit, static_argnames=("groups", "axes"))
+class Batch(NamedTuple):
+    """Matrices of one form, which are solved as one array."""
+
+    names: tuple[str, ...]
+    groups: int  # of each: see perturb.grouped
+    axes: Problem  # which parts of their problems have an axis [R]
+
+    @property
+    def size(self) -> int:
+        return len(self.names) * self.groups
+
+
+@partial(jax.jit, static_argnames=("batches",))
 def _family(
     family: Family,
-    groups: tuple[tuple[str, ...], ...],
-    axes: tuple[Problem, ...],
+    batches: tuple[Batch, ...],
     matrices: dict[str, Matrix],
     problems: dict[str, Problem],
     keys: Array,
 ) -> dict[str, Solved]:
     done: dict[str, Solved] = {}
     at = 0
-    for names, axis in zip(groups, axes, strict=True):
+    for batch in batches:
+        names, groups, axes = batch
         result = _one_shape(
             family,
-            _stack([matrices[n] for n in names]),
-            _stack([problems[n] for n in names]),
-            keys[at : at + len(names)],
-            axis,
+            grouped.stacked([matrices[n] for n in names], groups, grouped.matrix_apart),
+            grouped.stacked([problems[n] for n in names], groups, grouped.problem_apart),
+            keys[at : at + batch.size],
+            axes,
         )
-        at += len(names)
-        done |= {n: jax.tree.map(lambda a, i=i: a[i], result) for i, n in enumerate(names)}
+        at += batch.size
+        done |= grouped.each(result, names, groups)
     return done
 
 
@@ -96,18 +108,19 @@ def _whole_model(
     return over_versions(family.methods, matrices, problems)
 
 
-def axes_of(problem: Problem) -> Problem:
-    """Which parts of a problem have an axis of versions (0); the others (None) are shared."""
+def axes_of(problem: Problem, groups: int = 1) -> Problem:
+    """Which parts of a problem have an axis of versions (0); the others (None) are shared. Where
+    there are groups, of one of them."""
 
-    def axis(array: Array) -> int | None:
-        return 0 if array.ndim == 3 else None
+    def axis(rank: int) -> int | None:
+        return 0 if rank == 3 else None
 
     moments = problem.inputs
     if moments is not None:
-        own = axis(moments.scatter)
+        own = axis(moments.scatter.ndim - (groups > 1))
         mean = None if moments.mean is None else own
         moments = moments._replace(scatter=own, count=own, mean=mean)  # type: ignore[arg-type]
-    return Problem(axis(problem.reference), moments)  # type: ignore[arg-type]
+    return Problem(axis(problem.reference.ndim), moments)  # type: ignore[arg-type]
 
 
 def _form(matrix: Matrix, problem: Problem) -> Hashable:
@@ -121,11 +134,14 @@ def run_family(
     matrices: Mapping[str, Matrix],
     problems: Mapping[str, Problem],
     key: Array,
+    groups_of: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Solved]:
     """F methods on R versions of each matrix: results [R, F, ...].
 
     matrices: leaves [R, ...]; problems: the reference [out, in] and the moments [in, in] shared by
-    the versions, or with an axis [R] of their own.
+    the versions, or with an axis [R] of their own. groups_of: matrices that are several, stretches
+    of rows with inputs of their own, moments [groups, in, in]: methods see each by itself, and only
+    one that ranks a whole model sees the rows of all.
     """
     names = list(matrices)
     if not names:
@@ -135,24 +151,30 @@ def run_family(
         axes = tuple(axes_of(problems[n]) for n in names)
         keys = _keys(key, _codes(names))
         return _whole_model(family, tuple(names), axes, dict(matrices), dict(problems), keys)
-    groups: dict[Hashable, list[str]] = {}
+    alike: dict[Hashable, list[str]] = {}
     for n in names:
-        groups.setdefault(_form(matrices[n], problems[n]), []).append(n)
+        form = (groups_of.get(n, 1), _form(matrices[n], problems[n]))
+        alike.setdefault(form, []).append(n)
     done: dict[str, Solved] = {}
-    for program in _programs(list(groups.values()), matrices, len(methods)):
-        mine = [n for group in program for n in group]
-        solve = obs_family.run if isinstance(methods[0], OBSMethod) else _family
+    for program in _programs(list(alike.values()), matrices, len(methods)):
+        every = [n for mine in program for n in mine]
         # By place, not by name: what is compiled for one part of a model serves the next.
-        place = {n: f"{i:05}" for i, n in enumerate(mine)}
+        place = {n: f"{i:05}" for i, n in enumerate(every)}
+        batches, codes = [], []
+        for mine in program:
+            groups = groups_of.get(mine[0], 1)
+            named = tuple(place[n] for n in mine)
+            batches.append(Batch(named, groups, axes_of(problems[mine[0]], groups)))
+            codes.append(_codes(mine, groups))
+        solve = obs_family.run if isinstance(methods[0], OBSMethod) else _family
         found = solve(
             family,
-            tuple(tuple(place[n] for n in group) for group in program),
-            tuple(axes_of(problems[g[0]]) for g in program),
-            {place[n]: matrices[n] for n in mine},
-            {place[n]: problems[n] for n in mine},
-            _keys(key, _codes(mine)),
+            tuple(batches),
+            {place[n]: matrices[n] for n in every},
+            {place[n]: problems[n] for n in every},
+            _keys(key, np.concatenate(codes)),
         )
-        done |= {n: found[place[n]] for n in mine}
+        done |= {n: found[place[n]] for n in every}
     return {n: done[n] for n in names}
 
 

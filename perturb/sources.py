@@ -28,7 +28,9 @@ from perturb.outside import named, user_code
 from perturb.outside import printing_to_stderr as printing_to_stderr
 
 GROUP = "perturb.models"  # entry points: name -> callable(name, seed) -> what load takes
-FOLDERS = "perturb.folders"  # any name -> callable(folder, text=, window=) -> what load takes
+FOLDERS = (
+    "perturb.folders"  # any name -> callable(folder, text=, images=, window=) -> what load takes
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def installed() -> dict[str, EntryPoint]:
 def loader(text: str, data: Mapping[str, Any] | None = None) -> Callable[[int], Any]:
     """What gives a model with its batches for a seed (see :func:`load`); not called yet.
 
-    data: for a checkpoint, "text", a file, and "window", the tokens an example has; None: not said.
+    data: for a checkpoint, "text", a file, or "images", a folder, and "window", the tokens an
+    example has or the side of an image; None: not said.
     Raises :class:`BadInput` for a MODEL that names nothing callable, and data for what takes none.
     """
     said = {k: v for k, v in (data or {}).items() if v is not None}

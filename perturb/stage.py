@@ -84,12 +84,17 @@ class Versions:
         """What a model is given to be this version."""
         return _parameters(self.state.bare, np.int32(index), self.context.shapes)
 
+    @property
+    def share_moments(self) -> bool:
+        """Whether all versions see the reference's."""
+        return self.untouched or self.context.policy.calibrate == "dense"
+
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Moments of the layers' inputs that a stage sees: each version's own [R, ...], or
         without the axis where all see the reference's."""
         context = self.context
-        if self.untouched or context.policy.calibrate == "dense":
+        if self.share_moments:
             found = self.reference.moments
             context.note(starved_note(found))
             return found
@@ -159,7 +164,8 @@ class Context:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return architecture_of(self.network.given, self.network.shapes)
+        network = self.network
+        return architecture_of(network.given, network.shapes, network.feature_groups)
 
     @cached_property
     def shapes(self) -> tuple[tuple[str, tuple[int, int]], ...]:
@@ -226,9 +232,10 @@ class Sight:
     def moments(self) -> Mapping[str, Moments]:
         """Moments of the layers' inputs, computed when they are asked for."""
         self.context.note_all_at_once("a stage of whole models")
-        moments = self.versions.moments
-        shared = next(iter(moments.values())).scatter.ndim == 2
-        return moments if shared else take(moments, np.int32(self.index))
+        versions = self.versions
+        if versions.share_moments:
+            return versions.moments
+        return take(versions.moments, np.int32(self.index))
 
     @property
     def network(self) -> Network:
@@ -455,7 +462,9 @@ def _on_versions(
             dict(before.reference.weights),
             moments if methods[0].needs_stats else None,
         )
-        solved |= run_family(methods, {n: state.matrices[n] for n in mine}, problems, key)
+        groups = before.context.network.feature_groups
+        mine_now = {n: state.matrices[n] for n in mine}
+        solved |= run_family(methods, mine_now, problems, key, groups)
     rest = {n: m for n, m in state.matrices.items() if n not in solved}
     again = _repeated(replace(state, matrices=rest), len(family))
     matrices = {n: solved[n].matrix if n in solved else again.matrices[n] for n in state.matrices}

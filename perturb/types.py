@@ -42,6 +42,9 @@ class Moments(NamedTuple):
     The second moment is kept about the mean, ``sum x x^T = scatter + count mean mean^T``: an
     error dW mostly avoids the mean direction of its inputs, and float32 sums of x x^T would drown
     what is left where the mean is large. ``mean=None`` stands for a mean of 0.
+
+    Of a convolution in groups every leaf has an axis [groups] in front, behind those of versions:
+    each group has inputs of its own.
     """
 
     scatter: Array  # [in, in], sum over tokens of (x - mean)(x - mean)^T, float32 at least

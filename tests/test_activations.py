@@ -409,7 +409,7 @@ def test_what_cannot_be_mapped_is_refused(model: Any, user_model: UserModel, ima
     ):
         with pytest.raises(ValueError, match=line):
             Activations(**bad)
-    with pytest.raises(ValueError, match=r"depthwise\[0\] is one of several matrices .*exclude"):
+    with pytest.raises(ValueError, match=r"depthwise is a convolution in 12 groups, .*exclude"):
         follow(user_model, Activations(8), x=images)
     with pytest.raises(ValueError, match=r"'nothing' of activations has no layer"):
         follow(model, Activations(8, where="nothing"))

@@ -542,7 +542,7 @@ class Mixed(nnx.Module):
         self.norm = nnx.BatchNorm(4, rngs=r)
         self.drop = nnx.Dropout(0.5, rngs=r)
         self.masked = nnx.ConvTranspose(4, 4, (3,), mask=jnp.ones((3, 4, 4)), rngs=r)
-        self.grouped = nnx.Conv(4, 4, (3,), feature_group_count=2, use_bias=False, rngs=r)
+        self.pair = nnx.Einsum("...gi,gio->...go", (2, 3, 4), rngs=r)
         self.layer = linear(4, 4)
         self.spare = linear(4, 4, use_bias=False)
         self.scale = nnx.Param(jnp.ones(7))
@@ -552,13 +552,13 @@ class Mixed(nnx.Module):
 
 def test_coverage_accounts_for_every_parameter() -> None:
     model = Mixed()
-    specs, skipped = find_layers(model, exclude=["spare", "grouped[1]"])
+    specs, skipped = find_layers(model, exclude=["spare", "pair[1]"])
     cover = coverage(model, specs, skipped)
     left = {name: (size, reason) for name, size, reason in cover.left}
     assert left == {
         "embed": (200, "nnx.Embed"),
         "masked": (48, "it is a masked convolution"),
-        "grouped": (12, "excluded by 'grouped[1]'"),
+        "pair": (12, "excluded by 'pair[1]'"),
         "spare": (16, "excluded by 'spare'"),
         "norms": (8, "not matrices"),
         "biases": (8, "not matrices"),

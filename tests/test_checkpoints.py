@@ -537,7 +537,7 @@ def test_models_of_a_study_that_are_folders(tmp_path: Path) -> None:
             Checkpoint(**wrong)
 
 
-def test_images_are_sent_to_a_function_of_ones_own(tmp_path: Path) -> None:
+def test_models_of_images_take_no_text(tmp_path: Path) -> None:
     from experiments.published.task import data_of
 
     config = {"architectures": ["ViTForImageClassification"]}
@@ -545,8 +545,10 @@ def test_images_are_sent_to_a_function_of_ones_own(tmp_path: Path) -> None:
     save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
     assert "ResNetForImageClassification" in FAMILIES
     assert open_checkpoint(tmp_path).tensors["a"].shape == (1,)
-    with pytest.raises(ValueError, match="is no model of text"):
+    with pytest.raises(ValueError, match="is a model of images: say --images"):
         data_of(Checkpoint(str(tmp_path), "text.txt"))
+    with pytest.raises(ValueError, match="is a model of text: say --text"):
+        data_of(Checkpoint(str(written(tmp_path)), images="photographs"))
 
 
 def test_settings_that_came_later_leave_the_names_of_trained_models() -> None:

@@ -196,17 +196,23 @@ def test_outputs_are_the_matrices_times_what_is_heard(name: str) -> None:
     model = Model(make())
     x = normal(*shape)
     specs, _ = find_layers(model)
-    assert list(specs) == ([f"layer[{i}]" for i in range(own)] if own > 1 else ["layer"])
+    groups = own if isinstance(model.layer, nnx.Conv) else 1  # stretches of rows of one layer
+    assert list(specs) == ([f"layer[{i}]" for i in range(own)] if own > groups else ["layer"])
     weights = get_weights(model, specs)
     one = next(iter(specs.values()))
+    assert one.feature_groups == groups
     heard = np.asarray(features(model.layer, one.whole, x), np.float64)
-    y = read(model(x) - model(0 * x), rule, own).reshape(own, -1, one.shape[0])
+    y = read(model(x) - model(0 * x), rule, own).reshape(own, -1, one.shape[0] // groups)
     stats = capture(model, specs, [x, 2 * x])
-    for i, (layer, spec) in enumerate(specs.items()):
-        w, tokens = np.asarray(weights[layer], np.float64), heard[i].reshape(-1, spec.shape[1])
-        assert w.shape == spec.shape
+    for i in range(own):
+        layer = f"layer[{i}]" if own > groups else "layer"
+        w, seen = np.asarray(weights[layer], np.float64), stats[layer]
+        tokens = heard[i].reshape(-1, one.shape[1])
+        assert w.shape == specs[layer].shape
+        if groups > 1:
+            w, seen = np.split(w, groups)[i], jax.tree.map(lambda a, i=i: a[i], seen)
         np.testing.assert_allclose(tokens @ w.T, y[i], atol=1e-5 * np.abs(y).max())
-        assert_moments(stats[layer], np.concatenate([tokens, 2 * tokens]))
+        assert_moments(seen, np.concatenate([tokens, 2 * tokens]))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -420,10 +426,10 @@ def test_stacked_convolutions() -> None:
     for i, layer in enumerate(copies(model.layer)):
         (alone, _), y = find_layers(Model(layer)), layer(h)
         own = capture(Model(layer), alone, h)
-        for g in range(2):
-            np.testing.assert_allclose(stats[f"layer[{2 * i + g}]"].gram, own[f"layer[{g}]"].gram)
-            w, want = weights[f"layer[{2 * i + g}]"], get_weights(Model(layer), alone)
-            np.testing.assert_array_equal(w, want[f"layer[{g}]"])
+        assert stats[f"layer[{i}]"].scatter.shape == (2, 6, 6)  # of each group
+        np.testing.assert_allclose(stats[f"layer[{i}]"].gram, own["layer"].gram)
+        want = get_weights(Model(layer), alone)["layer"]
+        np.testing.assert_array_equal(weights[f"layer[{i}]"], want)
         h = y
 
 

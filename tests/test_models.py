@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.models import llama, resnet, vit
+from experiments.models import llama, mobilenet, resnet, vit
 from experiments.models.presets import PRESETS, find
 
 TINY = llama.LlamaConfig(
@@ -196,9 +196,18 @@ def test_llama_agrees_with_a_plain_numpy_forward_pass(tied):
         (vit.DEIT_BASE, 86_567_656),
         (vit.DEIT_BASE_DISTILLED, 87_338_192),
         (resnet.RESNET18, 11_689_512),
+        (resnet.RESNET50, 25_557_032),
+        (mobilenet.EFFICIENTNET_LITE0, 4_652_008),
         (llama.LLAMA_3_2_1B, 1_235_814_400),
     ],
-    ids=["deit-base", "deit-base-distilled", "resnet-18", "llama-3.2-1b"],
+    ids=[
+        "deit-base",
+        "deit-base-distilled",
+        "resnet-18",
+        "resnet-50",
+        "efficientnet-lite0",
+        "llama-3.2-1b",
+    ],
 )
 def test_published_models_have_their_published_sizes(config, count):
     assert parameters(config) == count
@@ -278,6 +287,9 @@ def test_resnet_stems_reduce_as_published_and_evaluation_ignores_the_batch():
         (lambda: replace(vit.DEIT_BASE, num_heads=5), "num_heads = 5"),
         (lambda: replace(resnet.RESNET18, stage_blocks=(2, 2)), "differ in length"),
         (lambda: replace(resnet.RESNET18, stem="5x5"), "'5x5' is unknown"),
+        (lambda: replace(resnet.RESNET18, block="wide"), "'wide' is unknown"),
+        (lambda: replace(resnet.RESNET50, widths=(6, 8, 8, 8)), "multiples of 4"),
+        (lambda: mobilenet.efficientnet_lite("lite9"), "'lite9' is unknown"),
         (lambda: find("resnet-digit"), "choose one of resnet-digits"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from experiments.published import gpt2, llama, resnet, vit
+from experiments.published import gpt2, llama, mobilenet, resnet, vit
 from experiments.published.fill import Plan, filled
 from experiments.published.keys import Keys
 from perturb.checkpoints import Folder, open_checkpoint
@@ -27,6 +27,8 @@ FAMILIES: dict[str, Callable[[Folder, Keys, str, str], Plan]] = {
     "ViTForImageClassification": vit.plan,
     vit.DISTILLED: vit.plan,
     "ResNetForImageClassification": resnet.plan,
+    "MobileNetV2ForImageClassification": mobilenet.v2,
+    mobilenet.LITE_NAME: mobilenet.lite,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -1,4 +1,4 @@
-"""ResNets of basic blocks (18 and 34), images as [C, H, W]."""
+"""ResNets of basic blocks (18 and 34) and of bottlenecks (50 and up), images as [C, H, W]."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "runni
 
 def plan(folder: Folder, keys: Keys, kind: str, dtype: str) -> Plan:
     """Raises ValueError for a config that we cannot compute."""
-    keys.one_of("layer_type", ("basic",), "bottleneck")
+    block = keys.one_of("layer_type", ("basic", "bottleneck"), "bottleneck")
     keys.one_of("hidden_act", ("relu",), "relu")
     keys.one_of("downsample_in_first_stage", (False,), False)
     widths = _wholes(keys, "hidden_sizes", [256, 512, 1024, 2048])
-    keys.one_of("embedding_size", (widths[0],), 64)
     try:
         config = ResNetConfig(
             channels=keys.whole("num_channels", 3),
@@ -27,6 +26,9 @@ def plan(folder: Folder, keys: Keys, kind: str, dtype: str) -> Plan:
             widths=widths,
             stem="7x7",
             dtype=dtype,
+            block=block,
+            stem_width=keys.whole("embedding_size", 64),
+            stride_first=keys.flag("downsample_in_bottleneck", False),
         )
     except ValueError as error:
         raise keys.blamed(error) from error
@@ -46,11 +48,12 @@ def _sources(config: ResNetConfig) -> dict[str, Source]:
         "fc.bias": source("classifier.1.bias"),
     }
     pairs = {("conv1", "bn1"): "resnet.embedder.embedder"}
-    before = config.widths[0]
+    before = config.stem_width or config.widths[0]
+    convs = 3 if config.block == "bottleneck" else 2
     for s, (count, width) in enumerate(zip(config.stage_blocks, config.widths, strict=True)):
         for i in range(count):
             ours, theirs = f"layer{s + 1}.{i}", f"resnet.encoder.stages.{s}.layers.{i}"
-            for n in (1, 2):
+            for n in range(1, convs + 1):
                 pairs[f"{ours}.conv{n}", f"{ours}.bn{n}"] = f"{theirs}.layer.{n - 1}"
             if i == 0 and (s > 0 or before != width):
                 down = f"{ours}.downsample"

@@ -1,4 +1,4 @@
-"""A checkpoint and a text as what a study runs on, and as what ``python -m perturb`` scores."""
+"""A checkpoint and its data as what a study runs on, and what ``python -m perturb`` scores."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from experiments.data.windows import TEST_WINDOWS
 from experiments.models.checkpoint import tensors, weights_hash
 from experiments.models.gpt2 import GPT2Config
 from experiments.models.llama import LlamaConfig
+from experiments.published import images
 from experiments.published.fill import check
 from experiments.published.load import load, plan_of
 from experiments.study import WINDOW, Checkpoint
@@ -26,39 +27,41 @@ BATCH = 2048  # tokens that calibrate in one pass: logits are [tokens, vocabular
 
 
 def task_of(model: Checkpoint) -> tuple[Task, str]:
-    """The task of a text checkpoint, and a line that says what it is. Raises ValueError."""
+    """The task of a checkpoint, and a line that says what it is. Raises ValueError."""
     data = data_of(model)
     loaded, _, told = load(model.path)
+    of_images = data.kind == "images"
     task = Task(
         loaded,
-        in_batches(data.calibration.inputs),
+        batches_of(data, data.calibration.inputs),
         data.test,
-        dict(TEXT),
-        "text",
-        more=lambda draw: in_batches(data.draw(draw).inputs),
+        images.measures_of(data) if of_images else dict(TEXT),
+        data.kind,
+        more=lambda draw: batches_of(data, data.draw(draw).inputs),
         data={
             "name": data.name,
             "hash": data.hash,
             "weights": weights_hash(tensors(loaded)),
-            "config": repr(
-                plan_of(open_checkpoint(model.path)).config
-            ),  # scales and norms decide, too
-            "window": model.window or WINDOW,
+            # scales and norms decide, too
+            "config": repr(plan_of(open_checkpoint(model.path)).config),
+            "window": data.test.inputs.shape[1],
         },
     )
+    if of_images:
+        sources = len(np.unique(data.test.cluster))
+        return task, f"{told}; {len(data.test)} test images of {sources} sources ({data.name})"
     return task, f"{told}; {len(data.test)} test windows of {model.window or WINDOW} tokens"
 
 
 def data_of(model: Checkpoint) -> Dataset:
-    """The text in tokens. Raises ValueError, before any weight is read, for what does not fit."""
+    """The text in tokens, or the images. Raises ValueError, before any weight is read, for what
+    does not fit."""
     folder = open_checkpoint(model.path)
     config = plan_of(folder).config
     if not isinstance(config, (LlamaConfig, GPT2Config)):
-        raise ValueError(
-            f"{folder.path}: is no model of text, and images have no standard form: write a "
-            "function that gives the model, experiments.published.load(FOLDER).model, and your "
-            "images, and name it FILE.py:FUNCTION"
-        )
+        return images.data_of(model, folder, config)
+    if model.images is not None:
+        raise ValueError(f"{folder.path}: is a model of text: say --text in place of --images")
     if model.text is None:
         raise ValueError(f"{folder.path}: on which text? say --text FILE")
     if folder.tokenizer is None:
@@ -79,6 +82,11 @@ def abstract(model: Checkpoint) -> nnx.Module:
     plan = plan_of(folder)
     check(folder, plan)
     return nnx.eval_shape(lambda: plan.config.build(nnx.Rngs(0)))
+
+
+def batches_of(data: Dataset, inputs: np.ndarray) -> list[Array]:
+    """Windows or images in batches that fit into memory."""
+    return (images.in_batches if data.kind == "images" else in_batches)(inputs)
 
 
 def in_batches(inputs: np.ndarray) -> list[Array]:

@@ -68,7 +68,8 @@ def owned(
             continue
         weight = np.asarray(w, np.float64)
         moments = jax.device_get(reference.moments[name])
-        h, energy = errors.energy_on_host(moments), _output_energy(weight, moments)
+        h = errors.energy_on_host(moments, len(weight))
+        energy = _output_energy(weight, moments)
         for i, weights in enumerate(known):
             if weights is not None and energy > 0:
                 rounding = weights[name] - weight
@@ -79,8 +80,12 @@ def owned(
 
 def _output_energy(weight: np.ndarray, moments: Moments) -> float:
     """``E||W x||^2``, of moments on the host."""
-    scatter = np.asarray(moments.scatter, np.float64) / (float(moments.count) or 1.0)
-    found = float(np.sum((weight @ scatter) * weight))
+    scatter = np.asarray(moments.scatter, np.float64)
+    count = np.asarray(moments.count, np.float64)[..., None, None]
+    if scatter.ndim == 3:  # a convolution in groups: [groups, rows of each, in]
+        weight = weight.reshape(len(scatter), -1, weight.shape[-1])
+    found = float(np.sum((weight @ (scatter / np.where(count, count, 1.0))) * weight))
     if moments.mean is not None:
-        found += float(np.sum((weight @ np.asarray(moments.mean, np.float64)) ** 2))
+        mean = np.asarray(moments.mean, np.float64)[..., None]
+        found += float(np.sum((weight @ mean) ** 2))
     return found

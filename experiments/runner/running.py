@@ -41,15 +41,16 @@ def run_study(
     text: Path | None = None,
     window: int | None = None,
     images_dir: Path | None = None,
+    images: Path | None = None,
     cache: Path | None = None,
     progress: Any = None,
 ) -> Path:
     """Run a study, or go on with it; the path of its records, in the folder ``out/NAME``.
 
     What is there already is kept and not computed again. text, images_dir: the data of models
-    that take a file or a folder; window: tokens an example of a checkpoint has; cache: of trained
-    models. Raises ValueError for what does not fit the models,
-    :class:`experiments.records.RecordLogLocked` while another run has the records.
+    that take a file or a folder; images: of checkpoints; window: tokens an example of a checkpoint
+    has, or the side of an image; cache: of trained models. Raises ValueError for what does not fit
+    the models, :class:`experiments.records.RecordLogLocked` while another run has the records.
     """
     watch, clock = watch or Lines(), clock or Clock()
     folder = Path(out) / study.name
@@ -67,6 +68,7 @@ def run_study(
                         text=text,
                         window=window,
                         images_dir=images_dir,
+                        images=images,
                         cache=cache,
                         progress=progress,
                     )
@@ -118,6 +120,7 @@ def load_task(
     text: Path | None = None,
     window: int | None = None,
     images_dir: Path | None = None,
+    images: Path | None = None,
     cache: Path | None = None,
     progress: Any = None,
 ) -> tuple[Task, str]:
@@ -125,7 +128,7 @@ def load_task(
     if isinstance(model, Own):
         return own_task(model, seed)
     if isinstance(model, Checkpoint):
-        return published.task_of(model.on(text, window))
+        return published.task_of(model.on(text, window, images))
     takes = PRESETS[model].dataset
     trained = load_or_train(
         model,
@@ -218,7 +221,8 @@ def check_study(study: Study, model: Any) -> None:
         for patterns in (study.exclude, study.include)
     )
     specs, _ = network.find_layers(model, exclude=exclude, include=include)
-    architecture = architecture_of(model, {n: s.shape for n, s in specs.items()})
+    groups = {n: s.feature_groups for n, s in specs.items() if s.feature_groups > 1}
+    architecture = architecture_of(model, {n: s.shape for n, s in specs.items()}, groups)
     for plan in study.plans:
         for part in plan:
             for stage in part.stages:
@@ -231,6 +235,7 @@ def check_models(
     text: Path | None = None,
     window: int | None = None,
     images_dir: Path | None = None,
+    images: Path | None = None,
 ) -> None:
     """Everything that can be refused before any training: data, caches, layers that do not fit."""
     for model in study.models:
@@ -239,7 +244,7 @@ def check_models(
             continue
         if isinstance(model, Checkpoint):
             _check_fits(study, model, published.abstract(model))
-            published.data_of(model.on(text, window))
+            published.data_of(model.on(text, window, images))
             continue
         preset = PRESETS[model]
         check_cache(model, study.seeds)

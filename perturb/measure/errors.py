@@ -242,6 +242,25 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(a == 0, 0.0, a / b)
 
 
+def block_diagonal(raw: Raw) -> Raw:
+    """Of the blocks [blocks, ...] of a matrix that acts block by block, the whole: ||.||_F and
+    E||. x||^2 add up (the first in squares), ||.||_2 is the largest."""
+
+    def sizes(x: Sizes) -> Sizes:
+        def aligned(x: Scaled) -> Scaled:
+            top = jnp.max(x.exponent, 0)
+            return Scaled(_scale(x.mantissa, x.exponent - top), top)
+
+        fro, spec, out = (aligned(s) for s in x)
+        return Sizes(
+            Scaled(jnp.sqrt(jnp.sum(fro.mantissa**2, 0)), fro.exponent),
+            Scaled(jnp.max(spec.mantissa, 0), spec.exponent),
+            Scaled(jnp.sum(out.mantissa, 0), out.exponent),
+        )
+
+    return Raw(sizes(raw.change), sizes(raw.dense))
+
+
 def measures(dense: Array, weight: Array, stats: Moments) -> dict[str, Any]:
     """All measures, float64, of weight [..., out, in] against dense [out, in]; on the host."""
     return finish(_raw_measures(dense, weight, stats))
@@ -332,16 +351,19 @@ def owned_error(dense: Array, mask: Array, quantized: Array, stats: Moments) -> 
 
 
 def owned_on_host(energy: np.ndarray, dense: np.ndarray, mask: Any, rounding: np.ndarray) -> float:
-    """:func:`owned_error` in float64 on the host; energy: ``E x_j^2`` [in]; rounding: Q alone less
-    the dense matrix."""
+    """:func:`owned_error` in float64 on the host; energy: ``E x_j^2`` [in] or [out, in];
+    rounding: Q alone less the dense matrix."""
     return float(np.sum(energy * np.where(mask, rounding, -dense) ** 2))
 
 
-def energy_on_host(moments: Moments) -> np.ndarray:
-    """``E x_j^2`` [in] in float64 on the host, as :attr:`perturb.types.Moments.energy`."""
-    count = float(moments.count)
+def energy_on_host(moments: Moments, rows: int) -> np.ndarray:
+    """``E x_j^2`` in float64 on the host, as :attr:`perturb.types.Moments.energy`: [in], or, of a
+    convolution in groups, [rows, in], each row with the inputs of its group."""
+    count = np.asarray(moments.count, np.float64)[..., None]
     mean = 0.0 if moments.mean is None else np.asarray(moments.mean, np.float64)
-    return np.diagonal(np.asarray(moments.scatter, np.float64)) / (count or 1.0) + mean**2
+    square = np.diagonal(np.asarray(moments.scatter, np.float64), axis1=-2, axis2=-1)
+    found = square / np.where(count, count, 1.0) + mean**2
+    return found if found.ndim == 1 else np.repeat(found, rows // len(found), 0)
 
 
 def interference(measured_qp: Any, measured_pq: Any, owned_qp: Any, owned_pq: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -47,9 +48,16 @@ def measured(
 ) -> dict[str, errors.Raw]:
     """:func:`perturb.measure.errors.raw_measures` of every layer, weights [versions, out, in]."""
     groups: dict[tuple[int, int], list[str]] = {}
-    for name, (out, n_in) in shapes:
-        groups.setdefault((_side(out), _side(n_in)), []).append(name)
+    blocks: dict[tuple[int, int], list[str]] = {}  # of convolutions in groups, by a group's shape
     found: dict[str, errors.Raw] = {}
+    for name, (out, n_in) in shapes:
+        if moments[name].scatter.ndim == 3:
+            blocks.setdefault((out // len(moments[name].scatter), n_in), []).append(name)
+        else:
+            groups.setdefault((_side(out), _side(n_in)), []).append(name)
+    for names in blocks.values():
+        each = ([by[n] for n in names] for by in (dense, weights, moments))
+        found |= dict(zip(names, _of_groups(*each), strict=True))  # type: ignore[arg-type]
     for sides, names in groups.items():
         raw = jax.lax.map(
             lambda x: errors.raw_measures(*x),
@@ -61,6 +69,28 @@ def measured(
         )
         found |= {n: jax.tree.map(lambda a, i=i: a[i], raw) for i, n in enumerate(names)}
     return found
+
+
+def _of_groups(
+    dense: list[Array], weights: list[Array], moments: list[Moments]
+) -> list[errors.Raw]:
+    """Of convolutions in groups of one shape, each as one block-diagonal matrix; weights
+    [versions, out, in]."""
+    sizes = [len(m.scatter) for m in moments]
+
+    def parts(w: Array, groups: int) -> Array:  # [..., out, in] -> [groups, ..., rows, in]
+        return jnp.moveaxis(w.reshape(*w.shape[:-2], groups, -1, w.shape[-1]), -3, 0)
+
+    own, new = (
+        jnp.concatenate([parts(w, g) for w, g in zip(each, sizes, strict=True)])
+        for each in (dense, weights)
+    )
+    raw = jax.vmap(errors.raw_measures)(
+        own, new, jax.tree.map(lambda *a: jnp.concatenate(a), *moments)
+    )
+    ends = np.cumsum([0, *sizes])
+    each = pairwise(ends)
+    return [errors.block_diagonal(jax.tree.map(lambda x: x[a:b], raw)) for a, b in each]  # noqa: B023
 
 
 def _stacked(moments: list[Moments], n_in: int) -> Moments:

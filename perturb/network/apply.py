@@ -84,6 +84,12 @@ class Network:
         return {name: spec.shape for name, spec in self.specs.items()}
 
     @cached_property
+    def feature_groups(self) -> dict[str, int]:
+        """How many groups the convolutions in groups have."""
+        groups = {name: spec.feature_groups for name, spec in self.specs.items()}
+        return {name: n for name, n in groups.items() if n > 1}
+
+    @cached_property
     def has_norms(self) -> bool:
         """Whether there are running statistics to re-estimate."""
         return bool(norms_of(self.given))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -31,7 +32,8 @@ from perturb.types import Array, Moments
 
 
 class Heard(NamedTuple):
-    """What one batch tells, by the modules' names: moments of all matrices [matrices, ...]."""
+    """What one batch tells, by the modules' names: moments [matrices, ...], or, of a convolution in
+    groups, [matrices groups, ...]."""
 
     weighted: dict[str, Moments]  # that the token weights apply to
     plain: dict[str, Moments]  # the others
@@ -59,7 +61,7 @@ def moments(
     """
     weights = None if token_weights is None else jnp.asarray(token_weights(batch))
     heard = _moments(graphdef, state, batch, weights, tuple(specs), forward).all
-    return {s.name: one_of(heard[s.module], s.index or 0) for s in specs if s.module in heard}
+    return {s.name: _of_spec(heard[s.module], s) for s in specs if s.module in heard}
 
 
 def _moments(
@@ -185,13 +187,14 @@ def _by_copy(x: Array, lane: Array) -> tuple[Array, Array]:
 
 
 class _Sum:
-    """The moments of all matrices of a kernel, added up call by call.
+    """The moments of all matrices, and groups, of a kernel, added up call by call.
 
     Where it is called inside of loops or branches, or by copies, they are in a ``jax.Ref``.
     """
 
     def __init__(self, spec: LayerSpec, dtype: Any, inside: bool) -> None:
-        self.copies, self.own = spec.copies, spec.matrices // spec.copies
+        self.copies = spec.copies
+        self.own = spec.matrices // spec.copies * spec.feature_groups
         self.sum: Moments | None = None
         self.refs: list[Any] = []
         if inside or self.copies > 1:
@@ -271,7 +274,8 @@ def capture(
     """Moments of every layer's inputs over the calibration batches.
 
     Of one of several matrices it is the inputs that this one acts on: of its copy under nnx.vmap
-    and nnx.scan, its index of a batched einsum, its group of a convolution. An embedding is heard
+    and nnx.scan, its index of a batched einsum. Those of a convolution in groups have an axis
+    [groups] in front. An embedding is heard
     where it is applied (``attend``); one that is only looked up has the moments of white inputs,
     the identity with a count of 1. The model is run as it is (call ``model.eval()`` first where
     that matters) and not changed. token_weights: see :func:`moments`; a warning names the layers
@@ -354,23 +358,38 @@ def gathered(
         everything[name] = total[name]._replace(count=jnp.float32(count))
     finite = jax.device_get({n: _finite(m) for n, m in everything.items()})
     for name, spec in specs.items():
-        if not finite[spec.module][spec.index or 0]:
+        if not _of_spec(finite[spec.module], spec).all():
             raise Refused(f"layer {name}: its inputs on the calibration data are not finite")
-    return {n: one_of(everything[s.module], np.int32(s.index or 0)) for n, s in specs.items()}
+    return {n: _of_spec(everything[s.module], s) for n, s in specs.items()}
+
+
+@partial(jax.jit, static_argnames=("size",))
+def _stretch(stacked: Any, index: Any, size: int) -> Any:
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, index * size, size), stacked)
+
+
+def _of_spec(found: Any, spec: LayerSpec) -> Any:
+    """Of what there is of a whole kernel [matrices groups, ...] this matrix' own: [...], or
+    [groups, ...] of a convolution in groups."""
+    index = np.int32(spec.index or 0)
+    groups = spec.feature_groups
+    return one_of(found, index) if groups == 1 else _stretch(found, index, groups)
 
 
 def starved(stats: Mapping[str, Moments]) -> list[str]:
     """Layers whose second moment is exactly 0: no token ever reached them, or only zeros."""
     return [
-        n for n, (_, dead) in inputs_report(stats).items() if dead == stats[n].scatter.shape[-1]
+        n
+        for n, (_, dead) in inputs_report(stats).items()
+        if dead == math.prod(stats[n].scatter.shape[:-1])
     ]
 
 
 def inputs_report(stats: Mapping[str, Moments]) -> dict[str, tuple[float, int]]:
     """Of each layer the tokens that it saw (or the sum of their weights), and its dead inputs:
-    those that were 0 in all of them."""
+    those that were 0 in all of them (of a convolution in groups, all of its groups')."""
     told = jax.device_get(_seen(dict(stats)))
-    return {name: (float(count), int(dead)) for name, (count, dead) in told.items()}
+    return {name: (float(np.max(count)), int(dead)) for name, (count, dead) in told.items()}
 
 
 @jax.jit

@@ -172,12 +172,13 @@ def inputs_notes(specs: Mapping[str, LayerSpec], stats: Mapping[str, Moments]) -
     few, dead = [], []
     for name, (tokens, zeros) in inputs_report(stats).items():
         size = specs[name].shape[1]
+        inputs = size * specs[name].feature_groups
         if not tokens > 0 or (specs[name].kind == "embed" and tokens == 1):
             continue
         if tokens < size:
             few.append(f"{name} ({tokens:g} for {size})")
-        if 0 < zeros < size:
-            dead.append(f"{name} ({zeros} of {size})")
+        if 0 < zeros < inputs:
+            dead.append(f"{name} ({zeros} of {inputs})")
     lines = []
     if few:
         lines.append(

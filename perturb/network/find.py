@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -44,8 +44,9 @@ def read(name: str, module: Any) -> LayerSpec | str:
     one a matrix [multiplier, window] a channel: only so does every matrix act on its own inputs,
     with a second moment of its own. As one matrix [out, window * in] it would be block-diagonal,
     and methods would compare, and share a grid or a threshold among, weights that never meet. The
-    hundreds of small matrices have one shape: they are captured, taken out and put back as one
-    array, and solved under one vmap.
+    matrices are the ``feature_groups`` of one layer [out, window * in / groups]: methods on
+    matrices see every group by itself (:func:`perturb.family.run_family`), all else sees a layer.
+    A thousand layers of nine weights each would take minutes to compile, in every program.
     """
     kernel = kernel_of(module)
     shape = tuple(kernel.shape)
@@ -83,23 +84,8 @@ def _read_conv(spec: LayerSpec, axes: tuple[int, ...], module: Any) -> LayerSpec
         *window, first, last = axes
         inner, out = (last, first) if module.transpose_kernel else (first, last)
         return replace(spec, kind="conv", in_axes=(*window, inner), out_axes=(out,))
-    spec = replace(spec, kind="conv", in_axes=axes[:-1], out_axes=axes[-1:])
-    groups = module.feature_group_count
-    if groups == 1:
-        return spec
-    out = axes[-1]  # becomes two: the group, and the output in it
-
-    def moved(axes: Iterable[int]) -> tuple[int, ...]:
-        return tuple(a + (a > out) for a in axes)
-
-    shape = spec.kernel_shape
-    return replace(
-        spec,
-        view=(*shape[:out], groups, shape[out] // groups, *shape[out + 1 :]),
-        batch_axes=(*moved(spec.batch_axes), out),
-        in_axes=moved(spec.in_axes),
-        out_axes=(out + 1,),
-    )
+    groups = module.feature_group_count  # the outputs of a group stand side by side
+    return replace(spec, kind="conv", in_axes=axes[:-1], out_axes=axes[-1:], feature_groups=groups)
 
 
 def _read_einsum(spec: LayerSpec, axes: tuple[int, ...], einsum: str) -> LayerSpec | str:
@@ -251,7 +237,7 @@ def _shared(
     names = list(parts)
     first = parts[names[0]]
     readable = [own for own in parts.values() if not isinstance(own, str)]
-    ways = {(s.in_axes, s.out_axes, s.batch_axes, s.view) for own in readable for s in own}
+    ways = {_way(s) for own in readable for s in own}
     if len(readable) < len(names) or len(ways) != 1 or isinstance(first, str):
         return {}, {n: _why(n, parts, excluded) for n in names}
     found: dict[str, LayerSpec] = {}
@@ -266,6 +252,10 @@ def _shared(
     if not found and len(first) > 1:  # one line, not one a matrix
         skipped = {n: skipped[_names(n, parts[n])[0]] for n in names}
     return found, skipped
+
+
+def _way(spec: LayerSpec) -> tuple[Any, ...]:
+    return spec.in_axes, spec.out_axes, spec.batch_axes, spec.feature_groups
 
 
 def _why(name: str, parts: Parts, excluded: Mapping[str, str]) -> str:

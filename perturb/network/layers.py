@@ -1,8 +1,9 @@
 """Kernels as matrices: how each is read, taken out of a model and put back.
 
 Most kernels are one matrix. A kernel with batch axes is several, each a layer of its own with a
-number, ``experts[3]``: layers stacked by nnx.vmap or nnx.scan, batched einsums, grouped and
-depthwise convolutions. All of a kernel's matrices are taken out, and put back, in one go.
+number, ``experts[3]``: layers stacked by nnx.vmap or nnx.scan, and batched einsums. All of a
+kernel's matrices are taken out, and put back, in one go. The groups of a grouped or depthwise
+convolution are stretches of rows of ONE layer: there may be a thousand of them, of nine weights.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class LayerSpec:
     name: the module's, with a number if its kernel is several matrices; in_axes, out_axes: the
     kernel's axes that are contracted with the input, and the others; aliases: further modules
     that hold the very same kernel and read it the same way; batch_axes: those that number the
-    matrices, first the ``stacked`` ones that a transform added, then the layer's own; view: the
-    shape in which the kernel has these axes, if not its own; index: which of the matrices,
-    row-major over the batch axes, or None for all of the kernel.
+    matrices, first the ``stacked`` ones that a transform added, then the layer's own; index: which
+    of the matrices, row-major over the batch axes, or None for all of the kernel; feature_groups:
+    the rows are so many equal stretches, each acting on inputs of its own (a convolution's groups).
     """
 
     name: str
@@ -44,8 +45,8 @@ class LayerSpec:
     aliases: tuple[str, ...] = ()
     batch_axes: tuple[int, ...] = ()
     stacked: int = 0
-    view: tuple[int, ...] = ()
     index: int | None = None
+    feature_groups: int = 1
 
     @property
     def module(self) -> str:
@@ -90,16 +91,12 @@ class LayerSpec:
 
     def to_matrices(self, kernel: Array) -> Array:
         """All matrices of a kernel [matrices, out, in]."""
-        kernel = replicated(kernel)
-        kernel = jnp.transpose(kernel.reshape(self.view or self.kernel_shape), self._order)
-        return kernel.reshape(self.matrices, *self.shape)
+        return jnp.transpose(replicated(kernel), self._order).reshape(self.matrices, *self.shape)
 
     def from_matrices(self, matrices: Array) -> Array:
         """The kernel of all its matrices [matrices, out, in]."""
-        view = self.view or self.kernel_shape
         inverse = tuple(int(i) for i in np.argsort(self._order))
-        kernel = jnp.transpose(matrices.reshape([view[a] for a in self._order]), inverse)
-        return kernel.reshape(self.kernel_shape)
+        return jnp.transpose(matrices.reshape([self.kernel_shape[a] for a in self._order]), inverse)
 
     def to_matrix(self, kernel: Array) -> Array:
         """This matrix [out, in] of a kernel."""
@@ -118,8 +115,7 @@ class LayerSpec:
         return (*self.batch_axes, *self.out_axes, *self.in_axes)
 
     def _size(self, axes: Sequence[int]) -> int:
-        view = self.view or self.kernel_shape
-        return math.prod(view[a] for a in axes)
+        return math.prod(self.kernel_shape[a] for a in axes)
 
 
 def by_kernel(specs: Iterable[LayerSpec]) -> dict[str, list[LayerSpec]]:

@@ -40,14 +40,16 @@ def by_module(
     inputs: Mapping[str, InputMap], specs: Mapping[str, LayerSpec]
 ) -> dict[str, InputMap]:
     """Maps by the modules that hold the layers' kernels. Raises ValueError for a layer that is one
-    of several matrices of its kernel, and for a turn of a convolution's or a lookup's inputs."""
+    of several matrices of its kernel or a convolution in groups, and for a turn of a convolution's
+    or a lookup's inputs."""
     found: dict[str, InputMap] = {}
     for layer, one in inputs.items():
         spec = specs[layer]
-        if spec.index is not None:
+        if spec.index is not None or spec.feature_groups > 1:
+            count = spec.matrices * spec.feature_groups
             raise ValueError(
-                f"layer {layer}: its kernel is {spec.matrices} matrices, whose inputs cannot be "
-                "mapped one by one; exclude it"
+                f"layer {layer}: its kernel is {count} matrices, whose inputs cannot be mapped one "
+                "by one; exclude it"
             )
         if one.turn is not None and spec.kind not in ("linear", "einsum"):
             raise ValueError(f"layer {layer}: a {spec.kind} layer's inputs cannot be turned")

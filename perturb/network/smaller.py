@@ -57,8 +57,14 @@ def in_list(model: nnx.Module, name: str) -> bool:
 
 
 def _cut_kernel(holders: Mapping[str, Any], spec: LayerSpec, dim: int, stays: Bools) -> None:
-    if spec.batch_axes or spec.view:
+    if spec.batch_axes:
         raise Refused(f"layer {spec.name}: its kernel is several matrices, which cannot be cut")
+    groups = spec.feature_groups
+    if groups > 1:
+        rows = stays.reshape(groups, -1)
+        if dim != ROWS or not np.array_equal(rows.any(1), rows.all(1)):
+            raise Refused(f"layer {spec.name}: of a convolution in groups only whole groups can go")
+        groups = int(rows.all(1).sum())
     axes = spec.out_axes if dim == ROWS else spec.in_axes
     sizes = [spec.kernel_shape[a] for a in axes]
     place, index = _along(spec.name, stays.reshape(sizes))
@@ -70,6 +76,9 @@ def _cut_kernel(holders: Mapping[str, Any], spec: LayerSpec, dim: int, stays: Bo
         if dim == ROWS and isinstance(bias, nnx.Variable) and bias.shape == tuple(sizes):
             _keep(bias, index, place)
         _resize(module, kernel.shape, spec)
+        if spec.feature_groups > 1:
+            module.feature_group_count = groups
+            module.in_features *= groups
 
 
 def _keep(variable: Any, index: npt.NDArray[np.int64], axis: int) -> None:

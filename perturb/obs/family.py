@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturb import grouped
 from perturb.masks import _ordered_bits, prune_count, tie_key
 from perturb.obs.factor import Factor, Normalized, factor_of, normalized
 from perturb.obs.solver import OBSMethod, Solution, Solver, Task
@@ -32,6 +33,7 @@ from perturb.types import Array, Grid, Matrix, Moments, Problem, Solved, SolveRe
 # Shapes are padded to these at least: below, a sweep takes as long whatever its size, or nearly.
 COLUMNS = 128
 ROWS = 512
+FEW = 8  # rows, likewise, of a group of a convolution
 SIZE = 1 << 28  # elements of the Hessians in one batch
 DRAWN = 1 << 16  # random bits for a matrix, at least
 
@@ -40,6 +42,7 @@ class Place(NamedTuple):
     """Matrices of one shape in a batch: items of (matrix, Hessian), with rows of variants."""
 
     names: tuple[str, ...]
+    parts: int  # of each: groups of a convolution
     versions: int
     own: bool  # whether each version has a Hessian of its own
     size: int  # members of the family
@@ -52,8 +55,12 @@ class Place(NamedTuple):
         return self.versions if self.own else 1
 
     @property
+    def matrices(self) -> int:
+        return len(self.names) * self.parts
+
+    @property
     def items(self) -> int:
-        return len(self.names) * self.hessians
+        return self.matrices * self.hessians
 
     @property
     def rows(self) -> int:
@@ -65,7 +72,7 @@ class Place(NamedTuple):
 
     def apart(self, x: Array) -> Array:
         """[items, rows, ...] -> [L, R, F, out, ...]"""
-        leading = (len(self.names), self.versions, self.size, self.out)
+        leading = (self.matrices, self.versions, self.size, self.out)
         return x[: self.items, : self.rows].reshape(*leading, *x.shape[2:])
 
 
@@ -83,8 +90,8 @@ class Layout(NamedTuple):
     @property
     def chunk(self) -> int:
         """Items that are swept by one call."""
-        if jax.default_backend() == "cpu":
-            return 1
+        if jax.default_backend() == "cpu":  # one, or as many as are no larger than the least one
+            return max(1, COLUMNS * ROWS // (self.columns * self.rows))
         total = sum(p.items for p in self.places)
         return max(1, min(total, SIZE // self.columns**2))
 
@@ -152,13 +159,15 @@ def _pad(x: Any, xp: Any, *sizes: int) -> Any:
 
 def _layout(task: Task, place: Place) -> Layout:
     """How tasks are padded; leading axes of the tasks are [L, R, F]."""
-    spec = task.sweep_spec(max(ladder(place.inputs), COLUMNS))
-    blocks = -(-max(place.inputs, COLUMNS) // spec.block)
+    small = place.parts > 1  # hundreds of them: one by one, each would be nearly all padding
+    least, rows = (1, FEW) if small else (COLUMNS, ROWS)
+    spec = task.sweep_spec(max(ladder(place.inputs), least))
+    blocks = -(-max(place.inputs, least) // spec.block)
     return Layout(
         task.solver,
         spec,
         spec.block * ladder(blocks),
-        max(ROWS, ladder(place.rows)),
+        max(rows, ladder(place.rows)),
         ladder(max(place.groups, 1)),
         task.weight.dtype,
     )
@@ -166,7 +175,7 @@ def _layout(task: Task, place: Place) -> Layout:
 
 def _load(task: Task, place: Place, to: Layout, xp: Any) -> Load:
     """The items of one shape, padded, [items, ...]."""
-    items, variants = place.items, (len(place.names), place.versions, place.size)
+    items, variants = place.items, (place.matrices, place.versions, place.size)
     unsigned = np.uint64 if np.dtype(to.dtype).itemsize == 8 else np.uint32
 
     def columns(x: Any) -> Any:  # [L, R, F, out, in] -> [items, N, M]
@@ -215,8 +224,8 @@ def _solutions(answers: Answers, xp: Any) -> dict[tuple[str, ...], Solution]:
             return p.apart(xp.swapaxes(x[:, :width], 1, 2))
 
         def of_versions(x: Any, p: Place = place) -> Any:  # [items] -> [L, R, F]
-            shape = (len(p.names), p.versions, p.size)
-            return xp.broadcast_to(x.reshape(len(p.names), p.hessians, 1), shape)
+            shape = (p.matrices, p.versions, p.size)
+            return xp.broadcast_to(x.reshape(p.matrices, p.hessians, 1), shape)
 
         grid = None
         if place.groups:
@@ -256,7 +265,12 @@ def _draw(keys: Array, index: Array, length: int) -> Array:
     return jax.random.bits(keys[index], (length,), jnp.uint32)
 
 
-def _random_tie(keys: Array, index: int, out: int, n: int) -> Array | np.ndarray:
+@partial(jax.jit, static_argnames=("length",))
+def _draw_each(keys: Array, length: int) -> Array:
+    return jax.vmap(lambda key: jax.random.bits(key, (length,), jnp.uint32))(keys)
+
+
+def _random_tie(keys: Array, index: int | np.integer, out: int, n: int) -> Array | np.ndarray:
     """:func:`perturb.masks.tie_key` by one program for many shapes: bits are drawn by position."""
     bits = _draw(keys, np.int32(index), max(DRAWN, ladder(out * n)))
     return np.asarray(bits)[: out * n].reshape(out, n)
@@ -305,7 +319,11 @@ def _hessians(inputs: Mapping[str, Moments], layout: Layout, xp: Any) -> list[No
     """The Hessians of a layout's items, in its chunks."""
 
     def of(place: Place) -> Any:
-        each = xp.stack([inputs[n].gram.astype(layout.dtype) for n in place.names])
+        grams = [inputs[n].gram.astype(layout.dtype) for n in place.names]
+        if place.parts > 1:  # [R, groups, in, in], or without versions
+            each = xp.concatenate([xp.moveaxis(g, -3, 0) for g in grams])
+        else:
+            each = xp.stack(grams)
         each = each.reshape(place.items, place.inputs, place.inputs)
         return _pad(each, xp, layout.columns, layout.columns)
 
@@ -318,20 +336,21 @@ class _Pending(NamedTuple):
     """Matrices of one shape on their way through the coroutine."""
 
     names: tuple[str, ...]
+    parts: int  # of each: groups of a convolution
     axes: Problem
+    start: int  # of their keys
+
+    @property
+    def keys(self) -> np.ndarray:
+        return np.arange(self.start, self.start + len(self.names) * self.parts)
 
 
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
-
-
-@partial(jax.jit, static_argnames=("groups", "order", "on_host"))
+@partial(jax.jit, static_argnames=("groups", "on_host"))
 def _advance(
     family: Family,
     groups: tuple[_Pending, ...],
     matrices: Mapping[str, Matrix],
     problems: Mapping[str, Problem],
-    order: tuple[str, ...],
     keys: Array,
     past: Sequence[Sequence[Solution]],
     on_host: bool,
@@ -340,7 +359,6 @@ def _advance(
 
     past: of each group the solutions it has had: a coroutine runs from its beginning again, and
     what was computed for an earlier task and is not needed any more, the compiler drops.
-    keys: in that order.
     """
 
     def one(method: OBSMethod, x: Matrix, p: Problem, key: Array, past: list[Solution]) -> Any:
@@ -358,37 +376,42 @@ def _advance(
 
     done: dict[str, Solved] = {}
     tasks: list[Task | None] = []
-    for (names, axes), known in zip(groups, past, strict=True):
+    for group, known in zip(groups, past, strict=True):
+        names, parts, axes, _ = group
         f = jax.vmap(one, (family.axis, None, None, None, 0), axis_size=family.size)
         f = jax.vmap(f, (None, 0, axes, None, 0))
         found = jax.vmap(f, (None, 0, 0, 0, 0))(
             family.methods,
-            _stack([matrices[n] for n in names]),
-            _stack([problems[n] for n in names]),
-            keys[np.array([order.index(n) for n in names])],
+            grouped.stacked([matrices[n] for n in names], parts, grouped.matrix_apart),
+            grouped.stacked([problems[n] for n in names], parts, grouped.problem_apart),
+            keys[group.keys],
             list(known),
         )
         if isinstance(found, Solved):
-            done |= {n: jax.tree.map(lambda a, i=i: a[i], found) for i, n in enumerate(names)}
+            done |= grouped.each(found, names, parts)
         tasks.append(None if isinstance(found, Solved) else found)
     return done, tasks
 
 
-def _ties(keys: Array, order: Sequence[str], task: Task, names: Sequence[str]) -> np.ndarray:
+def _ties(keys: Array, task: Task, group: _Pending) -> np.ndarray:
     """Random bits [L, R, F, out, in], the same for all versions and variants of a matrix."""
     out, n = task.weight.shape[-2:]
-    each = [_random_tie(keys, order.index(name), out, n) for name in names]
-    return np.broadcast_to(np.stack(each)[:, None, None], task.weight.shape)
+    if group.parts > 1:
+        bits = _draw_each(keys[group.keys], ladder(out * n))
+        each = np.asarray(bits)[:, : out * n].reshape(-1, out, n)
+    else:
+        each = np.stack([_random_tie(keys, i, out, n) for i in group.keys])
+    return np.broadcast_to(each[:, None, None], task.weight.shape)
 
 
 def _batches(tasks: Sequence[Task], groups: Sequence[_Pending], xp: Any) -> list[Work]:
     """Tasks [L, R, F] of groups as batches of one layout each."""
     found: dict[Layout, list[tuple[Place, Load]]] = {}
-    for task, (names, axes) in zip(tasks, groups, strict=True):
+    for task, (names, parts, axes, _) in zip(tasks, groups, strict=True):
         own = axes.inputs is not None and axes.inputs.scatter is not None
         of_grid = 0 if task.grid is None else task.grid.scale.shape[-1]
         _, versions, size, out, n_in = task.weight.shape
-        place = Place(names, versions, own, size, out, n_in, of_grid)
+        place = Place(names, parts, versions, own, size, out, n_in, of_grid)
         to = _layout(task, place)
         found.setdefault(to, []).append((place, _load(task, place, to, xp)))
     work = []
@@ -402,30 +425,31 @@ def _batches(tasks: Sequence[Task], groups: Sequence[_Pending], xp: Any) -> list
 
 def run(
     family: Family,
-    groups: tuple[tuple[str, ...], ...],
-    axes: tuple[Problem, ...],
+    batches: Sequence[tuple[tuple[str, ...], int, Problem]],
     matrices: Mapping[str, Matrix],
     problems: Mapping[str, Problem],
     keys: Array,
 ) -> dict[str, Solved]:
     """F methods [F] on R versions of matrices [R, ...]; see :func:`perturb.family.run_family`.
 
-    groups: names of matrices of one form; axes: which parts of their problems have an axis [R].
+    batches: names of matrices of one form, groups of each, and which parts of their problems have
+    an axis [R]; keys: of the matrices, or groups, of all of them.
     """
     on_host = jax.default_backend() == "cpu"
-    order = tuple(n for g in groups for n in g)
-    pending = tuple(_Pending(*g) for g in zip(groups, axes, strict=True))
+    pending: tuple[_Pending, ...] = ()
+    for names, parts, axes in batches:
+        start = sum(len(p.keys) for p in pending)
+        pending = (*pending, _Pending(names, parts, axes, start))
     done: dict[str, Solved] = {}
-    past: list[list[Solution]] = [[] for _ in groups]
+    past: list[list[Solution]] = [[] for _ in pending]
     factors: dict[Hashable, list[Factor]] = {}
     while True:
-        names = [n for g in pending for n in g.names]
+        left_names = [n for g in pending for n in g.names]
         finished, tasks = _advance(
             family,
             pending,
-            {n: matrices[n] for n in names},
-            {n: problems[n] for n in names},
-            order,
+            {n: matrices[n] for n in left_names},
+            {n: problems[n] for n in left_names},
             keys,
             past,
             on_host,
@@ -438,7 +462,7 @@ def run(
         waiting: list[Any] = [tasks[i] for i in left]
         if on_host:
             waiting = [
-                replace(task, tie=_ties(keys, order, task, g.names)) if task.drawn else task
+                replace(task, tie=_ties(keys, task, g)) if task.drawn else task
                 for task, g in zip(jax.device_get(waiting), pending, strict=True)
             ]
         solved = _solve(waiting, pending, problems, factors, on_host)

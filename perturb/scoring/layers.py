@@ -119,7 +119,7 @@ def pairs(versions: Sequence[Versions], shapes: Shapes, roles: bool) -> dict[str
             one, two = (_mask(v, name, x) for v, x in zip(versions[2:], weights[2:], strict=True))
             changed = float(np.mean(one != two))
             if roles:  # Theorem 1: a pruned weight costs h w^2, any other h (Q(w) - w)^2
-                h = errors.energy_on_host(reference.moments[name])
+                h = errors.energy_on_host(reference.moments[name], len(w))
                 costs = [errors.owned_on_host(h, w, kept, second) for kept in (one, two)]
                 owned = costs[0] - costs[1]
         found[name] = Pair(_cosine(first, second), changed, owned)

@@ -60,7 +60,7 @@ class LoRA:
         return matching(architecture, self.where, self.name)
 
     def check(self, architecture: Architecture) -> None:
-        self.layers(architecture)
+        architecture.check_groupless(self.layers(architecture), self.name)
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         begun, names = self._begun(state, context)

@@ -62,7 +62,7 @@ class LowRank:
         return matching(architecture, self.where, self.name)
 
     def check(self, architecture: Architecture) -> None:
-        self.layers(architecture)
+        architecture.check_groupless(self.layers(architecture), self.name)
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         names = self.layers(context.architecture)

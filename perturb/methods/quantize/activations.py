@@ -26,8 +26,8 @@ class Activations:
     changes: storage and the errors of layers' weights, which are those on the reference's inputs,
     say nothing of it; the outputs do.
     Source: Ashkboos et al., NeurIPS 2024 (QuaRot, arXiv 2404.00456), with clip = 0.9.
-    Errors: ValueError for a layer that is one of several matrices of a kernel, and for layers
-    whose inputs are rounded already.
+    Errors: ValueError for a layer that is one of several matrices of a kernel or a convolution in
+    groups, and for layers whose inputs are rounded already.
     """
 
     width: int = 8  # not ``bits``: of a weight these are what is stored
@@ -44,12 +44,14 @@ class Activations:
             raise ValueError(f"clip must lie in (0, 1], got {self.clip!r}")
 
     def check(self, architecture: Architecture) -> None:
-        several = [n for n in matching(architecture, self.where, self.name) if n.endswith("]")]
+        names = matching(architecture, self.where, self.name)
+        several = [n for n in names if n.endswith("]")]
         if several:
             raise ValueError(
                 f"{self.name}: {several[0]} is one of several matrices of a kernel, whose inputs "
                 f"cannot be rounded one by one ({len(several)} such): exclude them"
             )
+        architecture.check_groupless(names, self.name)
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         names = matching(context.architecture, self.where, self.name)

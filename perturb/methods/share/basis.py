@@ -75,7 +75,8 @@ class ShareBasis:
         return found
 
     def check(self, architecture: Architecture) -> None:
-        self.groups(architecture)
+        found = self.groups(architecture)
+        architecture.check_groupless([n for g in found for n in g.layers], self.name)
 
     def on_state(self, state: State, context: Sight) -> Outcome:
         mine = self.groups(context.architecture)
