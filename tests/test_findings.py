@@ -499,11 +499,20 @@ def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> N
         "magnitude-0.5 × rtn": pytest.approx(1),
     }
     assert real.control() == pytest.approx(0, abs=1e-2)
-    told = {name: value for _, name, value in real.perplexities()}
-    assert told["gptq[per=64]-4"] == pytest.approx(told["dense"] * np.exp(2 / 16), rel=1e-3)
-    (line, _, control, _) = findings_main.of_a_published_model()
+    assert real.costs()["m.gguf"]["gptq[per=64]-4"] == pytest.approx(2 / 16, abs=1e-3)
+    (line, _, control, _) = findings_main.of_published_models()
     assert "sparsegpt-0.5" in line
     assert "at 16 bits |A| is at most" in control
+
+
+def test_where_nothing_is_left_no_order_is_judged(stored: Callable[..., None]) -> None:
+    every = [("magnitude-0.5",), ("rtn-4",), ("rtn-4", "magnitude-0.5"), ("magnitude-0.5", "rtn-4")]
+    for cost, judged_pairs in ((0.9, 1), (1.1, 0)):
+        stored("smollm2", make_chains(lambda c, s, x=cost: x * len(c), every, study="smollm2"))
+        types.records.cache_clear()
+        types.chains.cache_clear()
+        (held,) = real.models()
+        assert len(real.pairs(held)) == judged_pairs
 
 
 def test_two_draws_give_a_published_model_a_verdict(stored: Callable[..., None]) -> None:

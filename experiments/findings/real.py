@@ -1,4 +1,4 @@
-"""What a published language model says: its cells one by one, for it was trained once.
+"""What published models say: their cells one by one, for they were trained once.
 
 A verdict is about this model: its interval is over the test windows and the calibration draws. A
 cell of one draw has none, unless neither of its methods looks at data.
@@ -18,10 +18,11 @@ from experiments.analysis.rows import Rows
 from experiments.findings.names import parts
 from experiments.findings.types import LOG, Finding, Row, chains, row, rows_of_ranks
 
-STUDY = "smollm2"
+STUDIES = {"smollm2": LOG, "efficientnet": "neg_kl"}  # without labels M is -KL to the dense model
 PRUNERS, QUANTIZERS = ("sparsegpt", "wanda", "magnitude"), ("gptq", "rtn")
 BLIND = ("magnitude", "rtn", "rotate")  # methods that need no data
 MOST = 8  # bits: above, nothing is won or lost
+WORTH = 1.0  # nats: where a method alone costs more, there is no model left to compare orders on
 
 
 class Pair(NamedTuple):
@@ -46,13 +47,22 @@ class Pair(NamedTuple):
         return one - held.rows[(*self.before, self.first, self.quantizer)]
 
 
+def models() -> Iterable[Chains]:
+    """Every published model with stored records, in its measure."""
+    for study, measure in STUDIES.items():
+        yield from chains(study, measure)
+
+
 def pairs(held: Chains) -> list[Pair]:
-    """Every pruner and quantizer that were run in both orders, each alone, too."""
+    """Every pruner and quantizer that were run in both orders, each alone, too, and where neither
+    alone leaves nothing to compare."""
     found = []
     for *before, q, p in held.having(lambda c: len(c) >= 2 and c[-1].startswith(PRUNERS)):
         pair, start = Pair(tuple(before), p, q), tuple(before)
         wanted = ((*start, pair.first, q), (*start, pair.first), (*start, q))
-        if q.startswith(QUANTIZERS) and all(c in held.rows for c in wanted):
+        if not q.startswith(QUANTIZERS) or not all(c in held.rows for c in wanted):
+            continue
+        if all((held.loss(c).value or 0.0) <= WORTH for c in wanted[1:]):
             found.append(pair)
     return found
 
@@ -68,7 +78,7 @@ def _row(held: Chains, pair: Pair, tested: str, values: Rows) -> Row:
 
 def _cells(tested: str, sign: Callable[[Chains, Pair], float]) -> Iterable[Row]:
     """A of the order that a rule names, cell by cell, where bits are few enough to matter."""
-    for held in chains(STUDY, LOG):
+    for held in models():
         for pair in pairs(held):
             if parts(pair.quantizer)[1] <= MOST and (toward := sign(held, pair)):
                 yield _row(held, pair, tested, toward * pair.advantage(held))
@@ -91,7 +101,7 @@ def by_zeros(held: Chains, pair: Pair) -> float:
 
 def by_bits() -> Iterable[Row]:
     """Kendall's tau of A with the gap along bits: more bits, a weaker quantizer, a larger gap."""
-    for held in chains(STUDY, LOG):
+    for held in models():
         curves: dict[Pair, list[Pair]] = {}
         for pair in pairs(held):
             method, _ = parts(pair.quantizer)
@@ -105,23 +115,26 @@ def by_bits() -> Iterable[Row]:
 
 
 def control() -> float | None:
-    """The largest |A| at 16 bits, nats a token: it must vanish for every pair of methods."""
+    """The largest |A| at 16 bits, nats: it must vanish for every pair of methods."""
     found = [
         float(np.nanmax(np.abs(pair.advantage(held)[:, 0])))
-        for held in chains(STUDY, LOG)
+        for held in models()
         for pair in pairs(held)
         if parts(pair.quantizer)[1] == 16
     ]
     return max(found, default=None)
 
 
-def perplexities() -> list[tuple[str, str, float]]:
-    """Of each model, and of each method alone on it."""
-    return [
-        (held.model, "".join(chain) or "dense", float(np.exp(-np.nanmean(held.rows[chain][:, 0]))))
-        for held in chains(STUDY, LOG)
-        for chain in held.having(lambda c: len(c) < 2)
-    ]
+def costs() -> dict[str, dict[str, float]]:
+    """Of each model what each method alone costs, nats."""
+    return {
+        held.model: {chain[0]: held.loss(chain).value or 0.0 for chain in held.having(_alone)}
+        for held in models()
+    }
+
+
+def _alone(chain: Chain) -> bool:
+    return len(chain) == 1
 
 
 def _finding(
@@ -129,45 +142,45 @@ def _finding(
 ) -> Finding:
     return Finding(
         key,
-        f"A published model: {title}",
+        f"Published models: {title}",
         claim,
         source,
         "of LLaMA-2 and 3: see F-A and F-B",
-        (STUDY,),
+        tuple(STUDIES),
         lambda: list(rows()),
     )
 
 
-GAP = "A of the order that the gap of costs names, nats a token"
-FIRST = "A of pruning first, nats a token"
-ZEROS = "A of the order that the zeros name, nats a token"
+GAP = "A of the order that the gap of costs names, nats"
+FIRST = "A of pruning first, nats"
+ZEROS = "A of the order that the zeros name, nats"
 FINDINGS = (
     _finding(
         "R-1",
         "the stronger method last",
         "The method that costs more alone goes last.",
-        "Kim et al., on SmolLM2-135M",
+        "Kim et al.",
         lambda: _cells(GAP, by_gap),
     ),
     _finding(
         "R-2",
         "the trend along bits",
         "A(Q→P) grows with C*_P − C_Q.",
-        "Kim et al., on SmolLM2-135M",
+        "Kim et al.",
         by_bits,
     ),
     _finding(
         "R-3",
         "sparsify first",
         "Pruning before quantizing is better, in every case.",
-        "Harma et al., ICLR 2025 (arXiv 2405.20935), on SmolLM2-135M",
+        "Harma et al., ICLR 2025 (arXiv 2405.20935)",
         lambda: _cells(FIRST, lambda held, pair: -1.0),
     ),
     _finding(
         "R-4",
         "the zero fraction names the order",
         "Quantize first if the quantizer alone zeroes at least what is pruned, else prune first.",
-        "this project's rule, on SmolLM2-135M",
+        "this project's rule",
         lambda: _cells(ZEROS, by_zeros),
     ),
 )
