@@ -498,11 +498,11 @@ def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> N
         "sparsegpt-0.5 × gptq": pytest.approx(1),
         "magnitude-0.5 × rtn": pytest.approx(1),
     }
-    assert real.control() == pytest.approx(0, abs=1e-2)
+    assert real.control() == {"m.gguf": pytest.approx(0, abs=1e-2)}
     assert real.costs()["m.gguf"]["gptq[per=64]-4"] == pytest.approx(2 / 16, abs=1e-3)
     (line, _, control, _) = findings_main.of_published_models()
     assert "sparsegpt-0.5" in line
-    assert "at 16 bits |A| is at most" in control
+    assert "at 16 bits |A| on m.gguf is at most" in control
 
 
 def test_where_nothing_is_left_no_order_is_judged(stored: Callable[..., None]) -> None:

@@ -180,9 +180,13 @@ def of_published_models() -> list[str]:
     for model, alone in real.costs().items():
         told = "; ".join(f"{name} {cost:.2g}" for name, cost in alone.items())
         lines += [f"What each method alone costs {model}, nats: {told}.", ""]
-    zero = real.control()
-    if zero is not None:
-        lines += [f"Control: at 16 bits |A| is at most {zero:.1g} nats.", ""]
+    for model, zero in real.control().items():
+        lines += [
+            f"Control: at 16 bits |A| on {model} is at most {zero:.1g} nats. Weights behind inputs that "
+            "calibration never moves have equal scores, and which of them go is drawn anew in "
+            "every place of a chain: a smaller A is no order's.",
+            "",
+        ]
     return lines
 
 
