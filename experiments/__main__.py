@@ -241,14 +241,6 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
     check_models(study, **options)
 
 
-def _absent(study: Study) -> str | None:
-    """The folder of a checkpoint that is not there: these come from elsewhere."""
-    from experiments.study import Checkpoint
-
-    paths = (m.path for m in study.models if isinstance(m, Checkpoint))
-    return next((path for path in paths if not Path(path).is_dir()), None)
-
-
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from experiments.sizes import sized
     from experiments.study import find
@@ -259,12 +251,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     seeds = arguments.seeds
     if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
         raise BadInput(f"--seeds {seeds}: must be at least 1 and at most {MANY_SEEDS}")
-    wanted = [arguments.study]
-    if arguments.study == ALL:
-        lacks = {name: _absent(find(name)) for name in studies()}
-        wanted = [name for name, path in lacks.items() if path is None or arguments.models]
-        for name in lacks.keys() - set(wanted):
-            console.print(f"{name} is left out: there is no folder {lacks[name]} here")
+    wanted = studies() if arguments.study == ALL else [arguments.study]
     chosen = []
     for name in wanted:
         study = sized(find(name), arguments.size).with_options(
