@@ -257,7 +257,7 @@ def test_the_other_command_takes_images(
     assert main([folder, *stages]) == 2
     assert "on which images? say --images DIR" in capsys.readouterr().err
     assert main(["resnet-digits", *stages, *data]) == 2
-    assert "only the folder of a checkpoint takes it" in capsys.readouterr().err
+    assert "only a checkpoint takes it" in capsys.readouterr().err
 
 
 def test_a_task_says_what_it_is_of(pictures: Path, tmp_path: Path) -> None:

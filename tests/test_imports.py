@@ -35,6 +35,7 @@ ONLY = {  # where perturb may import what is neither its own nor jax, numpy or P
     "flax": ("perturb/network/*.py",),
     "rich": ("perturb/__main__.py", "perturb/scoring/table.py"),
     "scipy": ("perturb/methods/mixed/allocate.py",),  # an exact solver; jax itself needs scipy
+    "gguf": ("perturb/checkpoints/gguf.py",),
 }
 
 
