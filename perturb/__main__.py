@@ -45,8 +45,8 @@ MODEL is one of
                     (model, calibration[, forward[, token_weights]]) will do, too. What it
                     prints goes to stderr
   a checkpoint      a folder with config.json and safetensors, or a GGUF file: Llama, Mistral,
-                    Qwen2, Qwen3 or GPT-2, on the text of --text in windows of --window tokens; ResNet,
-                    MobileNetV2, EfficientNet-lite, ViT or DeiT, on the images of --images
+                    Qwen2, Qwen3 or GPT-2, on the text of --text in windows of --window tokens;
+                    ResNet, MobileNetV2, EfficientNet-lite, ViT or DeiT, on the images of --images
 
 METHOD is name[:amount][,setting=value...]
   amount is a pruner's sparsity (0.5) or N:M pattern, N kept (2:4), a quantizer's bits (4), else
