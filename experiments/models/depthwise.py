@@ -1,4 +1,4 @@
-"""A depthwise convolution as a sum over its window: 10 to 30 times as fast as XLA's on a CPU."""
+"""A depthwise convolution as a sum over its window, on CPUs, where XLA's own is slow."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def depthwise(
     """``y[b, i, j, c] = sum_uv kernel[u, v, 0, c] x[b, s i + d u - p, s j + d v - p, c]``.
 
     x [B, H, W, C], kernel [h, w, 1, C]; the arguments are those of ``lax.conv_general_dilated``, in
-    whose place ``nnx.Conv`` takes it. On an accelerator it is that function.
+    whose place ``nnx.Conv`` takes it. On an accelerator it is that function. Raises ValueError for
+    inputs that are dilated, which the sum leaves out.
     """
+    if any(d != 1 for d in how.get("lhs_dilation") or ()):
+        raise ValueError(f"a depthwise convolution of dilated inputs: {how['lhs_dilation']}")
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(
             x, kernel, strides, padding, rhs_dilation=rhs_dilation, **how
