@@ -2,7 +2,7 @@
 
 A mask never holds "score <= threshold": after quantization most scores tie, and a threshold
 asked for 50 % of a 3-bit layer removes 85 %. Here a mask removes the k smallest entries of the
-lexicographic key (score, tie key, flat index), so the count is exact whatever ties.
+lexicographic key (score, tie keys, flat index), so the count is exact whatever ties.
 
 The k-th smallest key is found by building it bit by bit (a radix descent): every bit costs one
 linear pass of compare-and-count, which vectorises, vmaps and takes a traced k. A sort of the
@@ -12,6 +12,7 @@ same array is an order of magnitude slower in XLA on a CPU, and cannot be batche
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,7 +73,7 @@ def _ordered_bits(x: Array) -> Array:
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
-def _kth_smallest(key: Array, candidates: Array, k: Array, n_bits: int) -> Array:
+def _kth_smallest(key: Array, candidates: Array, k: Array, n_bits: int | Array) -> Array:
     """The k-th smallest (k >= 1) of ``key[candidates]`` along the last axis; key unsigned."""
 
     def descend(i: Array, found: Array) -> Array:
@@ -85,41 +86,51 @@ def _kth_smallest(key: Array, candidates: Array, k: Array, n_bits: int) -> Array
     return jax.lax.fori_loop(0, n_bits, descend, start)
 
 
-def smallest_k(score: Array, k: Array | int, tie: Array | None = None) -> Array:
+def smallest_k(score: Array, k: Array | int, ties: Sequence[Array] = ()) -> Array:
     """Mark exactly the k smallest entries along the last axis.
 
     score: [..., n] floats without nan; k: [...] counts, 0 <= k <= n, may be traced;
-    tie: [..., n] second key (floats or unsigned integers). What still ties goes by index,
-    lowest first. Returns bool [..., n] with ``sum(-1) == k``.
+    ties: [..., n] each (floats or unsigned integers), what equal scores go by, the first first.
+    What still ties goes by index, lowest first. Returns bool [..., n] with ``sum(-1) == k``.
     """
     n = score.shape[-1]
     left = jnp.broadcast_to(jnp.asarray(k, jnp.int32), score.shape[:-1])[..., None]
     index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.uint32), score.shape)
-    keys = [_ordered_bits(score)] + ([] if tie is None else [_ordered_bits(tie)]) + [index]
+    keys = [_ordered_bits(score), *map(_ordered_bits, ties), index]
     chosen = jnp.zeros(score.shape, bool)
     candidates = jnp.ones(score.shape, bool)
     for key in keys:
         n_bits = max(1, math.ceil(math.log2(n + 1))) if key is index else key.dtype.itemsize * 8
-        kth = _kth_smallest(key, candidates, left, n_bits)
+        # a key is looked at only where those before it left a choice
+        number = jnp.sum(candidates, axis=-1, keepdims=True, dtype=jnp.int32)
+        tied = jnp.any((left > 0) & (left < number))
+        kth = _kth_smallest(key, candidates, left, jnp.where(tied, n_bits, 0))
         below = candidates & (key < kth)
         chosen |= below
         left = left - jnp.sum(below, axis=-1, keepdims=True, dtype=jnp.int32)
-        candidates &= key == kth
+        candidates &= ~tied | (key == kth)
     return chosen | (candidates & (left > 0))
 
 
-def rank_smallest(score: Array, k: int, tie: Array | None = None) -> Array:
+def rank_smallest(score: Array, k: int, ties: Sequence[Array] = ()) -> Array:
     """:func:`smallest_k` for a short last axis (N:M groups): ranks by pairwise comparison."""
     i = jnp.arange(score.shape[-1])
     before = i[:, None] > i[None, :]  # [j, l]: l stands before j
-    if tie is not None:
-        t = _ordered_bits(tie)
-        tj, tl = t[..., :, None], t[..., None, :]
-        before = (tl < tj) | ((tl == tj) & before)
-    s = _ordered_bits(score)
-    sj, sl = s[..., :, None], s[..., None, :]
-    rank = jnp.sum((sl < sj) | ((sl == sj) & before), axis=-1)
-    return rank < k
+    for key in (*reversed(ties), score):
+        bits = _ordered_bits(key)
+        j, other = bits[..., :, None], bits[..., None, :]
+        before = (other < j) | ((other == j) & before)
+    return jnp.sum(before, axis=-1) < k
+
+
+def dead_first(score: Array, size: Array, dead: Array) -> Array:
+    """The scores (>= 0), but below all of them for weights of dead inputs, ordered by their size.
+
+    An input that calibration never moves says nothing of its weights, and removing one costs
+    nothing there. It may cost elsewhere: the smallest |w| go first, and two masks of a model that
+    was hardly changed in between differ hardly.
+    """
+    return jnp.where(dead, -1 / jnp.maximum(size, jnp.finfo(size.dtype).tiny), score)
 
 
 def tie_key(rule: TieRule, reference: Array, key: Array) -> Array | None:
@@ -137,7 +148,7 @@ def keep_mask(
     scope: str | NofM,
     *,
     already: Array,
-    tie: Array | None = None,
+    ties: Sequence[Array] = (),
 ) -> Array:
     """The keep mask [out, in] that removes the smallest scores of a layer.
 
@@ -148,13 +159,13 @@ def keep_mask(
     out, n_in = score.shape
     score = jnp.where(already, score, -jnp.inf)
     if isinstance(scope, NofM):
-        shape = (out, n_in // scope.m, scope.m)
-        t = None if tie is None else tie.reshape(shape)
-        gone = rank_smallest(score.reshape(shape), scope.m - scope.n, t).reshape(out, n_in)
-    elif scope == "row":
-        gone = smallest_k(score, prune_count(n_in, sparsity), tie)
+        shape: tuple[int, ...] = (out, n_in // scope.m, scope.m)
+        gone = rank_smallest(
+            score.reshape(shape), scope.m - scope.n, [t.reshape(shape) for t in ties]
+        )
     else:
-        t = None if tie is None else tie.reshape(-1)
-        gone = smallest_k(score.reshape(-1), prune_count(out * n_in, sparsity), t)
-        gone = gone.reshape(out, n_in)
-    return already & ~gone
+        shape = (out, n_in) if scope == "row" else (out * n_in,)
+        gone = smallest_k(
+            score.reshape(shape), prune_count(shape[-1], sparsity), [t.reshape(shape) for t in ties]
+        )
+    return already & ~gone.reshape(out, n_in)

@@ -331,6 +331,12 @@ def gptq(
     return Q, scale, zero
 
 
+def _saliency(W: Floats, h: Hessian) -> Floats:
+    """``w^2 / U_jj^2``; below all of them the weights of dead inputs, by size."""
+    dead = W**2 - np.max(W**2) - 1
+    return np.where(h.dead, dead, W**2 / np.diag(h.U) ** 2)
+
+
 def sparsegpt(
     W: Floats,
     gram: Floats,
@@ -366,11 +372,11 @@ def sparsegpt(
     for i in range(columns):
         if isinstance(s, tuple) and i % s[1] == 0:
             part = slice(i, i + s[1])
-            score = np.where(h.dead, 0.0, W**2 / np.diag(U) ** 2)[:, part]
+            score = _saliency(W, h)[:, part]
             keep[:, part] = prune_smallest(score, s[1] - s[0], -1, gone[:, part])
         elif not isinstance(s, tuple) and i % block == 0:
             part = slice(i, min(i + block, columns))
-            score = np.where(h.dead, 0.0, W**2 / np.diag(U) ** 2)[:, part]
+            score = _saliency(W, h)[:, part]
             k = exact_count(rows * part.stop, s) - exact_count(rows * part.start, s)
             keep[:, part] = prune_smallest(score, k, None, gone[:, part])
         w = W[:, i].copy()

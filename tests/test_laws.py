@@ -368,10 +368,11 @@ def test_rtn_with_the_half_convention_shrinks_when_refitted() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_key_same_result_and_the_key_matters_for_random_ties_only(name: str) -> None:
-    before = "quantized"
-    once = result(name, before)
-    assert same(run(CASES[name], state(before), STATS, KEY), once)
-    other = run(CASES[name], state(before), STATS, jax.random.key(1))
+    before = state("quantized")
+    white = STATS._replace(scatter=jnp.broadcast_to(120 * jnp.eye(IN), STATS.scatter.shape))
+    once = run(CASES[name], before, white, KEY)  # inputs that are alike leave ties among weights
+    assert same(run(CASES[name], before, white, KEY), once)
+    other = run(CASES[name], before, white, jax.random.key(1))
     draws = any(getattr(s, "tie", "index") == "random" for s in stages_of(CASES[name]))
     assert same(other.matrix.mask, once.matrix.mask) != draws
     assert same(other.matrix.weight, once.matrix.weight) != draws
@@ -586,6 +587,32 @@ def test_dead_columns_are_treated_alike_by_all_quantizers() -> None:
     assert same(done[0].grid, done[1].grid)
     assert same(done[0].weight[:, 3], done[1].weight[:, 3])
     assert np.all(np.asarray(done[1].weight[:, 3]) > 20)
+
+
+@pytest.mark.parametrize("target", ["current", "dense"])
+@pytest.mark.parametrize("kind", [Wanda, SparseGPT])
+def test_of_dead_inputs_the_smallest_weights_go_whatever_the_draw(kind: Any, target: str) -> None:
+    """They cost nothing where calibration looks, and may cost elsewhere: chance must not choose."""
+    dead = np.arange(IN) % 2 == 1
+    x = np.where(dead, 0, np.random.default_rng(0).normal(size=(200, IN)))
+    stats = Moments(jnp.asarray(x.T @ x, jnp.float32), jnp.float32(200))
+    for scope in ("row", NofM(3, 4)) if kind is Wanda else ("block", NofM(3, 4)):
+        method = kind(0.25, scope, target=target)
+        first, second = (
+            np.asarray(method(fresh(DENSE[0]), Problem(DENSE[0], stats), key).matrix.mask)
+            for key in jax.random.split(KEY)
+        )
+        np.testing.assert_array_equal(first, second)
+        assert np.all(first[:, ~dead])
+        size = np.abs(np.asarray(DENSE[0]))[:, dead]
+        if isinstance(scope, NofM):  # one of the two dead weights of each group
+            part = size.reshape(len(size), -1, 2)
+            goes = part == part.min(-1, keepdims=True)
+        elif scope == "row":
+            goes = size <= np.sort(size, axis=1)[:, [IN // 4 - 1]]
+        else:  # IN columns are one block: half of all its dead weights
+            goes = size <= np.median(size)
+        np.testing.assert_array_equal(~first[:, dead], goes.reshape(size.shape))
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-12, 1e12])

@@ -54,7 +54,7 @@ def test_smallest_k_is_what_sorting_says(dtype: Any, data: Any) -> None:
         )
     )
     with jax.enable_x64(dtype == np.float64):
-        got = np.asarray(jit_smallest(score, k, tie))
+        got = np.asarray(jit_smallest(score, k, () if tie is None else [tie]))
     np.testing.assert_array_equal(got.sum(-1), k)
     np.testing.assert_array_equal(got, by_sorting(score, k, None if tie is None else tie + 0))
 
@@ -76,9 +76,24 @@ def test_smallest_k_at_every_size_and_end(n: int) -> None:
 def test_ranking_by_pairs_is_the_same_selection(
     score: np.ndarray, tie: np.ndarray | None, k: int
 ) -> None:
-    ranked = np.asarray(jit_rank(score, k, tie))
+    ties = [] if tie is None else [tie]
+    ranked = np.asarray(jit_rank(score, k, ties))
     np.testing.assert_array_equal(ranked, by_sorting(score, np.full(5, k), tie))
-    np.testing.assert_array_equal(ranked, np.asarray(jit_smallest(score, np.full(5, k), tie)))
+    np.testing.assert_array_equal(ranked, np.asarray(jit_smallest(score, np.full(5, k), ties)))
+
+
+@given(
+    keys=hnp.arrays(np.float32, (3, 6, 4), elements=st.sampled_from([-1.0, 0.0, 2.0])),
+    k=st.integers(0, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_later_key_decides_what_the_earlier_ones_left(keys: np.ndarray, k: int) -> None:
+    expected = np.zeros((6, 4), bool)
+    for r in range(6):
+        expected[r, sorted(range(4), key=lambda i: (*keys[:, r, i], i))[:k]] = True
+    score, *ties = keys
+    np.testing.assert_array_equal(np.asarray(jit_rank(score, k, ties)), expected)
+    np.testing.assert_array_equal(np.asarray(jit_smallest(score, np.full(6, k), ties)), expected)
 
 
 @given(n=st.integers(0, 2_000_000_000), ppm=st.integers(0, 999_999))

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from perturb.grid import OUTGROWN, GridSpec, excess, fit_ranges, round_to, top_code
-from perturb.masks import NofM, _ordered_bits, rank_smallest
+from perturb.masks import NofM, _ordered_bits, dead_first, rank_smallest
 from perturb.types import Array
 
 PANEL = 16  # columns settled between two matmuls inside a block
@@ -129,7 +129,7 @@ def _put(x: Any, part: Any, start: Any) -> Any:
 def _score(w: Array, u: Array, keep: Array, dead: Array) -> Array:
     """|w| / U_jj: what a removal costs, up to a monotone map that cannot overflow."""
     score = jnp.abs(w) / jnp.diagonal(u)[:, None]
-    return jnp.where(keep, jnp.where(dead[:, None], 0, score), -jnp.inf)
+    return jnp.where(keep, dead_first(score, jnp.abs(w), dead[:, None]), -jnp.inf)
 
 
 def _select_block(score: Array, counts: Array, given: Selection, tie: Array | None) -> Array:
@@ -177,7 +177,7 @@ def _select_block(score: Array, counts: Array, given: Selection, tie: Array | No
 
 
 def _select_group(score: Array, pattern: NofM, tie: Array | None) -> Array:
-    gone = rank_smallest(score.T, pattern.m - pattern.n, None if tie is None else tie.T)
+    gone = rank_smallest(score.T, pattern.m - pattern.n, () if tie is None else [tie.T])
     return gone.T
 
 

@@ -42,12 +42,11 @@ class GlobalMagnitude:
         score = jnp.concatenate(
             [jnp.where(x.mask, jnp.abs(x.weight), -jnp.inf).reshape(-1) for x in matrices.values()]
         )
-        ties = [tie_key(self.tie, problems[n].reference, keys[n]) for n in matrices]
-        tie = None
-        if self.tie != "index":
-            tie = jnp.concatenate([t.reshape(-1) for t in ties if t is not None])
+        tie = [tie_key(self.tie, problems[n].reference, keys[n]) for n in matrices]
+        ties = [t.reshape(-1) for t in tie if t is not None]  # all, or by index: none
         assert self.sparsity is not None
-        gone = smallest_k(score, prune_count(score.size, self.sparsity), tie)
+        number = prune_count(score.size, self.sparsity)
+        gone = smallest_k(score, number, [jnp.concatenate(ties)] if ties else ())
         done: dict[str, Solved] = {}
         at = 0
         for name, matrix in matrices.items():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
-from perturb.masks import TIE_RULES, NofM, TieRule, keep_mask, tie_key
-from perturb.methods.prune.common import resolve_sparsity, selection_score
+from perturb.masks import TIE_RULES, NofM, TieRule
+from perturb.methods.prune.common import resolve_sparsity, select
 from perturb.registry import check_choice, method
 from perturb.types import Array, Matrix, Problem, Solved
 
@@ -42,8 +40,4 @@ class Magnitude:
         return f"weight, mask per {self.scope}"
 
     def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
-        assert self.sparsity is not None
-        score = selection_score(matrix, problem, self.target, jnp.ones(matrix.weight.shape[1]))
-        tie = tie_key(self.tie, problem.reference, key)
-        mask = keep_mask(score, self.sparsity, self.scope, already=matrix.mask, tie=tie)
-        return Solved(matrix._replace(weight=jnp.where(mask, matrix.weight, 0), mask=mask), None)
+        return select(self, matrix, problem, key, None)

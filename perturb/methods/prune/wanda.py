@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
-from perturb.masks import TIE_RULES, NofM, TieRule, keep_mask, tie_key
-from perturb.methods.prune.common import resolve_sparsity, selection_score
+from perturb.masks import TIE_RULES, NofM, TieRule
+from perturb.methods.prune.common import resolve_sparsity, select
 from perturb.registry import check_choice, method
 from perturb.types import Array, Matrix, Problem, Solved
 
@@ -16,7 +14,8 @@ class Wanda:
 
     Score ``|w_ij| sqrt(E x_j^2)``, compared within each row (or N:M group, N kept); with
     ``target="dense"`` the error to the dense weight that a removal adds, times ``E x_j^2``.
-    Exactly ``floor(s in)`` weights of every row go, ties by ``tie``.
+    Exactly ``floor(s in)`` weights of every row go. What ties, as all weights of an input that is
+    always 0, goes by ``|w|`` (as if inputs were alike), then by ``tie``.
     Source: Sun et al., ICLR 2024 (arXiv 2306.11695).
     """
 
@@ -40,10 +39,5 @@ class Wanda:
 
     def __call__(self, matrix: Matrix, problem: Problem, key: Array) -> Solved:
         assert problem.inputs is not None
-        assert self.sparsity is not None
-        # inputs that were all 0 say nothing: what is left of the score is the magnitude
-        energy = jnp.where(jnp.any(problem.inputs.energy > 0), problem.inputs.energy, 1)
-        score = selection_score(matrix, problem, self.target, energy.astype(matrix.weight.dtype))
-        tie = tie_key(self.tie, problem.reference, key)
-        mask = keep_mask(score, self.sparsity, self.scope, already=matrix.mask, tie=tie)
-        return Solved(matrix._replace(weight=jnp.where(mask, matrix.weight, 0), mask=mask), None)
+        energy = problem.inputs.energy.astype(matrix.weight.dtype)
+        return select(self, matrix, problem, key, energy)
