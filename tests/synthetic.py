@@ -224,7 +224,8 @@ def make_chains(
     ratio: float = 4.0,
 ) -> list[Record]:
     """Records of chains of any stages, by their names: per token ``1 + loss(chain, seed)`` nats,
-    and noise on every cluster, most of which all chains of a training share."""
+    and noise on every cluster, most of which all chains of a training share; KL is twice the loss.
+    """
     records = []
     for seed in seeds:
         shared = np.random.default_rng([seed, clusters]).normal(0, 0.3, clusters)
@@ -232,8 +233,10 @@ def make_chains(
             draws = np.random.default_rng([seed, *(zlib.crc32(s.encode()) for s in chain)])
             own = draws.normal(0, noise, clusters)
             nll = 10 * (1 + loss(chain, seed) + shared + (own - own.mean() if chain else 0))
+            count = np.full(clusters, 10)
+            kl = 2.0 * loss(chain, seed) * count
             record = make_record(
-                "dense", nll=nll, count=np.full(clusters, 10), seed=seed, study=study, model=model
+                "dense", nll=nll, kl=kl, count=count, seed=seed, study=study, model=model
             )
             name = ">".join(chain) or "dense"
             stages = [{"name": s.partition("[")[0].partition("-")[0], "label": s} for s in chain]

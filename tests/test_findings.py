@@ -474,7 +474,11 @@ def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> N
     (held,) = types.chains("smollm2", LOG)
     assert len(real.pairs(held)) == 9
     rows = {f.key: list(f.rows()) for f in real.FINDINGS}
-    at_gap = {r.protocol: r for r in rows["R-1"]}
+    every = {r.protocol: r for r in rows["R-1"]}
+    at_gap = {name: r for name, r in every.items() if not name.endswith(", M = −KL")}
+    in_kl = every["magnitude-0.5 × rtn-4, M = −KL"]  # costs twice what it costs in NLL
+    assert in_kl.value.value == pytest.approx(2 * -0.17, abs=0.01)
+    assert len(every) == 2 * len(at_gap)
     assert at_gap.keys() == {
         "sparsegpt[on_grid=snap]-0.5 × gptq-4",  # against the one that prunes first
         *(
@@ -494,10 +498,8 @@ def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> N
     assert named["magnitude-0.5 × rtn-4"] == pytest.approx(0.17, abs=0.01)
     assert named["magnitude-0.5 × rtn-3"] == pytest.approx(-0.2, abs=0.01)
     tau = {r.protocol: r.value.value for r in rows["R-2"]}
-    assert tau == {
-        "sparsegpt-0.5 × gptq": pytest.approx(1),
-        "magnitude-0.5 × rtn": pytest.approx(1),
-    }
+    curves = ("sparsegpt-0.5 × gptq", "magnitude-0.5 × rtn")
+    assert tau == {f"{c}{m}": pytest.approx(1) for c in curves for m in ("", ", M = −KL")}
     assert real.control() == {"m.gguf": pytest.approx(0, abs=1e-2)}
     assert real.costs()["m.gguf"]["gptq[per=64]-4"] == pytest.approx(2 / 16, abs=1e-3)
     (line, _, control, _) = findings_main.of_published_models()

@@ -18,7 +18,9 @@ from experiments.analysis.rows import Rows
 from experiments.findings.names import parts
 from experiments.findings.types import LOG, Finding, Row, chains, row, rows_of_ranks
 
-STUDIES = {"smollm2": LOG, "efficientnet": "neg_kl"}  # without labels M is -KL to the dense model
+KL = "neg_kl"
+# In which measures M; what is said once only is said in the first. Without labels there is but -KL.
+STUDIES = {"smollm2": (LOG, KL), "efficientnet": (KL,)}
 PRUNERS, QUANTIZERS = ("sparsegpt", "wanda", "magnitude"), ("gptq", "rtn")
 BLIND = ("magnitude", "rtn", "rotate")  # methods that need no data
 MOST = 8  # bits: above, nothing is won or lost
@@ -48,9 +50,17 @@ class Pair(NamedTuple):
 
 
 def models() -> Iterable[Chains]:
-    """Every published model with stored records, in its measure."""
-    for study, measure in STUDIES.items():
-        yield from chains(study, measure)
+    """Every published model with stored records, in its first measure."""
+    for study, measures in STUDIES.items():
+        yield from chains(study, measures[0])
+
+
+def measured() -> Iterable[tuple[Chains, str]]:
+    """Every published model in each of its measures, and the measure's name but of the first."""
+    for study, measures in STUDIES.items():
+        for measure in measures:
+            told = "" if measure == measures[0] else "M = −KL"
+            yield from ((held, told) for held in chains(study, measure))
 
 
 def pairs(held: Chains) -> list[Pair]:
@@ -67,21 +77,21 @@ def pairs(held: Chains) -> list[Pair]:
     return found
 
 
-def _row(held: Chains, pair: Pair, tested: str, values: Rows) -> Row:
+def _row(held: Chains, pair: Pair, measure: str, tested: str, values: Rows) -> Row:
     """Of a pair; where only one draw has it, its interval is no verdict's."""
     known = np.isfinite(values[:, 0])
     draws = len({run[1] for run, there in zip(held.ids, known, strict=True) if there})
     blind = all(s.startswith(BLIND) for s in (*pair.before, pair.pruner, pair.quantizer))
-    made = row(held, str(pair), tested, values)
+    made = row(held, ", ".join(filter(None, (str(pair), measure))), tested, values)
     return replace(made, draws=draws, published=blind or draws > 1)
 
 
 def _cells(tested: str, sign: Callable[[Chains, Pair], float]) -> Iterable[Row]:
     """A of the order that a rule names, cell by cell, where bits are few enough to matter."""
-    for held in models():
+    for held, measure in measured():
         for pair in pairs(held):
             if parts(pair.quantizer)[1] <= MOST and (toward := sign(held, pair)):
-                yield _row(held, pair, tested, toward * pair.advantage(held))
+                yield _row(held, pair, measure, tested, toward * pair.advantage(held))
 
 
 def by_gap(held: Chains, pair: Pair) -> float:
@@ -101,7 +111,7 @@ def by_zeros(held: Chains, pair: Pair) -> float:
 
 def by_bits() -> Iterable[Row]:
     """Kendall's tau of A with the gap along bits: more bits, a weaker quantizer, a larger gap."""
-    for held in models():
+    for held, measure in measured():
         curves: dict[Pair, list[Pair]] = {}
         for pair in pairs(held):
             method, _ = parts(pair.quantizer)
@@ -111,13 +121,14 @@ def by_bits() -> Iterable[Row]:
             if len(cells) > 2:
                 values = np.stack([pair.advantage(held) for pair in cells], -1)
                 tested = f"tau of A with the gap along {len(cells)} widths"
-                yield _row(held, curve, tested, rows_of_ranks(values))
+                yield _row(held, curve, measure, tested, rows_of_ranks(values))
 
 
 def control() -> dict[str, float]:
     """Of each model the largest |A| at 16 bits in any run, nats: what is not the order's.
 
-    It vanishes but for what ties draw at random: a method at another place of a chain draws anew.
+    It vanishes but for rounding, and what ties draw at random: a method at another place of a
+    chain draws anew.
     """
     found: dict[str, float] = {}
     for held in models():
