@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from perturb.methods.quantize.joint import Joint
     from perturb.methods.quantize.obr import OBR
     from perturb.methods.quantize.rtn import RTN
+    from perturb.methods.rotate.learned import LearnedRotation
     from perturb.methods.rotate.residual import Rotate
     from perturb.methods.scale.awq import AWQ
     from perturb.methods.scale.smoothquant import SmoothQuant
@@ -62,6 +63,7 @@ __all__ = [
     "GlobalMagnitude",
     "GridSpec",
     "Joint",
+    "LearnedRotation",
     "LoRA",
     "LowRank",
     "Magnitude",
@@ -113,6 +115,7 @@ _HOMES = {
     "MixedPrecision": "methods.mixed.bits",
     "MixedSparsity": "methods.mixed.sparsity",
     "RemoveBlocks": "methods.structure.remove",
+    "LearnedRotation": "methods.rotate.learned",
     "Rotate": "methods.rotate.residual",
     "layerwise": "stage",
     "per_layer": "stage",

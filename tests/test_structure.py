@@ -15,9 +15,11 @@ from flax import nnx
 
 from experiments.models import llama, resnet, vit
 from perturb import GPTQ, RTN, Magnitude, Wanda
-from perturb.architecture import Block
+from perturb.architecture import Block, Space
 from perturb.compression import Opened
+from perturb.measure.distance import distance
 from perturb.methods.adapt.lora import LoRA
+from perturb.methods.rotate.learned import LearnedRotation, cayley
 from perturb.methods.rotate.residual import Rotate, hadamard
 from perturb.methods.structure.drop import Drop
 from perturb.methods.structure.remove import RemoveBlocks
@@ -537,6 +539,54 @@ def test_hadamard_rotations_are_orthogonal(size: int) -> None:
     np.testing.assert_allclose(q @ q.T, np.eye(size), atol=1e-14)
     if size & (size - 1) == 0:
         np.testing.assert_allclose(np.abs(q), size**-0.5, rtol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["llama", "vit"])
+def test_a_learned_rotation_is_a_rotation_and_rounds_better(kind: str) -> None:
+    with jax.enable_x64(True):
+        subject = rotatable(kind, jnp.float64)
+        learned = LearnedRotation(bits=3, steps=40, learning_rate=1e-2)
+        opened, after = applied(subject, learned)
+        dense = np.asarray(answer(subject.model, subject.inputs))
+        scale = np.abs(dense).max()
+        assert np.abs(outputs(opened, after, subject.inputs) - dense).max() <= 1e-10 * scale
+        _, again = applied(subject, learned)
+        _, drawn = applied(subject, Rotate(kind="hadamard"))
+        _, untrained = applied(subject, replace(learned, steps=0))
+        far = {}
+        for name, m in after.one(0).matrices.items():
+            np.testing.assert_array_equal(m.weight, again.one(0).matrices[name].weight)
+            expected = drawn.one(0).matrices[name].weight
+            np.testing.assert_array_equal(untrained.one(0).matrices[name].weight, expected)
+            far[name] = np.abs(np.asarray(m.weight - expected)).max()
+        assert min(far.values()) > 1e-3
+        loss = []
+        for start in (drawn, after):
+            rounded = expand(start, [RTN(3)], opened.context, 1).versions
+            made = jnp.asarray(outputs(opened, rounded, subject.inputs))
+            total, number = distance(jnp.asarray(dense), made)
+            loss.append(float(total / number))
+        assert loss[1] < 0.95 * loss[0]
+
+
+def test_a_cayley_transform_is_orthogonal_and_keeps_a_mean() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 6))
+    free = Space("stream", 6, (), (), frozenset({"rotate"}))
+    for space in (free, replace(free, fixes="mean")):
+        turn = cayley(space, x, np)
+        np.testing.assert_allclose(turn @ turn.T, np.eye(6), atol=1e-12)
+        assert np.abs(turn - np.eye(6)).max() > 0.1
+        assert np.allclose(turn @ np.ones(6), np.ones(6)) == (space.fixes == "mean")
+
+
+def test_a_learned_rotation_says_what_it_cannot_do(subjects: dict[str, Subject]) -> None:
+    with pytest.raises(ValueError, match="untie them first"):
+        applied(subjects["llama"], LearnedRotation(steps=1))
+    with pytest.raises(ValueError, match=r"destroy the grid of 2 .*fc1.* release=True"):
+        applied(subjects["vit"], layerwise(RTN(8), "*.fc1"), LearnedRotation(steps=1))
+    for wrong in ({"bits": 1}, {"steps": -1}, {"learning_rate": 0}, {"kind": "butterfly"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            LearnedRotation(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_tied_head_is_refused_until_it_is_untied(subjects: dict[str, Subject]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,12 +42,46 @@ def check_training(stage: Any, counts: Mapping[str, int]) -> None:
 
 
 def trained(stage: Any, state: State, names: tuple[str, ...], context: Sight) -> dict[str, Array]:
-    """Of these matrices the weights after ``stage.steps`` steps of Adam, the rate falling linearly
-    to 0, a calibration batch (or ``stage.examples`` of one) a step in turn: the mean distance of
-    the reference's outputs from the model's (:mod:`perturb.measure.distance`) is made small. What
-    is pruned stays 0, and what lies on a grid stays on it: the outputs are those of the rounded
-    weights, their gradients pass straight through the rounding (Bengio et al. 2013, arXiv
-    1308.3432).
+    """Of these matrices the weights :func:`descended` to. What is pruned stays 0, and what lies on
+    a grid stays on it: the outputs are those of the rounded weights, their gradients pass straight
+    through the rounding (Bengio et al. 2013, arXiv 1308.3432).
+    """
+    start = {n: state.matrices[n].weight for n in names}
+    found = descended(stage, context, start, state, _rounded, context.context.shapes)
+    return _laid({n: state.matrices[n] for n in names}, found)
+
+
+def _rounded(chosen: Named, state: State, shapes: Any) -> Parameters:
+    now = {
+        n: (m := state.matrices[n])._replace(weight=straight_through(laid(m, a), a))
+        for n, a in chosen.items()
+    }
+    return parameters_of(state.with_matrices(now), dict(shapes))
+
+
+@jax.jit
+def _laid(matrices: dict[str, Matrix], weights: Named) -> dict[str, Array]:
+    return {n: laid(m, weights[n]) for n, m in matrices.items()}
+
+
+def straight_through(rounded: Array, w: Array) -> Array:
+    """The rounded weights, whose gradients pass to w as if nothing were rounded."""
+    return w + jax.lax.stop_gradient(rounded - w)
+
+
+def descended(
+    stage: Any,
+    context: Sight,
+    start: Named,
+    given: Any,
+    made: Callable[[Named, Any, Any], Parameters],
+    how: Hashable,
+) -> dict[str, Array]:
+    """From ``start``, ``stage.steps`` steps of Adam, the rate falling linearly to 0, a calibration
+    batch (or ``stage.examples`` of one) a step in turn: the mean distance from the reference's
+    outputs to those of ``made(x, given, how)`` (:mod:`perturb.measure.distance`) is made small.
+
+    given: a pytree; made: a function of a module, how: what it is told besides, both compiled in.
     """
     parts = _stacked(stage.name, context)
     network = context.network
@@ -57,16 +91,17 @@ def trained(stage: Any, state: State, names: tuple[str, ...], context: Sight) ->
     if stage.examples is not None:
         parts = [small for part in parts for small in _split(part, stage.examples, stage.name)]
     batches, weights = zip(*parts, strict=True)
-    return _trained(
+    return _descended(
         network.state(Parameters({}, {})),
-        state,
+        dict(start),
+        given,
         context.reference.parameters,
         jax.tree.map(lambda *a: np.stack(a), *batches),
         None if weights[0] is None else np.stack(weights),
         stage.learning_rate,
         outputs=network.pure,
-        names=names,
-        shapes=context.context.shapes,
+        made=made,
+        how=how,
         steps=stage.steps,
     )
 
@@ -106,31 +141,27 @@ def _stacked(name: str, context: Sight) -> list[tuple[Any, Any]]:
     return alike
 
 
-@partial(jax.jit, static_argnames=("outputs", "names", "shapes", "steps"))
-def _trained(
+@partial(jax.jit, static_argnames=("outputs", "made", "how", "steps"))
+def _descended(
     model: Any,
-    state: State,
+    start: Named,
+    given: Any,
     reference: Parameters,
     batches: Any,
     weights: Array | None,
     learning_rate: Array,
     *,
     outputs: Any,
-    names: tuple[str, ...],
-    shapes: Any,
+    made: Callable[[Named, Any, Any], Parameters],
+    how: Hashable,
     steps: int,
 ) -> dict[str, Array]:
     """batches [batches, ...]."""
     count = len(jax.tree.leaves(batches)[0])
 
-    def loss(chosen: Named, batch: Any, w: Array | None) -> Array:
-        now = {
-            n: (m := state.matrices[n])._replace(weight=a + jax.lax.stop_gradient(laid(m, a) - a))
-            for n, a in chosen.items()
-        }
-        made = parameters_of(state.with_matrices(now), dict(shapes))
+    def loss(x: Named, batch: Any, w: Array | None) -> Array:
         dense = outputs(model, reference, batch)
-        total, tokens = distance(dense, outputs(model, made, batch), w)
+        total, tokens = distance(dense, outputs(model, made(x, given, how), batch), w)
         return total / jnp.maximum(tokens, 1)
 
     def step(carry: tuple[Named, Named, Named], i: Array) -> tuple[Any, None]:
@@ -145,10 +176,9 @@ def _trained(
         x = jax.tree.map(lambda x, d: x - (rate * d).astype(x.dtype), x, move)
         return (x, m, v), None
 
-    start = {n: state.matrices[n].weight for n in names}
     zeros = jax.tree.map(jnp.zeros_like, start)
     (found, _, _), _ = jax.lax.scan(step, (start, zeros, zeros), jnp.arange(steps))
-    return {n: laid(state.matrices[n], w) for n, w in found.items()}
+    return dict(found)
 
 
 def laid(matrix: Matrix, w: Array) -> Array:

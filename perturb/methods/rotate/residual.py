@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -61,13 +61,7 @@ class Rotate:
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
 
     def check(self, architecture: Architecture) -> None:
-        for space in architecture.matching("*", "rotate"):
-            for norm in space.norms:
-                for tied in {a.parameter for a in space.writes} & set(norm.readers):
-                    raise ValueError(
-                        f"{tied} is the head and the embeddings at once and cannot absorb "
-                        f"{norm.scale}: untie them first (model.untied() of a Llama)"
-                    )
+        check_untied(architecture)
         if self.online and not _inner(architecture):
             raise ValueError(
                 f"{architecture.model} has no linear layer that reads an MLP's units or attention "
@@ -75,34 +69,80 @@ class Rotate:
             )
 
     def on_state(self, state: State, context: Sight) -> Outcome:
-        known = context.reference.parameters
-        reference = State(_dense(dict(known.weights)), known.vectors, inputs=known.inputs)
         inner = _inner(context.architecture) if self.online else ()
-        read = {a.parameter for s in context.architecture.matching("*", "rotate") for a in s.reads}
-        _check_inputs(state, read, inner)
-        for space in context.architecture.matching("*", "rotate"):
-            outside = _outside(context.network, space)
-            layers = (*context.architecture.layers, *(s.name for s in outside))
-            turn = rotation(self.kind, space, jax.random.fold_in(context.key, self.seed))
-            pair = []
-            for one in (state, reference):
-                named = _vectors(space, outside)
-                full = one.with_vectors(context.vectors(one.vectors, named))
-                _check_biases(full, space)
-                pair.append(_turned(full, turn, space, outside, layers))
-            if not self.release:
-                _check_kept(state, pair[0], self)
-            state, reference = pair
+        key = jax.random.fold_in(context.key, self.seed)
+        turns = {s.name: rotation(self.kind, s, key) for s in rotated_spaces(context)}
+        state, reference = both_turned(self, state, context, turns, inner)
         if inner:
-            key = jax.random.fold_in(context.key, self.seed)
-            turns = {n: online_turn(context.architecture.layers[n][1], n, key) for n in inner}
+            online = {n: online_turn(context.architecture.layers[n][1], n, key) for n in inner}
             layers = tuple(context.architecture.layers)
-            pair = [_read_turned(one, turns, layers) for one in (state, reference)]
+            pair = [_read_turned(one, online, layers) for one in (state, reference)]
             if not self.release:
                 _check_kept(state, pair[0], self)
             state, reference = pair
-        weights = {n: m.weight for n, m in reference.matrices.items()}
-        return Outcome(state, reference=Parameters(weights, reference.vectors, reference.inputs))
+        return outcome(state, reference)
+
+
+# ------------------------------------------------------------------- what rotations share
+
+
+def check_untied(architecture: Architecture) -> None:
+    """Refuse a model whose stream no rotation can pass through."""
+    for space in architecture.matching("*", "rotate"):
+        for norm in space.norms:
+            for tied in {a.parameter for a in space.writes} & set(norm.readers):
+                raise ValueError(
+                    f"{tied} is the head and the embeddings at once and cannot absorb "
+                    f"{norm.scale}: untie them first (model.untied() of a Llama)"
+                )
+
+
+def rotated_spaces(context: Sight) -> tuple[Space, ...]:
+    return tuple(context.architecture.matching("*", "rotate"))
+
+
+def both_turned(
+    stage: Any,
+    state: State,
+    context: Sight,
+    turns: Mapping[str, Floats],
+    inner: Sequence[str] = (),
+) -> tuple[State, State]:
+    """The state and its reference with each space turned; ``stage.release`` says whether a mask or
+    a grid may be destroyed. inner: layers whose inputs are to be turned, too."""
+    known = context.reference.parameters
+    reference = State(_dense(dict(known.weights)), known.vectors, inputs=known.inputs)
+    spaces = rotated_spaces(context)
+    _check_inputs(state, {a.parameter for s in spaces for a in s.reads}, inner)
+    for space in spaces:
+        outside, layers = beside(context, space)
+        pair = []
+        for one in (state, reference):
+            full = with_own_vectors(one, context, space, outside)
+            _check_biases(full, space)
+            pair.append(turned_space(full, turns[space.name], space, outside, layers))
+        if not stage.release:
+            _check_kept(state, pair[0], stage)
+        state, reference = pair
+    return state, reference
+
+
+def beside(context: Sight, space: Space) -> tuple[tuple[LayerSpec, ...], tuple[str, ...]]:
+    """Layers of the space that are left alone, and the names of all that a rotation turns."""
+    outside = _outside(context.network, space)
+    return outside, (*context.architecture.layers, *(s.name for s in outside))
+
+
+def with_own_vectors(
+    state: State, context: Sight, space: Space, outside: Sequence[LayerSpec]
+) -> State:
+    """The state with those vectors of the model that a rotation of the space changes."""
+    return state.with_vectors(context.vectors(state.vectors, _vectors(space, outside)))
+
+
+def outcome(state: State, reference: State) -> Outcome:
+    weights = {n: m.weight for n, m in reference.matrices.items()}
+    return Outcome(state, reference=Parameters(weights, reference.vectors, reference.inputs))
 
 
 # ------------------------------------------------------------------------- rotations
@@ -231,13 +271,14 @@ def _check_biases(state: State, space: Space) -> None:
 
 
 @partial(jax.jit, static_argnames=("space", "outside", "layers"))
-def _turned(
+def turned_space(
     state: State,
     turn: Array,
     space: Space,
     outside: tuple[LayerSpec, ...],
     layers: tuple[str, ...],
 ) -> State:
+    """The state whose units of the space are ``turn`` [size, size] times what they were."""
     kernels = {s.name: s.to_matrix(state.vectors[f"{s.name}.kernel"]) for s in outside}
     state = state.with_matrices({n: fresh(k) for n, k in kernels.items()})
     for norm in space.norms:
