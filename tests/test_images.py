@@ -27,6 +27,8 @@ from perturb.checkpoints import open_checkpoint
 from perturb.cli import BadInput
 
 Image = pytest.importorskip("PIL.Image")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 RESNET = {
     "architectures": ["ResNetForImageClassification"],
@@ -107,6 +109,62 @@ def test_subfolders_are_classes_if_there_are_as_many(pictures: Path) -> None:
     assert len(set(inputs)) == 12  # nothing calibrates that is tested on
     drawn = data.draw(1)
     assert {x.tobytes() for x in drawn.inputs} <= {x.tobytes() for x in data.train.inputs}
+
+
+def packed(folder: Path, pictures: Path, struct: bool = True, label: bool = True) -> Path:
+    """The pictures in two parquet files of several groups of rows, the labels their folders."""
+    folder.mkdir()
+    files = sorted(pictures.rglob("*.png"))
+    for part in range(2):
+        mine = files[6 * part : 6 * part + 6]
+        held = [f.read_bytes() for f in mine]
+        columns: dict[str, Any] = {
+            "image": [{"bytes": b, "path": None} for b in held] if struct else held
+        }
+        if label:
+            columns["label"] = [int(f.parent.name[-1]) for f in mine]
+        parquet.write_table(pyarrow.table(columns), folder / f"{part}.parquet", row_group_size=4)
+    return folder
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_files_hold_what_a_folder_holds(
+    pictures: Path, tmp_path: Path, struct: bool
+) -> None:
+    how = Preparation(8, (0.5,) * 3, (0.5,) * 3)
+    expected = images.load(pictures, how, 3)
+    data = images.load(packed(tmp_path / "packed", pictures, struct), how, 3)
+    for part in ("train", "test"):
+        made, want = getattr(data, part), getattr(expected, part)
+        np.testing.assert_array_equal(made.inputs, want.inputs)
+        np.testing.assert_array_equal(made.targets, want.targets)
+    assert images.is_labelled(data)
+    assert not images.is_labelled(images.load(tmp_path / "packed", how, 2))  # a class too many
+    unlabelled = images.load(packed(tmp_path / "bare", pictures, label=False), how, 3)
+    assert not images.is_labelled(unlabelled)
+    np.testing.assert_array_equal(unlabelled.test.inputs, expected.test.inputs)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"text": ["a"] * 9}, r"a\.parquet: has no column 'image' of encoded images, but text"),
+        ({"image": [b"x"] * 9, "label": ["cat"] * 9}, "'label' holds no class numbers"),
+        ({"image": [b"x"] * 9}, "image of .*many: cannot be read"),
+        ({"image": [b"x"] * 3}, "has 3 images in parquet files, too few: at least 8"),
+    ],
+)
+def test_parquet_files_without_images_are_named(
+    tmp_path: Path, table: dict[str, Any], told: str
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table(table), folder / "a.parquet")
+    with pytest.raises(ValueError, match=told):
+        images.load(folder, Preparation(8, (0.5,) * 3, (0.5,) * 3), 3)
+    (folder / "a.parquet").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"a\.parquet: is no parquet file"):
+        images.load(folder, Preparation(8, (0.5,) * 3, (0.5,) * 3), 3)
 
 
 def test_photographs_give_crops_to_one_part(monkeypatch: Any, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 A folder: the images of ``DIR`` and of its subfolders. If it has exactly as many subfolders with
 images as the model has classes, these are the classes, in the order of their names (as ImageNet's
 and as torchvision reads them); else there are no labels, and a model is compared with the dense
-one. ``photographs``: random crops of the photographs that scikit-learn, matplotlib and scikit-image
-bring. No photograph gives crops to both parts, and crops of one photograph are one cluster.
+one. Parquet files in it (:mod:`experiments.data.parquet`) bring class numbers of their own, which
+are labels where all are the model's. ``photographs``: random crops of the photographs that
+scikit-learn, matplotlib and scikit-image bring. No photograph gives crops to both parts, and crops
+of one photograph are one cluster.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.data import parquet
 from experiments.data.types import Dataset, Split, content_hash
 from experiments.data.windows import spread
 
@@ -24,6 +28,7 @@ PHOTOGRAPHS = "photographs"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CALIBRATION, TEST = 32, 96  # images; so many crops calibrate, too
 SMALLEST = 4  # images of either part
+RULE = "at random: two fifths calibrate, at most; the rest is tested on"  # of a folder's images
 POOL, CROPS = 12, 6  # of each photograph: what calibration draws are taken from, and tested on
 # (package, path in it), which are independent scenes. What calibrates, then what is tested on.
 SCENES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -104,12 +109,14 @@ def _pillow() -> Any:
     return Image
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path | BytesIO, name: str = "") -> Any:
     try:
         image = _pillow().open(path)
         image.load()
     except OSError as error:
-        raise ValueError(f"image {path}: cannot be read ({error}); remove or replace it") from error
+        raise ValueError(
+            f"image {name or path}: cannot be read ({error}); remove or replace it"
+        ) from error
     return image
 
 
@@ -122,27 +129,52 @@ def _folder(folder: Path, how: Preparation, classes: int) -> Dataset:
             f"images folder {folder}: there is no such folder; give one with images, or "
             f"{PHOTOGRAPHS!r} for crops of those in installed packages"
         )
+    packed = sorted(f for f in folder.rglob("*.parquet") if f.is_file())
+    if packed:
+        return _packed(folder, packed, how, classes)
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    if len(files) < 2 * SMALLEST:
-        raise ValueError(
-            f"images folder {folder}: has {len(files)} images ({', '.join(SUFFIXES)}), too few: "
-            f"at least {2 * SMALLEST}"
-        )
+    parts = _parts(folder, len(files), f"images ({', '.join(SUFFIXES)})")
     inside = sorted({f.relative_to(folder).parts[0] for f in files if f.parent != folder})
     labelled = len(inside) == classes and all(f.parent != folder for f in files)
-    order = np.random.default_rng(len(files)).permutation(len(files))
-    cut = max(SMALLEST, min(4 * CALIBRATION, len(files) * 2 // 5))
-    parts = {"calibration": order[:cut], "test": order[cut : cut + TEST]}
     found = {}
     for part, places in parts.items():
-        chosen = [files[i] for i in np.sort(places)]
+        chosen = [files[i] for i in places]
         labels = [
             inside.index(f.relative_to(folder).parts[0]) if labelled else UNLABELLED for f in chosen
         ]
-        inputs = np.stack([how(_opened(f)) for f in chosen])
-        found[part] = Split(inputs, np.array(labels, np.int32), np.arange(len(chosen)))
-    rule = "at random: two fifths calibrate, at most; the rest is tested on"
-    return _dataset(folder.resolve().name, found, {"images": len(files), "split": rule})
+        found[part] = _split([_opened(f) for f in chosen], labels, how)
+    return _dataset(folder.resolve().name, found, {"images": len(files), "split": RULE})
+
+
+def _packed(folder: Path, files: Sequence[Path], how: Preparation, classes: int) -> Dataset:
+    number = parquet.count(files)
+    chosen = {
+        part: parquet.read(files, list(places))
+        for part, places in _parts(folder, number, "images in parquet files").items()
+    }
+    labels = [image.label for images in chosen.values() for image in images]
+    labelled = all(0 <= label < classes for label in labels)
+    found = {}
+    for part, images in chosen.items():
+        opened = [_opened(BytesIO(i.content), f"of {folder}") for i in images]
+        found[part] = _split(opened, [i.label if labelled else UNLABELLED for i in images], how)
+    return _dataset(folder.resolve().name, found, {"images": number, "split": RULE})
+
+
+def _parts(folder: Path, number: int, what: str) -> dict[str, np.ndarray]:
+    """Which of so many images calibrate, and which are tested on, in increasing order."""
+    if number < 2 * SMALLEST:
+        raise ValueError(
+            f"images folder {folder}: has {number} {what}, too few: at least {2 * SMALLEST}"
+        )
+    order = np.random.default_rng(number).permutation(number)
+    cut = max(SMALLEST, min(4 * CALIBRATION, number * 2 // 5))
+    return {"calibration": np.sort(order[:cut]), "test": np.sort(order[cut : cut + TEST])}
+
+
+def _split(images: Sequence[Any], labels: Sequence[int], how: Preparation) -> Split:
+    inputs = np.stack([how(image) for image in images])
+    return Split(inputs, np.array(labels, np.int32), np.arange(len(images)))
 
 
 # --------------------------------------------------------------------------- the photographs
