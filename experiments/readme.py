@@ -142,13 +142,19 @@ def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
+def _sides(size: int | str) -> str:
+    """Of a square matrix its side is told, of another "OUTxIN"."""
+    out, _, n = str(size).partition("x")
+    return f"{out} × {n or out}"
+
+
 def _solvers(found: dict[str, Any]) -> list[str]:
     """Time of plain PyTorch over ours, compiled, with the range of ours in milliseconds."""
     sizes = list(dict.fromkeys(row["size"] for row in found["rows"]))
     contests = list(dict.fromkeys(row["contest"] for row in found["rows"]))
     cells = {(row["contest"], row["size"]): row for row in found["rows"]}
     lines = [
-        "| PyTorch / ours, one layer | " + " | ".join(f"{n} × {n}" for n in sizes) + " |",
+        "| PyTorch / ours, one layer | " + " | ".join(map(_sides, sizes)) + " |",
         "|---|" + "--:|" * len(sizes),
     ]
     for contest in contests:

@@ -1,8 +1,8 @@
 """Our GPTQ and SparseGPT against the same algorithms in plain PyTorch, side by side in one run.
 
-    python -m tests.benchmarks.solvers [--sizes 256 1024 2048] [--repeats 5] [--json PATH]
+    python -m tests.benchmarks.solvers [--sizes 256 1024 576x1536] [--repeats 5] [--json PATH]
 
-Both start from a weight [n, n] and a gram matrix [n, n] in float32 and end with the compressed
+Both start from a weight [out, in] and a gram matrix [in, in] in float32 and end with the compressed
 weight, factorisation included; repeats are interleaved, medians reported, compilation apart. A
 family is all its members in one call of ours, and the peer called once per member. ``peer/ours``
 above 1 means that ours is faster. Needs the extra ``peers`` (torch, CPU). About a minute on two
@@ -37,6 +37,7 @@ from . import torch_peers
 BITS = (8, 6, 5, 4, 3, 2)
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7)
 KEY = jax.random.key(0)
+DEFAULT = [(256, 256), (1024, 1024), (2048, 2048)]
 
 
 @jax.jit
@@ -47,17 +48,31 @@ def solve(method: Any, weight: jax.Array, gram: jax.Array, count: jax.Array) -> 
 solve_family = jax.jit(jax.vmap(solve, (0, None, None, None)))
 
 
-def instance(n: int) -> tuple[np.ndarray, np.ndarray, float]:
+Size = tuple[int, int]  # rows, columns
+
+
+def size_of(text: str) -> Size:
+    """ "1024" or "576x1536"."""
+    out, _, n = text.partition("x")
+    return int(out), int(n or out)
+
+
+def told(size: Size) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def instance(size: Size) -> tuple[np.ndarray, np.ndarray, float]:
     """Normal weights; inputs with unequal variances and mild correlations."""
+    out, n = size
     rng = np.random.default_rng(n)
     mixing = np.eye(n) + rng.normal(size=(n, n)) / np.sqrt(n)
     x = rng.normal(size=(2 * n, n)) @ mixing * np.exp(0.3 * rng.normal(size=n))
-    return rng.normal(size=(n, n)).astype(np.float32), (x.T @ x).astype(np.float32), 2.0 * n
+    return rng.normal(size=(out, n)).astype(np.float32), (x.T @ x).astype(np.float32), 2.0 * n
 
 
-def rivals(n: int) -> list[tuple[str, dict[str, Callable[[], Any]]]]:
+def rivals(size: Size) -> list[tuple[str, dict[str, Callable[[], Any]]]]:
     """Contest -> contender -> what to time; ours first."""
-    w, gram, count = instance(n)
+    w, gram, count = instance(size)
     ours_args = (jnp.asarray(w), jnp.asarray(gram), jnp.float32(count))
     W, H = torch.from_numpy(w), torch.from_numpy(gram * np.float32(2 / count))
 
@@ -96,10 +111,10 @@ def clock(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(n: int, repeats: int) -> list[dict[str, Any]]:
+def measure(size: Size, repeats: int) -> list[dict[str, Any]]:
     """One row a contest: median seconds of each contender, and the ratios."""
     rows = []
-    for contest, contenders in rivals(n):
+    for contest, contenders in rivals(size):
         first = {name: clock(run) for name, run in contenders.items()}  # compiles; warms up
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(repeats):
@@ -108,7 +123,7 @@ def measure(n: int, repeats: int) -> list[dict[str, Any]]:
         medians = {name: median(s) for name, s in seconds.items()}
         rows.append(
             {
-                "size": n,
+                "size": told(size),
                 "contest": contest,
                 "compile": max(0.0, first["ours"] - medians["ours"]),
                 "seconds": medians,
@@ -121,9 +136,9 @@ def measure(n: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def agree(n: int) -> dict[str, float]:
+def agree(size: Size) -> dict[str, float]:
     """Output error of ours relative to the peer's: a fast wrong answer is no answer."""
-    w, gram, count = instance(n)
+    w, gram, count = instance(size)
     args = (jnp.asarray(w), jnp.asarray(gram), jnp.float32(count))
     W, H = torch.from_numpy(w), torch.from_numpy(gram * np.float32(2 / count))
     pairs = {
@@ -160,7 +175,7 @@ def main() -> None:
         prog="python -m tests.benchmarks.solvers",
         description=__doc__.splitlines()[0],  # type: ignore[union-attr]
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 2048], metavar="N")
+    parser.add_argument("--sizes", type=size_of, nargs="+", default=DEFAULT, metavar="N")
     parser.add_argument("--repeats", type=int, default=5, metavar="R")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers there")
     options = parser.parse_args()
@@ -177,13 +192,13 @@ def main() -> None:
     }
     console.print(setting)
     rows: list[dict[str, Any]] = []
-    for n in options.sizes:
-        with console.status(f"size {n}"):
-            rows += measure(n, options.repeats)
+    for size in options.sizes:
+        with console.status(f"size {told(size)}"):
+            rows += measure(size, options.repeats)
     quality = agree(min(options.sizes))
     console.print(table(rows))
     console.print(
-        f"output error, ours / torch at {min(options.sizes)}: "
+        f"output error, ours / torch at {told(min(options.sizes))}: "
         + ", ".join(f"{k} {v:.4f}" for k, v in quality.items())
     )
     if options.json is not None:
