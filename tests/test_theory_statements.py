@@ -180,6 +180,16 @@ def test_the_known_extreme_is_the_one_that_is_told():
     assert float(left / right) == pytest.approx(0.893, abs=5e-4)
 
 
+def test_the_known_extreme_of_one_block_attains_its_bound():
+    """Weights 3, 3, 3, 1.5 and 0.5 in one block of step 1."""
+    with jax.enable_x64(True):
+        found = jax.jit(composability._case)(composability.extreme(3, one_block=True))
+        left, right, _ = composability._exceeds("L2", one_block=True)(found)
+    weight = np.sort(np.abs(found.weight))[::-1]
+    np.testing.assert_allclose(weight[:6], [3, 3, 3, 1.5, 0.5, 0], atol=1e-8)
+    assert float(left / right) == pytest.approx(1, abs=1e-7)
+
+
 @pytest.mark.parametrize(
     ("module", "form"),
     [

@@ -187,6 +187,7 @@ FAMILIES = (
             Claim("never loses", "A(f1->f2) >= 0 with an aware f2", "<=", _never_loses, 0.7, 0.999),
             Claim("exchange", "no exchange of two units pays", "<=", _exchange, 0.7, ATTAINED),
         ),
+        smooth=False,
     ),
     Family(
         "noise",

@@ -153,6 +153,7 @@ FAMILIES = (
                 ATTAINED,
             ),
         ),
+        smooth=False,  # attained wherever nothing is removed that others could make up for
         share=0.2,
     ),
     Family(

@@ -35,7 +35,8 @@ falls with c >= 1 (at c = 0 it is never positive) and rises with u and v. Hence 
 
 attained by r pairs (3/2, 1/2) D beside the maximum: a factor of sqrt(10) - 1 - sqrt(2) = 0.748 in
 L2. Several blocks approach 1: x_i = 3/2 d D in a block of step d D, x_j = (d - 1/2) D, d large. It
-is 0.893 at d = 3 (weights 9, 4.5, 3, 2.5 on steps of 3 and 1), 0.953 at d = 7: attacks start there.
+is 0.893 at d = 3 (weights 9, 4.5, 3, 2.5 on steps of 3 and 1), 0.953 at d = 7. Attacks start from
+all of these.
 
 As for squares, ||eps_{s o q}||_2^2 - ||eps_{q o s}||_2^2 is the sum over pairs of d_i - d_j, with
 d = q (2 x - q) in absolute values, at most 2 r max |q| D over the swapped: 2 r c D^2 for one block.
@@ -97,17 +98,18 @@ def _vector(u: Array) -> Vector:
     return Vector(w.reshape(-1), blocks, groups, k, top, take(UNITS), 10 ** (2 * take(UNITS) - 1))
 
 
-def extreme(bits: int) -> np.ndarray:
-    """The point of the cube that is x_i = 3/2 d and x_j = d - 1/2 in blocks of step d and 1.
+def extreme(bits: int, one_block: bool = False) -> np.ndarray:
+    """The point of the cube that is x_i = 3/2 d and x_j = d - 1/2 in blocks of step d and 1,
+    d = 2^(bits - 1) - 1; or 3/2 and 1/2 in one block of step 1.
 
-    d = 2^(bits - 1) - 1. The other weights are 0, or the maximum of their block; the zeros go and
-    one more, where x_i and the maxima of step 1 tie with x_j, against x_i.
+    The other weights are 0, or the maximum of their block; the zeros go and one more, where x_i
+    (and the maxima of step 1) tie with x_j, against x_i.
     """
     top = 2 ** (bits - 1) - 1
     code, offset = np.zeros((2, UNITS // GROUP, GROUP))
     code[:, 0] = top
     code[0, 1], offset[0, 1] = 1, 0.5  # x_i
-    code[1, 1], offset[1, 1] = top, -0.5  # x_j
+    code[1, 1], offset[1, 1] = 1 if one_block else top, -0.5  # x_j
     tie = np.ones(UNITS)
     tie[1] = 0
     anything = np.full(UNITS, 0.5)
@@ -116,7 +118,8 @@ def extreme(bits: int) -> np.ndarray:
         (bits - 1.5) / 3,
         (code / top + 1) / 2,
         (offset + 0.35 * np.sign(offset) + 1.2) / 2.4,
-        (0.25, 0.75, 0.75),  # small blocks, all weights compared, next to the edges of cells
+        # blocks small or one, all weights compared, next to the edges of cells
+        (0.75 if one_block else 0.25, 0.75, 0.75),
         np.array([np.log(top) / np.log(LARGEST) - 1e-12, 0, 0]),  # rounding may not break the tie
         (0.25, ((code == 0).sum() + 1.5) / UNITS),  # steps that differ; how many go
         tie,
@@ -283,7 +286,8 @@ FAMILIES = (
                 "squares", "quantizing first costs <= 2 r max|q| D", "<=", _squares, 0.2, ATTAINED
             ),
         ),
-        known=lambda: np.stack([extreme(3), extreme(4)]),
+        smooth=False,  # the extremes are known; gradients would cost most to compile
+        known=lambda: np.stack([extreme(3), extreme(4), extreme(3, one_block=True)]),
     ),
 )
 

@@ -8,6 +8,7 @@ All layers are compressed by rounding to nearest or by magnitude pruning.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,64 +38,77 @@ def mlp(activation: Callable[[Array], Array]) -> Network:
     """(weights [L, n, n], inputs [x, n]) -> logits [x, n]; no activation on the last layer."""
 
     def run(weights: Array, x: Array) -> Array:
-        for w in weights[:-1]:
-            x = activation(x @ w.T)
-        return x @ weights[-1].T
+        return hidden(activation, weights, x)[0] @ weights[-1].T
 
     return run
+
+
+def hidden(activation: Callable[[Array], Array], weights: Array, x: Array) -> tuple[Array, Array]:
+    """The input of the last layer [x, n], and those of all but it [L - 1, x, n]. A loop over the
+    layers, not a list of them: compiling takes as long for one as for many."""
+    return jax.lax.scan(lambda x, w: (activation(x @ w.T), x), x, weights[:-1])
 
 
 def relu(z: Array) -> Array:
     return jnp.maximum(z, 0)
 
 
-def _network(depth: int, key: Array) -> dict[str, Array]:
-    """Everything about one random network, a row a setting."""
-    run = mlp(relu)
+@partial(jax.jit, static_argnames="depth")
+def _drawn(key: Array, depth: int) -> tuple[Array, Array, Array]:
+    """One random network: its weights, its inputs, and the weights at every setting."""
     a, b = jax.random.split(key)
     weights = jax.random.normal(a, (depth, WIDTH, WIDTH)) * jnp.sqrt(2 / WIDTH)
     x = jax.random.normal(b, (EXAMPLES, WIDTH))
-    z = run(weights, x)
-    inputs = [x]
-    for w in weights[:-1]:
-        inputs.append(relu(inputs[-1] @ w.T))
-    lengths = [jnp.linalg.norm(v, axis=-1) for v in inputs]
+    return weights, x, jax.vmap(lambda w: compressed(w, BITS, SPARSITIES), out_axes=1)(weights)
+
+
+@jax.jit
+def _at(weights: Array, x: Array, after: Array) -> dict[str, Array]:
+    """Everything about one network and one setting, ``after`` [L, n, n]."""
+    depth = len(weights)
+    run = mlp(relu)
+    last, before = hidden(relu, weights, x)
+    lengths = jnp.linalg.norm(jnp.concatenate([before, last[None]]), axis=-1)
     one_layer = jnp.eye(depth)[:, :, None, None]
+    change = after - weights
+    z, push = jax.linearize(lambda w: run(w, x), weights)
+    y = run(after, x)
+    moved = jnp.linalg.norm(y - z, axis=-1)
+    bound = lipschitz_bound(jnp.ones(depth), spectral_norm(change), spectral_norm(after), lengths)
+    tangents = jax.vmap(push)(one_layer * change)  # [depth, examples, classes]
+    alone = jax.lax.map(lambda dw: kl(z, run(weights + dw, x)), one_layer * change)
+    return {
+        "size": jnp.linalg.norm(change) / jnp.linalg.norm(weights),
+        "bound": jnp.max(moved / bound),
+        "looseness": jnp.median(bound / moved),
+        "mse": jnp.mean(moved**2),
+        "mse_predicted": jnp.mean(jnp.sum(jnp.sum(tangents, 0) ** 2, -1)),
+        "kl": kl(z, y),
+        "kl_alone": jnp.sum(alone),
+        "k": interaction_matrix(z, tangents),
+    }
 
-    def at(after: Array) -> dict[str, Array]:
-        change = after - weights
-        y = run(after, x)
-        moved = jnp.linalg.norm(y - z, axis=-1)
-        bound = lipschitz_bound(
-            jnp.ones(depth), spectral_norm(change), spectral_norm(after), lengths
-        )
-        _, push = jax.linearize(lambda w: run(w, x), weights)
-        tangents = jax.vmap(push)(one_layer * change)  # [depth, examples, classes]
-        alone = jax.vmap(lambda dw: kl(z, run(weights + dw, x)))(one_layer * change)
-        return {
-            "size": jnp.linalg.norm(change) / jnp.linalg.norm(weights),
-            "bound": jnp.max(moved / bound),
-            "looseness": jnp.median(bound / moved),
-            "mse": jnp.mean(moved**2),
-            "mse_predicted": jnp.mean(jnp.sum(jnp.sum(tangents, 0) ** 2, -1)),
-            "kl": kl(z, y),
-            "kl_alone": jnp.sum(alone),
-            "k": interaction_matrix(z, tangents),
-        }
 
-    every = jax.vmap(lambda w: compressed(w, BITS, SPARSITIES), out_axes=1)(weights)
-    return jax.lax.map(at, every)
+def _networks(depth: int, key: Array) -> Measured:
+    """NETS of them, [NETS, settings, ...]: one call each, as loops inside take longer to compile
+    than all of them to run."""
+
+    def one(key: Array) -> list[dict[str, Array]]:
+        weights, x, every = _drawn(key, depth)
+        return [_at(weights, x, after) for after in every]
+
+    found = jax.device_get([one(k) for k in jax.random.split(key, NETS)])
+    return {
+        name: np.array([[setting[name] for setting in net] for net in found])
+        for name in found[0][0]
+    }
 
 
 def measure(key: Array, ratios: Ratios, size: int) -> tuple[Finding, ...]:
     """ratios: a point [size] of the cube of chains -> error / Lipschitz bound, error / the bound
     from |x_0| that takes g_l(0) for 0, and whether the chain has g_l(0) != 0 in front."""
     with jax.enable_x64(True):
-        found = {}
-        for depth in DEPTHS:
-            keys = jax.random.split(jax.random.fold_in(key, depth), NETS)
-            run = jax.jit(lambda k, depth=depth: jax.lax.map(lambda i: _network(depth, i), k))
-            found[depth] = jax.device_get(run(keys))
+        found = {depth: _networks(depth, jax.random.fold_in(key, depth)) for depth in DEPTHS}
         return (
             _offsets(key, ratios, size),
             *_looseness(found),

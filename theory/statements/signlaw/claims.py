@@ -29,15 +29,15 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import gammainc
+from jax.scipy.stats import norm
 
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import inclusion as forms
+from theory.maths.blocks import chi2_cdf_small, chi2_pdf, chi2_quantile
 from theory.maths.densities import DENSITIES
 from theory.maths.quadrature import integrate
 from theory.statements.signlaw import law, measure, proof
@@ -190,30 +190,20 @@ def _blocks(x: Mixed) -> tuple[Sides, Sides]:
     """Blocks of m normal weights: along eps a normal coordinate, across it chi^2 with m - 1."""
     m = x.density.astype(jnp.float64)
 
-    def over(part: int) -> Array:
-        def at(angle: Array) -> Array:  # along = -|eps| + cut sin, across <= cut cos
-            along = x.cut * jnp.sin(angle) - jnp.abs(x.eps)[:, None, None]
-            half = (x.cut * jnp.cos(angle)) ** 2 / 2
-            inside = gammainc((m - 1) / 2, half)
-            if part:
-                inside = along**2 * inside + (m - 1) * gammainc((m + 1) / 2, half)
-            return jax.scipy.stats.norm.pdf(along) * x.cut * jnp.cos(angle) * inside
+    def at(angle: Array) -> Array:  # along = -|eps| + cut sin, across <= cut cos
+        along = x.cut * jnp.sin(angle) - jnp.abs(x.eps)[:, None, None]
+        most = (x.cut * jnp.cos(angle)) ** 2
+        inside = chi2_cdf_small(m - 1, most)
+        # E[chi^2_{m-1}; <= y] = (m-1) F_{m+1}(y) = (m-1) F_{m-1}(y) - 2 y f_{m-1}(y)
+        across = (m - 1) * inside - 2 * most * chi2_pdf(m - 1, most)
+        density = norm.pdf(along) * x.cut * jnp.cos(angle)
+        return density * jnp.stack([inside, along**2 * inside + across])
 
-        ends = jnp.full(ATOMS, jnp.pi / 2)
-        return integrate(at, -ends, ends)
-
-    goes, square = over(0), over(1)
+    ends = jnp.full(ATOMS, jnp.pi / 2)
+    goes, square = integrate(at, -ends, ends)
     pruned = x.chance @ goes
-
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        less = gammainc(m / 2, middle / 2) < pruned
-        return jnp.where(less, middle, low), jnp.where(less, high, middle)
-
-    low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros(()), jnp.asarray(80.0)))
-    q = (low + high) / 2
-    return _orders(x, goes, square, pruned, m * gammainc(m / 2 + 1, q / 2))
+    dense = m * chi2_cdf_small(m + 2, chi2_quantile(m, pruned))
+    return _orders(x, goes, square, pruned, dense)
 
 
 FAMILIES = (
