@@ -280,14 +280,20 @@ def test_rounding_by_columns_is_perturb_s_gptq(x64):
 def test_phase_diagrams_keep_the_theorems():
     found = diagrams.diagrams(jax.random.key(3), weights=6, rows=24, rho=(0.0, 0.8))
     by = {(x.stage, x.rho): x for x in found}
-    assert len(by) == 6
+    assert len(by) == 8
     assert (by["blind", 0.0].advantage <= 1e-12).all()  # 2a
     assert by["aware", 0.0].never.all()  # 2a and 2c meet
     assert (by["aware", 0.8].advantage >= -1e-12).all()  # 2c
     assert by["aware", 0.8].advantage.max() > 0
     assert (by["blind", 0.0].gap[:, -1] > by["blind", 0.0].gap[:, 0]).all()  # more bits, less error
+    # a dense target: rows that do not interact are on the grid already, others are rounded again
+    twice, once = (by[stage, 0.0].advantage for stage in ("compensated", "dense target"))
+    np.testing.assert_array_equal(twice, once)
+    twice, once = (by[stage, 0.8] for stage in ("compensated", "dense target"))
+    assert twice.advantage.mean() < once.advantage.mean() < 0
+    np.testing.assert_array_equal(twice.gap, once.gap)
     rows = findings.findings(found)[0].rows
-    assert len(rows) == 6
+    assert len(rows) == 8
     assert findings.findings([]) == ()
 
 
