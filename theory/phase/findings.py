@@ -81,7 +81,8 @@ def _dense_target(phases: list[Phase]) -> tuple[Finding, ...]:
     """Theorem 2d's third variant beside the second: mean A over all cells, by correlation."""
     found = {(x.stage, x.rho): x for x in phases}
     rhos = [rho for stage, rho in found if stage == "dense target"]
-    rows, numbers = [], {}
+    rows: list[tuple[object, ...]] = []
+    numbers: dict[str, float] = {}
     for rho in rhos:
         blind, dense = (found[stage, rho] for stage in ("compensated", "dense target"))
         means = [float(x.advantage.mean()) for x in (blind, dense)]
