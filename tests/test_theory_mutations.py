@@ -30,6 +30,7 @@ from perturb.programs import cache_programs
 from tests.mutations import EXACT, FINDINGS, MUTATIONS, PROOF, Edit, Mutation
 
 INSTANCES = 2000
+POINTS = 250  # a call of a program: one claim has a population of its own, no larger than in verify
 ROOT = Path(__file__).parents[1]
 
 
@@ -85,6 +86,7 @@ def failures(statement: str, part: str, *edits: Edit) -> tuple[str, ...]:
     proof, an enumeration or the findings."""
     with mutated(edits):
         engine = importlib.import_module("theory.engine.verify")
+        engine.sweep.CHUNK = POINTS
         s = importlib.import_module(f"theory.statements.{statement}.claims").STATEMENT
         if part == PROOF:
             return tuple(step.says for step in s.prove().steps if not step.holds)

@@ -9,6 +9,7 @@ from jax import Array
 
 from theory.engine.statement import Finding, verdict
 from theory.maths.closed_forms import aware_advantage, noise_advantage, noise_gap
+from theory.statements.aware import worth
 
 
 @jax.jit
@@ -59,4 +60,5 @@ def measure(key: Array) -> tuple[Finding, ...]:
             ("pruned", *(f"v = {float(x):g} s^2" for x in v)),
             rows,
         ),
+        *worth.findings(key),
     )
