@@ -118,7 +118,7 @@ def diagrams(
 ) -> list[Phase]:
     """All diagrams, one a stage and correlation. One compiled program serves all of them."""
     with jax.enable_x64(True):
-        w = jax.random.normal(key, (rows, weights), jnp.float64)
+        w = jnp.asarray(instances.generator(key).normal(size=(rows, weights)))
         distance = jnp.abs(jnp.arange(weights)[:, None] - jnp.arange(weights)[None, :])
         tops = [2 ** (b - 1) - 1 for b in BITS]
         steps = [best_symmetric_step(Normal(), jnp.asarray(t)) for t in tops]

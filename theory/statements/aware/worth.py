@@ -24,6 +24,7 @@ from jax import Array
 from perturb import GPTQ, RTN, GridSpec, Magnitude, SparseGPT, Wanda
 from perturb.types import Matrix, Moments
 from theory.compressors import compress, start
+from theory.engine import instances
 from theory.engine.statement import Finding
 from theory.thresholds import ZERO
 
@@ -65,7 +66,7 @@ def _after(method: Any, matrix: Matrix, w: Array, inputs: Moments) -> Matrix:
 def worth(key: Array) -> tuple[Worth, ...]:
     """By PAIRS."""
     with jax.enable_x64(True):
-        w = jax.random.normal(key, (ROWS, COLUMNS), jnp.float64)
+        w = jnp.asarray(instances.generator(key).normal(size=(ROWS, COLUMNS)))
         root = jnp.sqrt(jnp.geomspace(*ENERGY, COLUMNS))
         h = RHO ** jnp.abs(jnp.arange(COLUMNS)[:, None] - jnp.arange(COLUMNS) * 1.0)
         inputs = Moments(root[:, None] * h * root, jnp.ones(()))

@@ -8,7 +8,6 @@ All layers are compressed by rounding to nearest or by magnitude pruning.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jax import Array
 
 from perturb.measure.errors import spectral_norm
 from theory.compressors import compressed, names
+from theory.engine import instances
 from theory.engine.statement import Finding, verdict
 from theory.maths.chains import lipschitz_bound
 from theory.maths.outputs import interaction_matrix, kl, off_diagonal
@@ -53,13 +53,9 @@ def relu(z: Array) -> Array:
     return jnp.maximum(z, 0)
 
 
-@partial(jax.jit, static_argnames="depth")
-def _drawn(key: Array, depth: int) -> tuple[Array, Array, Array]:
-    """One random network: its weights, its inputs, and the weights at every setting."""
-    a, b = jax.random.split(key)
-    weights = jax.random.normal(a, (depth, WIDTH, WIDTH)) * jnp.sqrt(2 / WIDTH)
-    x = jax.random.normal(b, (EXAMPLES, WIDTH))
-    return weights, x, jax.vmap(lambda w: compressed(w, BITS, SPARSITIES), out_axes=1)(weights)
+@jax.jit
+def _compressed(w: Array) -> Array:
+    return compressed(w, BITS, SPARSITIES)
 
 
 @jax.jit
@@ -89,15 +85,22 @@ def _at(weights: Array, x: Array, after: Array) -> dict[str, Array]:
     }
 
 
+def _drawn(rng: np.random.Generator, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [depth, n, n] and inputs [x, n] of a random network."""
+    weights = rng.normal(size=(depth, WIDTH, WIDTH)) * np.sqrt(2 / WIDTH)
+    return weights, rng.normal(size=(EXAMPLES, WIDTH))
+
+
 def _networks(depth: int, key: Array) -> Measured:
     """NETS of them, [NETS, settings, ...]: one call each, as loops inside take longer to compile
     than all of them to run."""
 
-    def one(key: Array) -> list[dict[str, Array]]:
-        weights, x, every = _drawn(key, depth)
+    def one(rng: np.random.Generator) -> list[dict[str, Array]]:
+        weights, x = _drawn(rng, depth)
+        every = np.stack([_compressed(w) for w in weights], 1)
         return [_at(weights, x, after) for after in every]
 
-    found = jax.device_get([one(k) for k in jax.random.split(key, NETS)])
+    found = jax.device_get([one(instances.generator(key, NETS * depth + i)) for i in range(NETS)])
     return {
         name: np.array([[setting[name] for setting in net] for net in found])
         for name in found[0][0]
@@ -108,7 +111,7 @@ def measure(key: Array, ratios: Ratios, size: int) -> tuple[Finding, ...]:
     """ratios: a point [size] of the cube of chains -> error / Lipschitz bound, error / the bound
     from |x_0| that takes g_l(0) for 0, and whether the chain has g_l(0) != 0 in front."""
     with jax.enable_x64(True):
-        found = {depth: _networks(depth, jax.random.fold_in(key, depth)) for depth in DEPTHS}
+        found = {depth: _networks(depth, key) for depth in DEPTHS}
         return (
             _offsets(key, ratios, size),
             *_looseness(found),
@@ -119,7 +122,7 @@ def measure(key: Array, ratios: Ratios, size: int) -> tuple[Finding, ...]:
 
 
 def _offsets(key: Array, ratios: Ratios, size: int) -> Finding:
-    points = jax.random.uniform(jax.random.fold_in(key, 0), (INSTANCES, size), jnp.float64)
+    points = instances.generator(key, 0).random((INSTANCES, size))
     measured, unaware, has = (np.asarray(a) for a in jax.jit(jax.vmap(ratios))(points))
     worst = [float(np.nanmax(a[has])) for a in (measured, unaware)]  # 0/0: nothing was perturbed
     needed = worst[0] > 1 + ZERO
@@ -225,10 +228,9 @@ def _independence(found: dict[int, Measured]) -> Finding:
 
 def halving(run: Network, key: Array) -> Array:
     """e(t) / e(t/2), t = 1, 1/2, ..., of what J dW leaves out of f(W + t dW) - f(W): [HALVINGS]."""
-    a, b, c = jax.random.split(key, 3)
-    weights = jax.random.normal(a, (4, WIDTH, WIDTH)) * jnp.sqrt(2 / WIDTH)
-    change = jax.random.normal(c, weights.shape) / WIDTH
-    x = jax.random.normal(b, (EXAMPLES, WIDTH))
+    rng = instances.generator(key, 1)
+    weights, x = (jnp.asarray(a) for a in _drawn(rng, 4))
+    change = jnp.asarray(rng.normal(size=weights.shape)) / WIDTH
     z, push = jax.linearize(lambda w: run(w, x), weights)
     linear = push(change)
 
@@ -240,8 +242,7 @@ def halving(run: Network, key: Array) -> Array:
 
 
 def _second_order(key: Array) -> Finding:
-    stream = jax.random.fold_in(key, 1)
-    smooth, kinked = (np.asarray(halving(mlp(g), stream)) for g in (jnp.tanh, relu))
+    smooth, kinked = (np.asarray(halving(mlp(g), key)) for g in (jnp.tanh, relu))
     early = float(np.exp(np.log(kinked[: HALVINGS // 2]).mean()))
     return Finding(
         "the first-order prediction's error is of second order",
