@@ -70,11 +70,12 @@ def verify(
     )
     done: dict[str, Record] = {}
     whole = tuple(statements) == STATEMENTS
-    names = [s.name for s in statements]
+    names = [*(s.name for s in statements), *([PHASE] if whole else [])]
     others = min(_cores(), len(names) // FEWEST) - 1
     if others > 0:
-        names.sort(key=lambda n: SLOWEST.index(n) if n in SLOWEST else len(SLOWEST))
-    tasks = [Task(n, instances, seed) for n in (*names, *([PHASE] if whole else []))]
+        first = (*SLOWEST, PHASE)
+        names.sort(key=lambda n: first.index(n) if n in first else len(first))
+    tasks = [Task(n, instances, seed) for n in names]
     # instances, then as many again for the proof, the attack and what is measured
     total = 2 * instances * sum(len(s.families) for s in statements)
     err = Console(stderr=True)

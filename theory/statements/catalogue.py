@@ -46,7 +46,7 @@ STATEMENTS: tuple[Statement, ...] = (
 )
 NAMES = tuple(s.name for s in STATEMENTS)
 # Those that take the longest: begun first, so that no process is left alone with one at the end.
-SLOWEST = ("signlaw", "propagation", "affine", "rounding", "beta", "ownership", "gaussian")
+SLOWEST = ("propagation", "ordering", "aware", "compensation", "affine", "stages", "rounding")
 
 
 def statement(name: str) -> Statement:
