@@ -20,6 +20,7 @@ WORDS = {
     "blind": "blind: magnitude, rounding",
     "aware": "P, when last, knows the dense weights",
     "compensated": "compensated: OBS pruning, GPTQ",
+    "dense target": "the same, Q→P aims at the dense row",
 }
 
 

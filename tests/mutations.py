@@ -38,13 +38,17 @@ def _form(statement: str, module: str, old: str, new: str, caught_by: str) -> Mu
     return Mutation("closed form", statement, Edit(f"maths.{module}", old, new), caught_by)
 
 
-def _claim(statement: str, old: str, new: str, family: str, unseen: str = "") -> Mutation:
-    edit = Edit(f"statements.{statement}.claims", old, new)
+def _claim(
+    statement: str, old: str, new: str, family: str, unseen: str = "", room: str = "claims"
+) -> Mutation:
+    edit = Edit(f"statements.{statement}.{room}", old, new)
     return Mutation("claim", statement, edit, family, unseen=unseen)
 
 
-def _family(statement: str, old: str, new: str, family: str, unseen: str = "") -> Mutation:
-    edit = Edit(f"statements.{statement}.claims", old, new)
+def _family(
+    statement: str, old: str, new: str, family: str, unseen: str = "", room: str = "claims"
+) -> Mutation:
+    edit = Edit(f"statements.{statement}.{room}", old, new)
     return Mutation("family", statement, edit, family, unseen=unseen)
 
 
@@ -98,7 +102,7 @@ CLAIMS = (
     _claim("robust", ", eta(x))", ", 1.1 * eta(x))", "regret"),
     _claim("rotation", "bound = jnp.sum", "bound = 1.001 * jnp.sum", "pruned"),
     _claim("aware", "Sides(error(aware), error", "Sides(error(blind), error", "never loses"),
-    _claim("propagation", TRACE.format("DEPTH"), TRACE.format("3.1"), "depth"),
+    _claim("propagation", TRACE.format("DEPTH"), TRACE.format("3.1"), "depth", room="linear"),
     _claim(
         "stages",
         "return Sides(-forms.noise_energy(x.step**2, pi, x.h), pq - qp",
@@ -114,7 +118,9 @@ KEPT = "kept = (take(GROUPS, WIDTH) < {}take())"
 WEIGHTS = "    return Scalars(\n        {}w,"
 FAMILIES = (
     _family("rounding", WEIGHTS.format(""), WEIGHTS.format("0 * "), "never loses"),
-    _family("composability", "k = jnp.floor(take()", "k = 0 * jnp.floor(take()", L2),
+    _family(
+        "composability", "k = jnp.floor(take()", "k = 0 * jnp.floor(take()", L2, room="vectors"
+    ),
     _family("interference", KEPT.format(""), KEPT.format("2 + "), "step shrinks"),
     _family("affine", "instances.log_uniform(u[i], 1e-6, 2.0)", "0.1 + 0 * u[i]", "along bits"),
     _family("aware", "10 ** (4 * take(UNITS) - 2)", "10 ** (0 * take(UNITS))", "never loses"),
@@ -131,7 +137,7 @@ FAMILIES = (
 )
 PAIRS = "{} = (np.argpartition(np.abs(x), k)[:k] for x in (w, w + e))"
 SEEN = "np.abs(w), np.abs(w + e)\n", "np.abs(w + e), np.abs(w)\n"
-AWARE = "(aware_advantage, (None", "(lambda *x: -aware_advantage(*x), (None"
+AWARE = "return aware_advantage(", "return -aware_advantage("
 TABLE = 'a, gap = {}table["advantage"]'
 MEASURES = (
     _measure("structured", "law = -2 *", "law = -2.2 *"),

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from theory.__main__ import main
 from theory.engine import report, search, sweep, verify
 from theory.engine.statement import Claim, Family, Proof, Sides
 from theory.interrupts import heard
-from theory.maths import closed_forms, densities, elimination, gaussian, grids
+from theory.maths import blocks, closed_forms, densities, elimination, gaussian, grids
 from theory.phase import diagrams, findings
 from theory.statements import catalogue
 from theory.statements.affine import measure as affine_measure
@@ -281,15 +280,32 @@ def test_rounding_by_columns_is_perturb_s_gptq(x64):
 def test_phase_diagrams_keep_the_theorems():
     found = diagrams.diagrams(jax.random.key(3), weights=6, rows=24, rho=(0.0, 0.8))
     by = {(x.stage, x.rho): x for x in found}
-    assert len(by) == 6
+    assert len(by) == 8
     assert (by["blind", 0.0].advantage <= 1e-12).all()  # 2a
     assert by["aware", 0.0].never.all()  # 2a and 2c meet
     assert (by["aware", 0.8].advantage >= -1e-12).all()  # 2c
     assert by["aware", 0.8].advantage.max() > 0
     assert (by["blind", 0.0].gap[:, -1] > by["blind", 0.0].gap[:, 0]).all()  # more bits, less error
+    # a dense target: rows that do not interact are on the grid already, others are rounded again
+    twice, once = (by[stage, 0.0].advantage for stage in ("compensated", "dense target"))
+    np.testing.assert_array_equal(twice, once)
+    twice, once = (by[stage, 0.8] for stage in ("compensated", "dense target"))
+    assert twice.advantage.mean() < once.advantage.mean() < 0
+    np.testing.assert_array_equal(twice.gap, once.gap)
     rows = findings.findings(found)[0].rows
-    assert len(rows) == 6
+    assert len(rows) == 8
     assert findings.findings([]) == ()
+
+
+@pytest.mark.parametrize("m", range(1, 11))
+def test_chi_squared_laws_of_few_degrees_against_scipy(x64, m):
+    q = np.geomspace(1e-3, blocks.SMALL, 100)
+    true = stats.chi2.cdf(q, m)
+    found = np.asarray(blocks.chi2_cdf_small(jnp.asarray(float(m)), jnp.asarray(q)))
+    np.testing.assert_allclose(found, true, rtol=2e-14)
+    p = true[true < 1 - 1e-9]
+    back = jax.vmap(lambda p: blocks.chi2_quantile(jnp.asarray(float(m)), p))(jnp.asarray(p))
+    np.testing.assert_allclose(stats.chi2.cdf(np.asarray(back), m), p, rtol=5e-14)
 
 
 # --------------------------------------------------------------------------- sampling, attack
@@ -439,8 +455,7 @@ def verified(monkeypatch, **asked):
         prove=lambda: Proof((), "a toy"),
         measure=lambda key: (),
     )
-    with closing(verify.Programs([s])) as programs:
-        return verify.verify(s, 2000, 0, programs)["failures"]
+    return verify.verify(s, 2000, 0)["failures"]
 
 
 def test_a_claim_that_seldom_tells_fails(monkeypatch):

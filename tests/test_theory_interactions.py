@@ -19,6 +19,7 @@ from theory.maths import orders, scales, swaps
 from theory.maths.densities import DENSITIES, Normal
 from theory.statements.composability import claims as composability
 from theory.statements.composability import proof as composability_proof
+from theory.statements.composability import vectors
 from theory.statements.interference import claims as interference
 from theory.statements.interference import measure as interference_measure
 from theory.statements.ordering import claims as ordering
@@ -159,11 +160,11 @@ def test_the_square_bound_is_attained():
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_masks_of_the_family_have_their_size(groups, k):
     rng = np.random.default_rng(k)
-    score = jnp.asarray(rng.integers(0, 3, composability.UNITS) * 1.0)  # with ties
-    x = composability.Vector(score, 0.0, groups, k, 3.0, score, score)  # type: ignore[arg-type]
-    gone = np.asarray(composability._gone(x, score, jnp.zeros(composability.UNITS)))
+    score = jnp.asarray(rng.integers(0, 3, vectors.UNITS) * 1.0)  # with ties
+    x = vectors.Vector(score, 0.0, groups, k, 3.0, score, score)  # type: ignore[arg-type]
+    gone = np.asarray(vectors._gone(x, score, jnp.zeros(vectors.UNITS)))
     if groups < 0.5:
-        assert (gone.reshape(-1, composability.GROUP).sum(1) == k).all()
+        assert (gone.reshape(-1, vectors.GROUP).sum(1) == k).all()
     else:
         assert gone.sum() == k
         assert k == 0 or score[gone].max() <= score[~gone].min()

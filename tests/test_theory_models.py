@@ -22,7 +22,7 @@ from theory.models import measure as assumptions
 from theory.models import noise, signs
 from theory.models.findings import findings, fit
 from theory.models.orders import LAWS
-from theory.statements.propagation import claims as propagation
+from theory.statements.propagation import chains as propagation
 from theory.statements.propagation import measure as propagation_measure
 from theory.thresholds import SMALL
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib.abc import Loader, MetaPathFinder
@@ -30,6 +30,7 @@ from perturb.programs import cache_programs
 from tests.mutations import EXACT, FINDINGS, MUTATIONS, PROOF, Edit, Mutation
 
 INSTANCES = 2000
+POINTS = 250  # a call of a program: one claim has a population of its own, no larger than in verify
 ROOT = Path(__file__).parents[1]
 
 
@@ -85,6 +86,7 @@ def failures(statement: str, part: str, *edits: Edit) -> tuple[str, ...]:
     proof, an enumeration or the findings."""
     with mutated(edits):
         engine = importlib.import_module("theory.engine.verify")
+        engine.sweep.CHUNK = POINTS
         s = importlib.import_module(f"theory.statements.{statement}.claims").STATEMENT
         if part == PROOF:
             return tuple(step.says for step in s.prove().steps if not step.holds)
@@ -105,8 +107,7 @@ def failures(statement: str, part: str, *edits: Edit) -> tuple[str, ...]:
             law=None,
         )
         count = round(INSTANCES / families[0].share)
-        with closing(engine.Programs([only])) as programs:
-            return tuple(engine.verify(only, count, 0, programs)["failures"])
+        return tuple(engine.verify(only, count, 0)["failures"])
 
 
 def caught(m: Mutation) -> bool:

@@ -21,6 +21,7 @@ from theory.maths import ownership
 from theory.statements.beta import proof as beta_proof
 from theory.statements.catalogue import NAMES, statement
 from theory.statements.composability import claims as composability
+from theory.statements.composability import vectors
 from theory.statements.ownership import proof as ownership_proof
 from theory.statements.refit import proof as refit_proof
 from theory.statements.rounding import proof as rounding_proof
@@ -118,9 +119,12 @@ def test_every_statement_names_its_closed_forms():
 
 def home(name: str, form: str):
     """The modules in which a closed form is looked up: the statement's own, and all of maths."""
-    maths = [import_module(m.name) for m in iter_modules(theory.maths.__path__, "theory.maths.")]
+    own = import_module(f"theory.statements.{name}")
     found = [
-        m for m in (import_module(f"theory.statements.{name}.claims"), *maths) if hasattr(m, form)
+        module
+        for package in (own, theory.maths)
+        for m in iter_modules(package.__path__, f"{package.__name__}.")
+        if hasattr(module := import_module(m.name), form)
     ]
     assert found, f"no closed form {form}"
     return [m for m in found if getattr(m, form) is getattr(found[0], form)]
@@ -172,12 +176,22 @@ def test_bounds_say_how_near_the_attack_has_to_come(name):
 def test_the_known_extreme_is_the_one_that_is_told():
     """Weights 9, 4.5, 3, 2.5 in blocks of step 3 and 1: 0.893 of the L2 excess bound."""
     with jax.enable_x64(True):
-        found = jax.jit(composability._case)(composability.extreme(3))
+        found = jax.jit(vectors.case)(vectors.extreme(3))
         left, right, _ = composability._exceeds("L2")(found)
     weight = np.sort(np.abs(found.weight))[::-1]
     np.testing.assert_allclose(weight[:6], [9, 4.5, 3, 3, 2.5, 0], atol=1e-8)
     assert not weight[5:].any()
     assert float(left / right) == pytest.approx(0.893, abs=5e-4)
+
+
+def test_the_known_extreme_of_one_block_attains_its_bound():
+    """Weights 3, 3, 3, 1.5 and 0.5 in one block of step 1."""
+    with jax.enable_x64(True):
+        found = jax.jit(vectors.case)(vectors.extreme(3, one_block=True))
+        left, right, _ = composability._exceeds("L2", one_block=True)(found)
+    weight = np.sort(np.abs(found.weight))[::-1]
+    np.testing.assert_allclose(weight[:6], [3, 3, 3, 1.5, 0.5, 0], atol=1e-8)
+    assert float(left / right) == pytest.approx(1, abs=1e-7)
 
 
 @pytest.mark.parametrize(

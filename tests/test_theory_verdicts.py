@@ -285,6 +285,40 @@ def printed_table() -> bool:
     return f"{by_pruning:.2f}" == "5.58" and abs(-10 * math.log10(by_rounding) - 19.26) < 0.02
 
 
+def last_stages() -> bool:
+    """One grid, by hand: magnitude pruning that weighs w^2 - (w - q)^2, and columns from left to
+    right that are removed, rounded or both, each made up for by those behind it."""
+
+    def sweep(w: np.ndarray, gone: np.ndarray, u: np.ndarray, rounding: bool) -> np.ndarray:
+        x = w.copy()
+        for j in range(len(x)):
+            value = 0.0 if gone[j] else rounded(x[j], 0.5, 3) if rounding else x[j]
+            x[j:] -= (x[j] - value) / u[j, j] * u[j, j:]
+            x[j] = value
+        return x
+
+    loses = False
+    for seed in range(40):
+        w = RNG(seed).normal(size=8)
+        h = 0.6 ** abs(np.subtract.outer(np.arange(8), np.arange(8)))
+        u = np.linalg.cholesky(np.linalg.inv(h)).T
+        q, gone = rounded(w, 0.5, 3), removed(abs(w), 4)
+        first, under_mask = rounded(np.where(gone, 0, w), 0.5, 3), np.where(gone, 0, q)
+        aware = np.where(removed(w**2 - (w - q) ** 2, 4), 0, q)
+        by_saliency, on_grid = removed((w / u.diagonal()) ** 2, 4), sweep(w, gone & False, u, True)
+        pruned = sweep(w, by_saliency, u, False)
+        dense = sweep(w, by_saliency, u, True)
+        seen = sweep(on_grid, removed((on_grid / u.diagonal()) ** 2, 4), u, True)
+        if not (
+            np.array_equal(first, under_mask)  # what a quantizer is handed, or the dense weights
+            and abs(squared(first - w) - squared(aware - w)) < 1e-12
+            and np.allclose(sweep(pruned, by_saliency, u, True), dense, atol=1e-12)
+        ):
+            return False
+        loses |= not np.allclose(seen, dense)
+    return loses
+
+
 NAIVE: dict[str, Callable[[], bool]] = {
     "low rank and noise: A(Q->L) = v [(m - r)(n - r) - 2 sum], to first order": (
         low_rank_under_noise
@@ -298,6 +332,9 @@ NAIVE: dict[str, Callable[[], bool]] = {
         unimodal_against_two_modes
     ),
     "2b and 2c: A blind <= 0 <= A aware": seeing_the_dense_model,
+    "2c, last stage by last stage: what the dense weights make of the order, on one grid": (
+        last_stages
+    ),
     "the beta law's sign, where A is clear of sampling": what_the_score_sees,
     "2d: either order can win": either_order_wins,
     "compensated stages: R_S <= R_T, and a dense target is no worse than a blind one": (

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -18,38 +17,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from perturb import cli, sources
-from perturb.backend import compile_quickly
 from perturb.cli import BadInput
 from perturb.files import write_atomic
 from perturb.plain import plain, to_json
-from perturb.programs import cache_programs
 from theory.engine import report
-from theory.engine import verify as engine
 from theory.engine.statement import Statement
-from theory.engine.verify import Programs, Record, finding_record
+from theory.engine.verify import Record, finding_record
 from theory.models.findings import findings as model_findings
 from theory.models.measure import measure_named
-from theory.phase.diagrams import Phase, diagrams
-from theory.phase.findings import findings as phase_findings
 from theory.statements.affine.measure import curves
-from theory.statements.catalogue import NAMES, STATEMENTS, statement
+from theory.statements.catalogue import NAMES, SLOWEST, STATEMENTS, statement
+from theory.workers import PHASE, Task, prepare, share
 
 MODELS = ("resnet-digits", "vit-digits", "llama-docs")
+NO_DIAGRAMS: Record = {"diagrams": [], "findings": []}
+FEWEST = 3  # statements a process: fewer take less than starting it does
 
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else cli.columns())
-
-
-def _prepare() -> None:
-    """Before jax starts: keep compiled programs between runs, and run one program at a time.
-
-    On few cores XLA's CPU client has been seen to wait for itself when programs are dispatched
-    while others are in flight (all of its threads parked, nothing running); inline they cannot.
-    """
-    compile_quickly()
-    cache_programs()
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def chosen(names: Sequence[str]) -> tuple[Statement, ...]:
@@ -74,7 +60,7 @@ def verify(
 ) -> int:
     """Everything about these statements, into a folder; 1 if something does not hold. Stopped by
     Ctrl-C, the statements that are finished are written, without figures."""
-    _prepare()
+    prepare()
     console, start = _console(), time.perf_counter()
     columns = (
         TextColumn("{task.description:<13}"),
@@ -82,21 +68,23 @@ def verify(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    records: list[Record] = []
+    done: dict[str, Record] = {}
     whole = tuple(statements) == STATEMENTS
+    names = [*(s.name for s in statements), *([PHASE] if whole else [])]
+    others = min(_cores(), len(names) // FEWEST) - 1
+    if others > 0:
+        first = (*SLOWEST, PHASE)
+        names.sort(key=lambda n: first.index(n) if n in first else len(first))
+    tasks = [Task(n, instances, seed) for n in names]
     # instances, then as many again for the proof, the attack and what is measured
     total = 2 * instances * sum(len(s.families) for s in statements)
     err = Console(stderr=True)
-    phases: list[Phase] = []
 
     def write(draw: bool) -> Record:
         record: Record = plain(
             {
-                "statements": records,
-                "phase": {
-                    "diagrams": [_diagram(d) for d in phases],
-                    "findings": [finding_record(f) for f in phase_findings(phases)],
-                },
+                "statements": [done[s.name] for s in statements if s.name in done],
+                "phase": done.get(PHASE, NO_DIAGRAMS),
                 "affine": curves(seed),
                 "settings": {"instances": instances, "seed": seed},
                 "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
@@ -112,41 +100,33 @@ def verify(
         return record
 
     try:
-        with (
-            closing(Programs(statements)) as programs,  # else Ctrl-C waits for what is to compile
-            Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars,
-        ):
+        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
             bar = bars.add_task("", total=total)
-            for s in statements:
-                bars.update(bar, description=s.name)
-                advance = partial(bars.advance, bar)
-                records.append(engine.verify(s, instances, seed, programs, advance))
-                bars.advance(bar, instances * len(s.families))
-            bars.update(bar, description="phase" if whole else "")
-            phases += diagrams(jax.random.key(seed)) if whole else []
+            share(
+                tasks,
+                max(others, 0),
+                done,
+                lambda name: bars.update(bar, description=name),
+                partial(bars.advance, bar),
+            )
     except KeyboardInterrupt:
-        if records:  # what is finished is kept
+        if any(s.name in done for s in statements):  # what is finished is kept
             write(draw=False)
         raise
     record = write(draw)
     _print(record, console)
     console.print(f"\n{report.setting(record)}", highlight=False)
     console.print(f"{out / 'report.md'}: proofs, margins, counterexamples", highlight=False)
-    failed = [r for r in records if not r["holds"]]
+    failed = [r for r in record["statements"] if not r["holds"]]
     for r in failed:
         print(f"{r['name']} does not hold: {'; '.join(r['failures'])}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _diagram(d: Phase) -> Record:
-    arrays = ("advantage", "error", "gap", "never", "sign")
-    return {
-        "stage": d.stage,
-        "rho": d.rho,
-        "weights": d.weights,
-        "bits": d.bits,
-        **{name: getattr(d, name) for name in arrays},
-    }
+def _cores() -> int:
+    """How many this process may use."""
+    known = getattr(os, "sched_getaffinity", None)
+    return len(known(0)) if known else os.cpu_count() or 1
 
 
 def _draw(file: Path, out: Path) -> list[str]:
@@ -182,7 +162,7 @@ def models(names: Sequence[str], seed: int, out: Path) -> int:
     """How far these models keep the assumptions, or ours if none is named."""
     for name in names:
         sources.loader(name)  # refuse an unknown name before any long work
-    _prepare()
+    prepare()
     console, err = _console(), Console(stderr=True)
     results: dict[str, Record] = {}
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 KINDS = 5
+
+
+def generator(key: Array, stream: int = 0) -> np.random.Generator:
+    """Numbers of its own for every key and stream. What is measured is drawn from it, too: jax's
+    own draws are compiled for every shape anew, which takes longer than drawing."""
+    return np.random.default_rng([*np.asarray(jax.random.key_data(key)).tolist(), stream])
 
 
 class Take:

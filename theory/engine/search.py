@@ -21,8 +21,9 @@ import numpy as np
 from jax import Array
 
 from theory.engine.checks import Attack, Check, ClaimAttack
+from theory.engine.instances import generator
 from theory.engine.statement import Family
-from theory.engine.sweep import Evaluated, Program, chunk_of, generator
+from theory.engine.sweep import Evaluated, Program, chunk_of
 
 MOVES, FEWEST = 160, 40  # the fewest: where instances are costly, or there are identities alone
 PERIOD = 8  # one gradient step in so many moves; the others are evolution

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from theory.engine.checks import Check, ClaimCheck, Where
+from theory.engine.instances import generator
 from theory.engine.statement import TOLERANCE, Drawn, Family, Statement
 
 CHUNK = 1_000
@@ -164,8 +165,3 @@ def check(statement: Statement, n: int, key: Array) -> Check:
     """Put n random instances of every family of a statement to its claims."""
     families = statement.families
     return sweep(families, [compiled(f) for f in families], n, key)
-
-
-def generator(key: Array, stream: int) -> np.random.Generator:
-    """Numbers of its own for every key and stream."""
-    return np.random.default_rng([*np.asarray(jax.random.key_data(key)).tolist(), stream])

@@ -7,42 +7,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
 from theory.engine import search, sweep
-from theory.engine.statement import Finding, Statement
+from theory.engine.statement import Family, Finding, Statement
 
 Record = dict[str, Any]
+THREADS = 2  # that compile
 
 
-class Programs:
-    """The compiled programs of several statements, made by threads while others are at work.
+Compiled = tuple[list[sweep.Program], list[search.Slope | None]]
 
-    Compiling is most of what a verification costs, and XLA does it without Python's lock. Only
-    compiling happens there: programs are run by one thread.
-    """
 
-    def __init__(self, statements: Sequence[Statement], threads: int = 2) -> None:
-        self._pool = ThreadPoolExecutor(threads)
-        self._made = {
-            s.name: (
-                [self._pool.submit(sweep.compiled, f) for f in s.families],
-                [self._pool.submit(search.slope, f) for f in s.families],
-            )
-            for s in statements
-        }
-
-    def of(self, name: str) -> tuple[list[sweep.Program], list[search.Slope | None]]:
-        """The programs and the gradients of a statement's families; waits for them."""
-        programs, slopes = self._made[name]
-        return [f.result() for f in programs], [f.result() for f in slopes]
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+@contextmanager
+def compiling(families: Sequence[Family]) -> Iterator[Callable[[], Compiled]]:
+    """Inside, threads compile the programs and gradients of these families, which the value waits
+    for: XLA compiles without Python's lock, which proofs hold. Only compiling happens there:
+    programs are run by one thread."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        programs = [pool.submit(sweep.compiled, f) for f in families]
+        slopes = [pool.submit(search.slope, f) for f in families]
+        try:
+            yield lambda: ([f.result() for f in programs], [f.result() for f in slopes])
+        finally:  # else Ctrl-C waits for what is to compile
+            pool.shutdown(cancel_futures=True)
 
 
 class Laps:
@@ -61,15 +54,15 @@ def verify(
     statement: Statement,
     instances: int,
     seed: int,
-    programs: Programs,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Record:
     """Everything about one statement. ``holds`` is False as soon as one part of it fails."""
     key = jax.random.key(seed)
     families, spent = statement.families, Laps()
-    proof, exact = statement.prove(), statement.exact()
-    spent("prove")
-    compiled, slopes = programs.of(statement.name)
+    with compiling(families) as wait:
+        proof, exact = statement.prove(), statement.exact()
+        spent("prove")
+        compiled, slopes = wait()
     spent("compile")
     check = sweep.sweep(families, compiled, instances, jax.random.fold_in(key, 0), progress)
     spent("check")

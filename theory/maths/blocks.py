@@ -9,15 +9,51 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import erf, gammainc, gammaln
 
 from theory.maths.algebra import Number
 
+SMALL, TERMS = 64.0, 160  # (q/2)^k / (a + 1)...(a + k) is below 1e-16 of the sum beyond
+NEWTON = 24
+
 
 def chi2_cdf(m: Array, q: Array) -> Array:
     return gammainc(m / 2, q / 2)
+
+
+def chi2_cdf_small(m: Array, q: Array) -> Array:
+    """F_m(q) for q <= SMALL to rounding of itself, by terms that are all positive:
+
+    (q/2)^a e^(-q/2) sum_k (q/2)^k / Gamma(a + k + 1), a = m/2. A loop of known length: many times
+    faster than one that waits for the last of many elements."""
+    a, x = m / 2, q / 2
+
+    def add(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        term, total = state
+        term = term * x / (a + k)
+        return term, total + term
+
+    one = jnp.ones(jnp.broadcast_shapes(a.shape, x.shape))
+    _, total = jax.lax.fori_loop(1, TERMS, add, (one, one))
+    return jnp.exp(a * jnp.log(x) - x - gammaln(a + 1)) * total
+
+
+def chi2_quantile(m: Array, p: Array) -> Array:
+    """q with F_m(q) = p, [], by Newton's steps on log F_m(e^z) = log p.
+
+    log F_m is concave in z: from the left, where F_m is next to (q/2)^a / Gamma(a + 1), they rise
+    to the root and stop there. p < 1; q <= SMALL."""
+    z = jnp.log(2.0) + (jnp.log(p) + gammaln(m / 2 + 1)) * 2 / m
+
+    def rise(_: int, z: Array) -> Array:
+        q = jnp.exp(z)
+        value = chi2_cdf_small(m, q)
+        return z - (jnp.log(value) - jnp.log(p)) * value / (q * chi2_pdf(m, q))
+
+    return jnp.exp(jax.lax.fori_loop(0, NEWTON, rise, z))
 
 
 def chi2_pdf(m: Array, q: Array) -> Array:

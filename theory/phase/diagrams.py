@@ -1,4 +1,4 @@
-"""Phase diagrams: which order wins over (pruned, bits), for blind, aware and compensated stages.
+"""Phase diagrams: which order wins over (pruned, bits), by what the stages see.
 
 Rows w ~ N(0, I) [n], inputs with AR(1) correlation rho, H_ij = rho^|i-j|, error (x - w)^T H
 (x - w); the grid of b bits is symmetric, fixed, of the step that is best for normal weights. All
@@ -8,6 +8,8 @@ Rows w ~ N(0, I) [n], inputs with AR(1) correlation rho, H_ij = rho^|i-j|, error
     aware         no compensation; P takes the mask with the least error that it can know of: when
                   first, of the pruned weights; when last, of the final ones against the dense
     compensated   P takes the mask of least OBS residual and compensates, Q is GPTQ (no damping)
+    dense target  the same but Q -> P, theorem 2d's third variant: the mask is chosen on the rounded
+                  row, and what is compensated and rounded under it is the dense one
 
 Same weights in all cells and orders; A(Q->P) = E(P->Q) - E(Q->P), in units of E(w^T H w) = n.
 """
@@ -27,7 +29,7 @@ from theory.maths import elimination as obs
 from theory.maths.densities import Normal
 from theory.maths.grids import best_symmetric_step
 
-STAGES = ("blind", "aware", "compensated")
+STAGES = ("blind", "aware", "compensated", "dense target")
 WEIGHTS, ROWS = 12, 96
 RHO = (0.0, 0.5, 0.9)
 BITS = (2, 3, 4, 5, 6)
@@ -106,7 +108,9 @@ def _orders(w: Array, h: Array, step: Array, top: Array) -> dict[str, tuple[Arra
         cost[chosen],
         jnp.broadcast_to(error(gptq), pq.shape),
     )
-    return {"blind": blind, "aware": aware, "compensated": compensated}
+    aimed = column(jnp.broadcast_to(w, (n - 1, n)), kept_q[chosen_q])
+    dense = (compensated[0], jax.vmap(error)(aimed), *compensated[2:])
+    return dict(zip(STAGES, (blind, aware, compensated, dense), strict=True))
 
 
 def diagrams(
@@ -114,7 +118,7 @@ def diagrams(
 ) -> list[Phase]:
     """All diagrams, one a stage and correlation. One compiled program serves all of them."""
     with jax.enable_x64(True):
-        w = jax.random.normal(key, (rows, weights), jnp.float64)
+        w = jnp.asarray(instances.generator(key).normal(size=(rows, weights)))
         distance = jnp.abs(jnp.arange(weights)[:, None] - jnp.arange(weights)[None, :])
         tops = [2 ** (b - 1) - 1 for b in BITS]
         steps = [best_symmetric_step(Normal(), jnp.asarray(t)) for t in tops]

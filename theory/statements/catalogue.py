@@ -45,6 +45,8 @@ STATEMENTS: tuple[Statement, ...] = (
     propagation.STATEMENT,
 )
 NAMES = tuple(s.name for s in STATEMENTS)
+# Those that take the longest: begun first, so that no process is left alone with one at the end.
+SLOWEST = ("propagation", "ordering", "aware", "compensation", "affine", "stages", "rounding")
 
 
 def statement(name: str) -> Statement:

@@ -10,6 +10,13 @@ the sets that T is the best of, whatever the first stage knew, so
 T is the k units of smallest e2 - e1. For a quantizer and a pruner that is d = w^2 - e_Q(w): by
 theorem 2a the blind magnitude mask is optimal already on one symmetric grid, where A is exactly 0.
 
+The same for every pruner that is last, whatever its units (weights, Wanda's with E x_j^2, blocks,
+rows): it gains sum d over T' less that over T. For a quantizer that is last the owners are settled
+and knowing the dense row is knowing its compensated pruning, :mod:`.quantizer`: worth nothing after
+a pruner that compensated. A compensated pruner that is last and starts from the dense row gains all
+that :mod:`theory.statements.stages` says Q -> P loses by: it hands to the same rounding what P -> Q
+does. :mod:`.worth` measures them.
+
 With normal weights N(0, s^2) and independent normal noise of variance v, the gap is exact:
 (w, e) = rho (s cos a, sqrt(v) sin a), rho^2 exponential of mean 2, so d = rho^2 g(a),
 g = s^2 cos^2 a - v sin^2 a, and
@@ -36,7 +43,7 @@ from theory.engine import instances
 from theory.engine.statement import ATTAINED, Claim, Family, Sides, Statement
 from theory.maths import closed_forms as forms
 from theory.maths.quadrature import integrate
-from theory.statements.aware import law, measure, proof
+from theory.statements.aware import law, measure, proof, quantizer
 
 UNITS = 16
 FORMS = ("aware_mass", "aware_sum", "zero_threshold_sum")  # of theory.maths.closed_forms
@@ -187,6 +194,7 @@ FAMILIES = (
             Claim("never loses", "A(f1->f2) >= 0 with an aware f2", "<=", _never_loses, 0.7, 0.999),
             Claim("exchange", "no exchange of two units pays", "<=", _exchange, 0.7, ATTAINED),
         ),
+        smooth=False,
     ),
     Family(
         "noise",
@@ -213,6 +221,40 @@ FAMILIES = (
         smooth=False,
         share=0.1,
     ),
+    Family(
+        "quantizer last",
+        f"rows of {quantizer.WEIGHTS} weights with correlated inputs, one or two removed and the "
+        "others as they were or moved; every grid point tried",
+        quantizer.SIZE,
+        quantizer.pruned,
+        (
+            Claim(
+                "quantizer never loses",
+                "the grid point nearest to the dense row <= that nearest to what is handed over",
+                "<=",
+                quantizer.never_loses,
+                0.1,
+                ATTAINED,
+            ),
+            Claim(
+                "quantizer gains at most",
+                "|x_b - Pi| - |x_a - Pi| <= 2 |y - Pi|",
+                "<=",
+                quantizer.at_most,
+                0.4,
+                0.999,
+            ),
+            Claim(
+                "nothing after compensation",
+                "y = Pi_S w: both are as good",
+                "==",
+                quantizer.nothing,
+                0.5,
+            ),
+        ),
+        smooth=False,
+        share=0.1,
+    ),
 )
 
 
@@ -226,7 +268,8 @@ STATEMENT = Statement(
         "the same number of units in both orders",
     ),
     claim="A(f1->f2) >= 0, with the exact gap for normal weights; with 2a it brackets practice: "
-    "A blind <= 0 <= A aware",
+    "A blind <= 0 <= A aware; to a quantizer the dense row is worth its distance from what it is "
+    "handed, and nothing after a pruner that compensated",
     latex=r"A(Q\to P)/(\kappa n)=s^2m(p)-vp-\mathbb E[d;d\le\tau]\ge0,\quad d=w^2-\varepsilon^2",
     families=FAMILIES,
     law=law.LAW,

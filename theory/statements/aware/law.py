@@ -10,7 +10,8 @@ import numpy as np
 
 from theory.engine.law import Law, Line, Picture
 from theory.engine.statement import Finding
-from theory.maths.closed_forms import aware_advantage, noise_advantage
+from theory.maths.closed_forms import noise_advantage
+from theory.statements.aware.measure import advantage
 
 PRUNED = np.linspace(0.02, 0.98, 49)
 NOISE = 0.1
@@ -18,9 +19,8 @@ NOISE = 0.1
 
 def _draw(findings: Mapping[str, Finding]) -> Picture:
     with jax.enable_x64(True):
-        p, one, v = jnp.asarray(PRUNED), jnp.ones(()), jnp.asarray(NOISE)
-        aware = np.asarray(jax.jit(jax.vmap(lambda x: aware_advantage(x, one, v)))(p))
-        blind = np.asarray(noise_advantage(p, v))
+        p, v = jnp.asarray(PRUNED), jnp.asarray(NOISE)
+        aware, blind = advantage(p, v), np.asarray(noise_advantage(p, v))
     return Picture(
         "fraction pruned",
         f"A(Q->P), normal weights, v = {NOISE:g}",

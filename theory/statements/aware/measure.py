@@ -9,14 +9,26 @@ from jax import Array
 
 from theory.engine.statement import Finding, verdict
 from theory.maths.closed_forms import aware_advantage, noise_advantage, noise_gap
+from theory.statements.aware import worth
+
+
+@jax.jit
+def _advantage(p: Array, v: Array) -> Array:
+    return aware_advantage(p, jnp.ones(()), v)
+
+
+def advantage(p: Array, v: Array) -> np.ndarray:
+    """A(Q->P)/(kappa n s^2) of an aware pruner over arrays p and v [...]: one program of scalars,
+    whatever the shape, as compiling takes longer than they do."""
+    pairs = np.broadcast(np.asarray(p), np.asarray(v))
+    return np.reshape([float(_advantage(a, b)) for a, b in pairs], pairs.shape)
 
 
 def measure(key: Array) -> tuple[Finding, ...]:
     with jax.enable_x64(True):
         p = jnp.asarray([0.1, 0.25, 0.5, 0.75, 0.9])
         v = jnp.asarray([0.001, 0.01, 0.1, 0.3])
-        grid = jax.jit(jax.vmap(jax.vmap(aware_advantage, (None, None, 0)), (0, None, None)))
-        aware = np.asarray(grid(p, jnp.asarray(1.0), v))
+        aware = advantage(p[:, None], v)
         blind = np.asarray(noise_advantage(p[:, None], v))
         gap = np.asarray(noise_gap(p[:, None], jnp.asarray(1.0), v))
     rows = tuple(
@@ -48,4 +60,5 @@ def measure(key: Array) -> tuple[Finding, ...]:
             ("pruned", *(f"v = {float(x):g} s^2" for x in v)),
             rows,
         ),
+        *worth.findings(key),
     )

@@ -40,6 +40,9 @@ def prove() -> Proof:
         {sympy.cos(a0): r / sympy.sqrt(s2 + v), sympy.sin(a0): s / sympy.sqrt(s2 + v)}
     )
     closed = 2 / sympy.pi * ((s2 - v) * (sympy.pi / 2 - a0) - s * r)
+    h11, h12, h22, w1, w2, y = sympy.symbols("h11 h12 h22 w1 w2 y", real=True)
+    c = w2 + h12 / h22 * w1  # of (0, w2)
+    residual = (h11 - h12**2 / h22) * w1**2
     return Proof(
         (
             symbolic.step(
@@ -56,6 +59,11 @@ def prove() -> Proof:
                 "E[rho^2 g; rho^2 g <= tau] = 2 g [1 - (1 + x) e^-x], x = tau/(2 g)",
                 sympy.integrate(x * g * density, (x, 0, tau / g)),
                 2 * g * (1 - (1 + tau / (2 * g)) * sympy.exp(-tau / (2 * g))),
+            ),
+            symbolic.step(
+                "(0, y) is off by R + h22 (y - c)^2: who aims at the dense row aims at c",
+                h11 * w1**2 - 2 * h12 * w1 * (y - w2) + h22 * (y - w2) ** 2,
+                residual + h22 * (y - c) ** 2,
             ),
             symbolic.step("E[d; d < 0] = (2/pi)[(s2 - v)(pi/2 - a0) - s sqrt(v)]", at_zero, closed),
         ),

@@ -10,6 +10,7 @@ from jax import Array
 from perturb import SparseGPT
 from perturb.types import Moments
 from theory.compressors import compress, start
+from theory.engine import instances
 from theory.engine.statement import Finding
 from theory.maths.elimination import all_masks, best_of_size
 
@@ -40,7 +41,7 @@ def _greedy(key: Array, n: int = GREEDY, count: int = 64) -> tuple[list[tuple[st
     rows, least = [], np.inf
     with jax.enable_x64(True):
         distance = jnp.abs(jnp.arange(n)[:, None] - jnp.arange(n)[None, :])
-        w = jax.random.normal(key, (count, n), jnp.float64)
+        w = jnp.asarray(instances.generator(key, 1).normal(size=(count, n)))
         for rho in (0.0, 0.5, 0.9):
             h = jnp.asarray(rho, jnp.float64) ** distance
             change = np.asarray(moved(w, h))

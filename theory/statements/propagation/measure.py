@@ -16,6 +16,7 @@ from jax import Array
 
 from perturb.measure.errors import spectral_norm
 from theory.compressors import compressed, names
+from theory.engine import instances
 from theory.engine.statement import Finding, verdict
 from theory.maths.chains import lipschitz_bound
 from theory.maths.outputs import interaction_matrix, kl, off_diagonal
@@ -37,64 +38,80 @@ def mlp(activation: Callable[[Array], Array]) -> Network:
     """(weights [L, n, n], inputs [x, n]) -> logits [x, n]; no activation on the last layer."""
 
     def run(weights: Array, x: Array) -> Array:
-        for w in weights[:-1]:
-            x = activation(x @ w.T)
-        return x @ weights[-1].T
+        return hidden(activation, weights, x)[0] @ weights[-1].T
 
     return run
+
+
+def hidden(activation: Callable[[Array], Array], weights: Array, x: Array) -> tuple[Array, Array]:
+    """The input of the last layer [x, n], and those of all but it [L - 1, x, n]. A loop over the
+    layers, not a list of them: compiling takes as long for one as for many."""
+    return jax.lax.scan(lambda x, w: (activation(x @ w.T), x), x, weights[:-1])
 
 
 def relu(z: Array) -> Array:
     return jnp.maximum(z, 0)
 
 
-def _network(depth: int, key: Array) -> dict[str, Array]:
-    """Everything about one random network, a row a setting."""
+@jax.jit
+def _compressed(w: Array) -> Array:
+    return compressed(w, BITS, SPARSITIES)
+
+
+@jax.jit
+def _at(weights: Array, x: Array, after: Array) -> dict[str, Array]:
+    """Everything about one network and one setting, ``after`` [L, n, n]."""
+    depth = len(weights)
     run = mlp(relu)
-    a, b = jax.random.split(key)
-    weights = jax.random.normal(a, (depth, WIDTH, WIDTH)) * jnp.sqrt(2 / WIDTH)
-    x = jax.random.normal(b, (EXAMPLES, WIDTH))
-    z = run(weights, x)
-    inputs = [x]
-    for w in weights[:-1]:
-        inputs.append(relu(inputs[-1] @ w.T))
-    lengths = [jnp.linalg.norm(v, axis=-1) for v in inputs]
+    last, before = hidden(relu, weights, x)
+    lengths = jnp.linalg.norm(jnp.concatenate([before, last[None]]), axis=-1)
     one_layer = jnp.eye(depth)[:, :, None, None]
+    change = after - weights
+    z, push = jax.linearize(lambda w: run(w, x), weights)
+    y = run(after, x)
+    moved = jnp.linalg.norm(y - z, axis=-1)
+    bound = lipschitz_bound(jnp.ones(depth), spectral_norm(change), spectral_norm(after), lengths)
+    tangents = jax.vmap(push)(one_layer * change)  # [depth, examples, classes]
+    alone = jax.lax.map(lambda dw: kl(z, run(weights + dw, x)), one_layer * change)
+    return {
+        "size": jnp.linalg.norm(change) / jnp.linalg.norm(weights),
+        "bound": jnp.max(moved / bound),
+        "looseness": jnp.median(bound / moved),
+        "mse": jnp.mean(moved**2),
+        "mse_predicted": jnp.mean(jnp.sum(jnp.sum(tangents, 0) ** 2, -1)),
+        "kl": kl(z, y),
+        "kl_alone": jnp.sum(alone),
+        "k": interaction_matrix(z, tangents),
+    }
 
-    def at(after: Array) -> dict[str, Array]:
-        change = after - weights
-        y = run(after, x)
-        moved = jnp.linalg.norm(y - z, axis=-1)
-        bound = lipschitz_bound(
-            jnp.ones(depth), spectral_norm(change), spectral_norm(after), lengths
-        )
-        _, push = jax.linearize(lambda w: run(w, x), weights)
-        tangents = jax.vmap(push)(one_layer * change)  # [depth, examples, classes]
-        alone = jax.vmap(lambda dw: kl(z, run(weights + dw, x)))(one_layer * change)
-        return {
-            "size": jnp.linalg.norm(change) / jnp.linalg.norm(weights),
-            "bound": jnp.max(moved / bound),
-            "looseness": jnp.median(bound / moved),
-            "mse": jnp.mean(moved**2),
-            "mse_predicted": jnp.mean(jnp.sum(jnp.sum(tangents, 0) ** 2, -1)),
-            "kl": kl(z, y),
-            "kl_alone": jnp.sum(alone),
-            "k": interaction_matrix(z, tangents),
-        }
 
-    every = jax.vmap(lambda w: compressed(w, BITS, SPARSITIES), out_axes=1)(weights)
-    return jax.lax.map(at, every)
+def _drawn(rng: np.random.Generator, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [depth, n, n] and inputs [x, n] of a random network."""
+    weights = rng.normal(size=(depth, WIDTH, WIDTH)) * np.sqrt(2 / WIDTH)
+    return weights, rng.normal(size=(EXAMPLES, WIDTH))
+
+
+def _networks(depth: int, key: Array) -> Measured:
+    """NETS of them, [NETS, settings, ...]: one call each, as loops inside take longer to compile
+    than all of them to run."""
+
+    def one(rng: np.random.Generator) -> list[dict[str, Array]]:
+        weights, x = _drawn(rng, depth)
+        every = np.stack([_compressed(w) for w in weights], 1)
+        return [_at(weights, x, after) for after in every]
+
+    found = jax.device_get([one(instances.generator(key, NETS * depth + i)) for i in range(NETS)])
+    return {
+        name: np.array([[setting[name] for setting in net] for net in found])
+        for name in found[0][0]
+    }
 
 
 def measure(key: Array, ratios: Ratios, size: int) -> tuple[Finding, ...]:
     """ratios: a point [size] of the cube of chains -> error / Lipschitz bound, error / the bound
     from |x_0| that takes g_l(0) for 0, and whether the chain has g_l(0) != 0 in front."""
     with jax.enable_x64(True):
-        found = {}
-        for depth in DEPTHS:
-            keys = jax.random.split(jax.random.fold_in(key, depth), NETS)
-            run = jax.jit(lambda k, depth=depth: jax.lax.map(lambda i: _network(depth, i), k))
-            found[depth] = jax.device_get(run(keys))
+        found = {depth: _networks(depth, key) for depth in DEPTHS}
         return (
             _offsets(key, ratios, size),
             *_looseness(found),
@@ -105,7 +122,7 @@ def measure(key: Array, ratios: Ratios, size: int) -> tuple[Finding, ...]:
 
 
 def _offsets(key: Array, ratios: Ratios, size: int) -> Finding:
-    points = jax.random.uniform(jax.random.fold_in(key, 0), (INSTANCES, size), jnp.float64)
+    points = instances.generator(key, 0).random((INSTANCES, size))
     measured, unaware, has = (np.asarray(a) for a in jax.jit(jax.vmap(ratios))(points))
     worst = [float(np.nanmax(a[has])) for a in (measured, unaware)]  # 0/0: nothing was perturbed
     needed = worst[0] > 1 + ZERO
@@ -211,10 +228,9 @@ def _independence(found: dict[int, Measured]) -> Finding:
 
 def halving(run: Network, key: Array) -> Array:
     """e(t) / e(t/2), t = 1, 1/2, ..., of what J dW leaves out of f(W + t dW) - f(W): [HALVINGS]."""
-    a, b, c = jax.random.split(key, 3)
-    weights = jax.random.normal(a, (4, WIDTH, WIDTH)) * jnp.sqrt(2 / WIDTH)
-    change = jax.random.normal(c, weights.shape) / WIDTH
-    x = jax.random.normal(b, (EXAMPLES, WIDTH))
+    rng = instances.generator(key, 1)
+    weights, x = (jnp.asarray(a) for a in _drawn(rng, 4))
+    change = jnp.asarray(rng.normal(size=weights.shape)) / WIDTH
     z, push = jax.linearize(lambda w: run(w, x), weights)
     linear = push(change)
 
@@ -226,8 +242,7 @@ def halving(run: Network, key: Array) -> Array:
 
 
 def _second_order(key: Array) -> Finding:
-    stream = jax.random.fold_in(key, 1)
-    smooth, kinked = (np.asarray(halving(mlp(g), stream)) for g in (jnp.tanh, relu))
+    smooth, kinked = (np.asarray(halving(mlp(g), key)) for g in (jnp.tanh, relu))
     early = float(np.exp(np.log(kinked[: HALVINGS // 2]).mean()))
     return Finding(
         "the first-order prediction's error is of second order",

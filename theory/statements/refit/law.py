@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from theory.engine import instances
 from theory.engine.law import Law, Line, Picture
 from theory.engine.statement import Finding
 from theory.statements.refit.measure import ROWS, WEIGHTS, over_rows
@@ -18,7 +19,7 @@ REMOVED = np.arange(4, WEIGHTS, 4)
 
 def _draw(findings: Mapping[str, Finding]) -> Picture:
     with jax.enable_x64(True):
-        w = jax.random.normal(jax.random.key(0), (ROWS, WEIGHTS), jnp.float64)
+        w = jnp.asarray(instances.generator(jax.random.key(0)).normal(size=(ROWS, WEIGHTS)))
         found = [[np.mean(x) for x in over_rows(w, jnp.asarray(k), TOP)] for k in REMOVED]
     saved, order = np.array(found).T
     p = REMOVED / WEIGHTS

@@ -44,7 +44,7 @@ def over_rows(w: Array, k: Array, top: int) -> tuple[Array, Array]:
 def measure(key: Array) -> tuple[Finding, ...]:
     rows, least, saved = [], np.inf, []
     with jax.enable_x64(True):
-        w = jax.random.normal(key, (ROWS, WEIGHTS), jnp.float64)
+        w = jnp.asarray(instances.generator(key).normal(size=(ROWS, WEIGHTS)))
         for bits in BITS:
             for p in PRUNED:
                 k, top = round(p * WEIGHTS), 2 ** (bits - 1) - 1

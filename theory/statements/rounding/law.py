@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,12 @@ BITS = (2, 3, 4)
 
 
 def _draw(findings: Mapping[str, Finding]) -> Picture:
+    advantage = jax.jit(partial(expected_advantage, Normal()))
+
     def curve(bits: int) -> np.ndarray:
         top = jnp.asarray(2 ** (bits - 1) - 1)
         step = best_symmetric_step(Normal(), top)
-        found = jax.jit(lambda p: expected_advantage(Normal(), p, step, top))(jnp.asarray(PRUNED))
-        return np.asarray(found)
+        return np.asarray(advantage(jnp.asarray(PRUNED), step, top))
 
     with jax.enable_x64(True):
         lines = tuple(Line(f"{b} bits", PRUNED, curve(b)) for b in BITS)

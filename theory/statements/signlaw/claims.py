@@ -29,24 +29,21 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import gammainc
 
 from theory.engine import instances
 from theory.engine.statement import Claim, Family, Sides, Statement
 from theory.maths import inclusion as forms
 from theory.maths.densities import DENSITIES
-from theory.maths.quadrature import integrate
 from theory.statements.signlaw import law, measure, proof
+from theory.statements.signlaw.many import ATOMS, blocks, many, mixed
 
 UNITS, REACH, MOST = 3, 4, 6  # weights -REACH..REACH, errors -MOST..MOST
 FORMS = ("removal", "order_advantage")  # of theory.maths.inclusion
 VALUES = np.arange(-REACH, REACH + 1.0)
 POINTS = np.array(list(itertools.product(range(len(VALUES)), repeat=UNITS)))
-ATOMS = 3
 
 
 # ---------------------------------------------------------------------- finite laws, every outcome
@@ -143,79 +140,6 @@ def _anderson(x: Lattice) -> Sides:
     return Sides(inside(x.shift + 1), inside(x.shift), inside(x.shift) + 1e-300)
 
 
-# ------------------------------------------------------------------------- densities, many weights
-
-
-class Mixed(NamedTuple):
-    density: Array  # which of DENSITIES; for blocks, the size of a block
-    eps: Array  # [ATOMS], values of the error (for blocks |eps|)
-    chance: Array  # [ATOMS]
-    cut: Array  # what goes has |w + eps| <= cut
-
-
-def _mixed(u: Array, low: int, high: int, cuts: tuple[float, float]) -> Mixed:
-    take = instances.Take(u)
-    kind = instances.integer(take(), low, high)
-    eps = jnp.where(take(ATOMS) < 0.5, -1, 1) * instances.log_uniform(take(ATOMS), 1e-2, 4.0)
-    chance = instances.log_uniform(take(ATOMS), 1e-3, 1.0)
-    return Mixed(kind, eps, chance / jnp.sum(chance), instances.log_uniform(take(), *cuts))
-
-
-def _orders(
-    x: Mixed, goes: Array, square: Array, pruned: Array, dense: Array
-) -> tuple[Sides, Sides]:
-    """Both claims: given per atom P(it goes) and E[w^2; it goes], and the dense mask's sum."""
-    noise = x.chance @ x.eps**2
-    kept = x.chance @ (x.eps**2 * (1 - goes))
-    pq, qp = dense + (1 - pruned) * noise, x.chance @ square + kept
-    cost = x.chance @ (x.eps**2 * goes)
-    return Sides(pq, qp, qp), Sides(cost, pruned * noise, pruned * noise)
-
-
-def _many(x: Mixed) -> tuple[Sides, Sides]:
-    low, high = -x.cut - x.eps, x.cut - x.eps
-
-    def of(i: int) -> tuple[Array, Array, Array]:
-        f = DENSITIES[i]
-        goes, square = f.moment(0, low, high), f.moment(2, low, high)
-        t = f.threshold(jnp.clip(x.chance @ goes, 1e-12, 1 - 1e-9))
-        return goes, square, f.moment(2, -t, t)
-
-    each = [of(i) for i in range(len(DENSITIES))]
-    goes, square, dense = (jnp.stack(part)[x.density] for part in zip(*each, strict=True))
-    return _orders(x, goes, square, x.chance @ goes, dense)
-
-
-def _blocks(x: Mixed) -> tuple[Sides, Sides]:
-    """Blocks of m normal weights: along eps a normal coordinate, across it chi^2 with m - 1."""
-    m = x.density.astype(jnp.float64)
-
-    def over(part: int) -> Array:
-        def at(angle: Array) -> Array:  # along = -|eps| + cut sin, across <= cut cos
-            along = x.cut * jnp.sin(angle) - jnp.abs(x.eps)[:, None, None]
-            half = (x.cut * jnp.cos(angle)) ** 2 / 2
-            inside = gammainc((m - 1) / 2, half)
-            if part:
-                inside = along**2 * inside + (m - 1) * gammainc((m + 1) / 2, half)
-            return jax.scipy.stats.norm.pdf(along) * x.cut * jnp.cos(angle) * inside
-
-        ends = jnp.full(ATOMS, jnp.pi / 2)
-        return integrate(at, -ends, ends)
-
-    goes, square = over(0), over(1)
-    pruned = x.chance @ goes
-
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        less = gammainc(m / 2, middle / 2) < pruned
-        return jnp.where(less, middle, low), jnp.where(less, high, middle)
-
-    low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros(()), jnp.asarray(80.0)))
-    q = (low + high) / 2
-    return _orders(x, goes, square, pruned, m * gammainc(m / 2 + 1, q / 2))
-
-
 FAMILIES = (
     Family(
         "lattice",
@@ -253,14 +177,14 @@ FAMILIES = (
         "many normal, Laplace, t and uniform weights; errors with three values of any sign, size "
         "and probability",
         2 + 3 * ATOMS,
-        lambda u: _mixed(u, 0, len(DENSITIES) - 1, (0.05, 3.0)),
+        lambda u: mixed(u, 0, len(DENSITIES) - 1, (0.05, 3.0)),
         (
-            Claim("sign law, densities", "E A(Q->P) <= 0", "<=", lambda x: _many(x)[0], 0.9, 0.999),
+            Claim("sign law, densities", "E A(Q->P) <= 0", "<=", lambda x: many(x)[0], 0.9, 0.999),
             Claim(
                 "errors stay, densities",
                 "E[eps^2; T] <= p E eps^2",
                 "<=",
-                lambda x: _many(x)[1],
+                lambda x: many(x)[1],
                 0.9,
                 0.999,
             ),
@@ -272,14 +196,14 @@ FAMILIES = (
         "blocks",
         "many blocks of 2 to 8 normal weights; errors of three lengths, any direction",
         2 + 3 * ATOMS,
-        lambda u: _mixed(u, 2, 8, (0.5, 5.0)),
+        lambda u: mixed(u, 2, 8, (0.5, 5.0)),
         (
-            Claim("sign law, blocks", "E A(Q->P) <= 0", "<=", lambda x: _blocks(x)[0], 0.9, 0.999),
+            Claim("sign law, blocks", "E A(Q->P) <= 0", "<=", lambda x: blocks(x)[0], 0.9, 0.999),
             Claim(
                 "errors stay, blocks",
                 "E[|eps|^2; T] <= p E |eps|^2",
                 "<=",
-                lambda x: _blocks(x)[1],
+                lambda x: blocks(x)[1],
                 0.9,
                 0.999,
             ),

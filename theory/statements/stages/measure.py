@@ -40,7 +40,7 @@ def measure(key: Array) -> tuple[Finding, ...]:
     numbers: dict[str, float] = {}
     distance = np.abs(np.arange(WEIGHTS)[:, None] - np.arange(WEIGHTS))
     with jax.enable_x64(True):
-        u = jax.random.uniform(key, (ROWS, WEIGHTS + 1), jnp.float64)
+        u = jnp.asarray(instances.generator(key).random((ROWS, WEIGHTS + 1)))
         w = jax.scipy.special.ndtri(jnp.clip(u[:, :-1], 1e-6, 1 - 1e-6))
         steps = instances.log_uniform(u[:, -1], 0.2, 1.5)
 
