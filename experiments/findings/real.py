@@ -94,6 +94,12 @@ def _cells(tested: str, sign: Callable[[Chains, Pair], float]) -> Iterable[Row]:
                 yield _row(held, pair, measure, tested, toward * pair.advantage(held))
 
 
+def first(study: str) -> list[Row]:
+    """What pruning first is worth on a study's models."""
+    known = {held.model for held in chains(study, STUDIES[study][0])}
+    return [row for row in _cells(FIRST, lambda held, pair: -1.0) if row.model in known]
+
+
 def by_gap(held: Chains, pair: Pair) -> float:
     """+1 where the pruner costs more, so that it comes last by the hypothesis."""
     alone = (pair.first, pair.quantizer)

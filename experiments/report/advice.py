@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from experiments.analysis.rules import GAP, PRUNE, ZEROS
-from experiments.findings import lora, others, rotation, stages
+from experiments.findings import lora, others, real, rotation, stages
 from experiments.findings.mixed import MIXED
 from experiments.findings.types import Row, summary
 from experiments.summary import FAILS, HOLDS, NO_VERDICT, Total, verdict
@@ -48,6 +48,13 @@ def _only(rows: Iterable[Row], start: str) -> list[Row]:
 
 
 QUESTIONS = (
+    Question(
+        "Pruning and quantizing a published language model (SmolLM2-135M)?",
+        lambda: real.first("smollm2"),
+        "Prune first.",
+        "Quantize first.",
+        "It depends on the ratio and the width (R-3 in FINDINGS.md): compare both orders.",
+    ),
     Question(
         "Pruning a model that will be rotated (QuaRot)?",
         lambda: list(rotation.amplified()),
