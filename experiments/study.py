@@ -81,10 +81,12 @@ class Checkpoint:
     """A published model in a study: a folder with config.json and safetensors, or a GGUF file.
 
     text, images: the file, or the folder of images (or "photographs": those in installed packages),
-    that it is calibrated and compared on; window: how many tokens an example has, or the side of
-    an image in pixels; tests: how many windows of a text it is compared on (None: as many as the
-    data sets have). What else is None the command line says (--text, --images, --window). It was
-    trained once: of a study's seeds it has the first, which then is that of the methods.
+    that it is calibrated and compared on; window: how many tokens an example has, or the side of an
+    image in pixels; tests: how many windows of a text it is compared on (None: as many as the data
+    sets have); untied: a head that is the embeddings at once becomes a matrix of its own, as a
+    rotation of the stream needs it (leave ``lm_head`` out of what is compressed). What else is None
+    the command line says (--text, --images, --window). It was trained once: of a study's seeds it
+    has the first, which then is that of the methods.
     """
 
     path: str
@@ -92,8 +94,13 @@ class Checkpoint:
     window: int | None = None
     images: str | None = None
     tests: int | None = None
+    untied: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.untied, bool):
+            raise ValueError(
+                f"Checkpoint({self.path!r}): untied must be True or False, got {self.untied!r}"
+            )
         if not isinstance(self.path, str) or not self.path:
             raise ValueError(f"Checkpoint({self.path!r}): it must be the path of a folder or file")
         for name in ("text", "images"):

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from experiments.models.gpt2 import GPT2, GPT2Config
 from experiments.models.llama import Llama, LlamaConfig
 from experiments.published import FAMILIES, load
+from experiments.published.task import _check_untied
 from experiments.study import Checkpoint, Own, Study, axis
 from perturb import RTN, Drop, RemoveBlocks, Rotate, SmoothQuant, Wanda, compress
 from perturb.checkpoints import open_checkpoint, read_header
@@ -444,6 +445,37 @@ def test_a_study_of_a_checkpoint(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("letters")
+def test_a_tied_checkpoint_is_rotated_once_it_is_untied(folder: Path, tmp_path: Path) -> None:
+    from experiments.records import latest
+    from experiments.records import load as records
+    from experiments.runner import run_study
+    from experiments.runner.running import check_models
+
+    text = tmp_path / "text.txt"
+    held = {n: a for n, a in weights(LLAMA).items() if n != "lm_head.weight"}
+    tied = written(tmp_path / "tied", LLAMA | {"tie_word_embeddings": True}, held)
+    (tied / "tokenizer.json").write_text("{}")
+    plan, free = ((axis(Rotate),),), Checkpoint(str(tied), window=8, untied=True)
+    fixed = Study("c", "", (replace(free, untied=False),), plan)
+    with pytest.raises(ValueError, match="untie them first"):
+        check_models(fixed, text=text)
+    path = run_study(Study("c", "", (free,), plan, exclude=("lm_head",)), tmp_path / "b", text=text)
+    dense, turned = latest(records(path)).values()
+    assert [dense["status"], turned["status"]] == ["ok", "ok"]
+    check_models(Study("c", "", (free,), plan, exclude=("lm_head",)), text=text)
+    assert abs(turned["metrics"]["kl"]) < 1e-4
+    assert turned["metrics"]["nll"] == pytest.approx(dense["metrics"]["nll"], abs=1e-3)
+    assert "lm_head" not in turned["layers"]
+    images = Checkpoint(str(tmp_path / "images"), untied=True)
+    (tmp_path / "images").mkdir()
+    config = {"architectures": ["ViTForImageClassification"]}
+    (tmp_path / "images" / "config.json").write_text(json.dumps(config))
+    save_file({"a": np.zeros(1)}, tmp_path / "images" / "model.safetensors")
+    with pytest.raises(ValueError, match="only a model of text can be untied"):
+        _check_untied(images)
+
+
+@pytest.mark.usefixtures("letters")
 def test_what_a_study_refuses_before_any_weight(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -532,7 +564,8 @@ def test_models_of_a_study_that_are_folders(tmp_path: Path) -> None:
     study = Study("s", "", (str(tmp_path), "tiny-resnet", Own("m.py:f")), plan, seeds=(0, 1))
     assert study.models[0] == Checkpoint(str(tmp_path))
     assert study.runs == 1 + 2 + 2
-    for wrong in ({"path": ""}, {"path": "a", "window": 1}, {"path": "a", "text": 3}):
+    amiss = ({"window": 1}, {"text": 3}, {"untied": 1})
+    for wrong in ({"path": ""}, *({"path": "a"} | one for one in amiss)):
         with pytest.raises(ValueError, match="Checkpoint"):
             Checkpoint(**wrong)
 

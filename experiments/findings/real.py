@@ -20,7 +20,7 @@ from experiments.findings.types import LOG, Finding, Row, chains, row, rows_of_r
 
 KL = "neg_kl"
 # In which measures M; what is said once only is said in the first. Without labels there is but -KL.
-STUDIES = {"smollm2": (LOG, KL), "efficientnet": (KL,)}
+STUDIES = {"smollm2": (LOG, KL), "smollm2_quarot": (LOG, KL), "efficientnet": (KL,)}
 PRUNERS, QUANTIZERS = ("sparsegpt", "wanda", "magnitude"), ("gptq", "rtn")
 BLIND = ("magnitude", "rtn", "rotate")  # methods that need no data
 MOST = 8  # bits: above, nothing is won or lost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ from experiments.data import tokens
 from experiments.data.types import Dataset
 from experiments.data.windows import TEST_WINDOWS
 from experiments.models.checkpoint import tensors, weights_hash
-from experiments.models.gpt2 import GPT2Config
-from experiments.models.llama import LlamaConfig
+from experiments.models.gpt2 import GPT2, GPT2Config
+from experiments.models.llama import Llama, LlamaConfig
 from experiments.published import images
 from experiments.published.fill import check
 from experiments.published.load import load, plan_of
@@ -29,7 +30,9 @@ BATCH = 2048  # tokens that calibrate in one pass: logits are [tokens, vocabular
 def task_of(model: Checkpoint) -> tuple[Task, str]:
     """The task of a checkpoint, and a line that says what it is. Raises ValueError."""
     data = data_of(model)
+    _check_untied(model)
     loaded, _, told = load(model.path)
+    loaded = _untied(loaded) if model.untied else loaded
     of_images = data.kind == "images"
     task = Task(
         loaded,
@@ -81,7 +84,24 @@ def abstract(model: Checkpoint) -> nnx.Module:
     folder = open_checkpoint(model.path)
     plan = plan_of(folder)
     check(folder, plan)
-    return nnx.eval_shape(lambda: plan.config.build(nnx.Rngs(0)))
+    _check_untied(model)
+    return nnx.eval_shape(lambda: _built(plan.config, model.untied))
+
+
+def _built(config: Any, untied: bool) -> nnx.Module:
+    built = config.build(nnx.Rngs(0))
+    return _untied(built) if untied else built
+
+
+def _untied(model: nnx.Module) -> nnx.Module:
+    assert isinstance(model, (Llama, GPT2))
+    return model.untied()
+
+
+def _check_untied(model: Checkpoint) -> None:
+    config = plan_of(open_checkpoint(model.path)).config
+    if model.untied and not isinstance(config, (LlamaConfig, GPT2Config)):
+        raise ValueError(f"{model.path}: has no embeddings: only a model of text can be untied")
 
 
 def batches_of(data: Dataset, inputs: np.ndarray) -> list[Array]:
