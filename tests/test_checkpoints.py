@@ -450,6 +450,7 @@ def test_a_tied_checkpoint_is_rotated_once_it_is_untied(folder: Path, tmp_path: 
     from experiments.records import load as records
     from experiments.runner import run_study
     from experiments.runner.running import check_models
+    from perturb.cli import BadInput
 
     text = tmp_path / "text.txt"
     held = {n: a for n, a in weights(LLAMA).items() if n != "lm_head.weight"}
@@ -457,7 +458,7 @@ def test_a_tied_checkpoint_is_rotated_once_it_is_untied(folder: Path, tmp_path: 
     (tied / "tokenizer.json").write_text("{}")
     plan, free = ((axis(Rotate),),), Checkpoint(str(tied), window=8, untied=True)
     fixed = Study("c", "", (replace(free, untied=False),), plan)
-    with pytest.raises(ValueError, match="untie them first"):
+    with pytest.raises(BadInput, match="untie them first"):
         check_models(fixed, text=text)
     path = run_study(Study("c", "", (free,), plan, exclude=("lm_head",)), tmp_path / "b", text=text)
     dense, turned = latest(records(path)).values()
