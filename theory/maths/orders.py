@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -64,12 +64,12 @@ def accumulate(n: int, step: Array) -> list[Array]:
     return [loss[order] for order in every]
 
 
-def premise(loss: Mapping[Order, Loss], tolerance: float = 0.0) -> list[tuple[Order, bool]]:
-    """Every context of every adjacent pair: (the order with the stronger one first, whether the
-    other is at least as good). Methods are numbered by intensity; ``loss`` has all orders."""
-    found = []
-    for order in loss:
-        for i in out_of_place(order):
-            other = loss[swapped(order, i)]
-            found.append((order, bool(other <= loss[order] + tolerance * abs(loss[order]))))
-    return found
+def contexts(every: Iterable[Order]) -> list[tuple[Order, Order]]:
+    """Every context of every adjacent pair: the order with the stronger one first, the other."""
+    return [(order, swapped(order, i)) for order in every for i in out_of_place(order)]
+
+
+def premise(loss: Mapping[Order, Loss]) -> list[tuple[Order, bool]]:
+    """Of every context the order with the stronger one first, and whether the other is at least as
+    good. Methods are numbered by intensity; ``loss`` has all orders."""
+    return [(order, loss[other] <= loss[order]) for order, other in contexts(loss)]

@@ -15,6 +15,8 @@ sparsity of two is the larger one's or more only if their scopes differ.
 from __future__ import annotations
 
 import itertools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,9 @@ from perturb import RTN, GridSpec, Magnitude, Wanda
 from perturb.measure.errors import output_error
 from perturb.types import Matrix, Moments
 from theory.compressors import LowRank, compress, start
+from theory.engine import instances
 from theory.engine.statement import Finding
-from theory.maths.orders import Order, orders, premise
+from theory.maths.orders import Order, contexts, orders
 from theory.thresholds import AGREES, TIE
 
 SIDE, TOKENS, INSTANCES = 16, 64, 128
@@ -36,45 +39,45 @@ PRUNERS = (0, 1)
 Method = Magnitude | Wanda | RTN | LowRank
 
 
-def methods(key: Array) -> list[Method]:
+def methods(draws: np.random.Generator) -> list[Method]:
     """Five methods with leaves [INSTANCES]: sparsities of 0.1 to 0.7, 2 to 6 bits, rank 6 to 15."""
-    a, b, c, d, e = jax.random.split(key, 5)
-    shape = (INSTANCES,)
-    first = jax.random.randint(c, shape, 2, 7)
+    first = draws.integers(2, 7, INSTANCES)
     # the second width is another one, so that the two quantizers differ
-    second = 2 + (first - 2 + jax.random.randint(d, shape, 1, 5)) % 5
+    second = 2 + (first - 2 + draws.integers(1, 5, INSTANCES)) % 5
+    a, b = (jnp.asarray(draws.uniform(0.1, 0.7, INSTANCES), jnp.float32) for _ in range(2))
     spec = GridSpec(per="row", convention="full")
     return [
-        Magnitude(jax.random.uniform(a, shape, minval=0.1, maxval=0.7), tie="index"),
-        Wanda(jax.random.uniform(b, shape, minval=0.1, maxval=0.7), tie="index"),
-        RTN(first, spec),
-        RTN(second, spec),
-        LowRank(jax.random.randint(e, shape, 6, 16)),
+        Magnitude(a, tie="index"),
+        Wanda(b, tie="index"),
+        RTN(jnp.asarray(first), spec),
+        RTN(jnp.asarray(second), spec),
+        LowRank(jnp.asarray(draws.integers(6, 16, INSTANCES))),
     ]
 
 
-def layers(key: Array) -> tuple[Array, Moments]:
+def layers(draws: np.random.Generator) -> tuple[Array, Moments]:
     """INSTANCES Gaussian layers and the moments of inputs that are mixed at random."""
-    w_key, mix_key, x_key = jax.random.split(key, 3)
-    weight = jax.random.normal(w_key, (INSTANCES, SIDE, SIDE))
-    mix = jax.random.normal(mix_key, (INSTANCES, SIDE, SIDE)) / SIDE**0.5
-    mix = mix + 0.5 * jnp.eye(SIDE)
-    x = jax.random.normal(x_key, (INSTANCES, TOKENS, SIDE)) @ mix
-    gram = jnp.einsum("bti,btj->bij", x, x)
-    return weight, Moments(gram, jnp.full(INSTANCES, float(TOKENS)))
+    dense = draws.normal(size=(INSTANCES, SIDE, SIDE))
+    mix = draws.normal(size=(INSTANCES, SIDE, SIDE)) / SIDE**0.5 + 0.5 * np.eye(SIDE)
+    x = draws.normal(size=(INSTANCES, TOKENS, SIDE)) @ mix
+    gram = np.swapaxes(x, 1, 2) @ x
+    weight, scatter, count = (
+        jnp.asarray(a, jnp.float32) for a in (dense, gram, np.full(INSTANCES, TOKENS))
+    )
+    return weight, Moments(scatter, count)
 
 
 def losses(key: Array) -> dict[Order, np.ndarray]:
     """The loss [INSTANCES] of every order of every non-empty subset: all prefixes of all orders."""
-    stats_key, method_key = jax.random.split(key)
-    dense, inputs = layers(stats_key)
-    chosen = methods(method_key)
+    draws = instances.generator(key)  # by numpy: jax compiles its draws for every shape
+    dense, inputs = layers(draws)
+    chosen = methods(draws)
 
     @jax.jit
     def step(method: Method, matrix: Matrix, dense: Array, inputs: Moments) -> tuple[Matrix, Array]:
         done = jax.vmap(compress)(method, matrix, dense, inputs)
         # which grid the weights came from plays no part in what follows
-        done = done._replace(grid=None)
+        done = done._replace(grid=None, quantizer=None)
         return done, jax.vmap(output_error)(done.weight - dense, inputs)
 
     found: dict[Order, np.ndarray] = {}
@@ -98,35 +101,42 @@ def judge(loss: dict[Order, np.ndarray], subset: Order) -> dict[str, np.ndarray]
     fraction of contexts where the weaker first is at least as good, and "everywhere", all of them.
     """
     n = len(subset)
-    all_orders = [tuple(subset[i] for i in order) for order in orders(n)]
-    table = np.stack([loss[order] for order in all_orders])  # [n!, INSTANCES]
-    index = {order: i for i, order in enumerate(all_orders)}
-    alone = np.stack([loss[(i,)] for i in subset])  # [n, INSTANCES]
-    out: dict[str, list[float]] = {}
-    for b in range(table.shape[1]):
-        values = table[:, b]
-        weakest = tuple(subset[i] for i in np.argsort(alone[:, b], kind="stable"))
-        pruned = tuple(i for i in weakest if i in PRUNERS)
-        picks = {
-            "sorted": [index[weakest]],
-            "strongest first": [index[weakest[::-1]]],
-            "prune first": [index[pruned + tuple(i for i in weakest if i not in PRUNERS)]],
-            "random": list(range(len(values))),
-        }
-        for name, chosen in picks.items():
-            mine, best = values[chosen], values.min()
-            better = (values < mine[:, None] * (1 - TIE)).sum(1)
-            out.setdefault(f"{name}: optimal", []).append(float(np.mean(better == 0)))
-            out.setdefault(f"{name}: regret", []).append(float(np.mean(mine / best - 1)))
-            out.setdefault(f"{name}: rank", []).append(float(np.mean(better / (len(values) - 1))))
-        # methods by number of intensity, as the premise counts them
-        named = {
-            order: float(values[index[tuple(weakest[i] for i in order)]]) for order in orders(n)
-        }
-        agrees = [holds for _, holds in premise(named, TIE)]
-        out.setdefault("pairs", []).append(float(np.mean(agrees)))
-        out.setdefault("everywhere", []).append(float(all(agrees)))
-    return {name: np.array(values) for name, values in out.items()}
+    every = orders(n)
+    table = np.stack([loss[tuple(subset[i] for i in order)] for order in every], 1)
+    alone = np.stack([loss[(i,)] for i in subset], 1)  # [INSTANCES, n]
+    weakest = np.argsort(alone, 1, kind="stable")
+    pruner = np.isin(np.array(subset)[weakest], PRUNERS)
+    pruned = np.take_along_axis(weakest, np.argsort(~pruner, 1, kind="stable"), 1)
+    picks = {
+        "sorted": _number(weakest)[:, None],
+        "strongest first": _number(weakest[:, ::-1])[:, None],
+        "prune first": _number(pruned)[:, None],
+        "random": np.broadcast_to(np.arange(len(every)), table.shape),
+    }
+    best = table.min(1, keepdims=True)
+    out: dict[str, Any] = {}
+    for name, chosen in picks.items():
+        mine = np.take_along_axis(table, chosen, 1)  # [INSTANCES, chosen]
+        better = (table[:, None] < mine[..., None] * (1 - TIE)).sum(-1)
+        out[f"{name}: optimal"] = np.mean(better == 0, 1)
+        out[f"{name}: regret"] = np.mean(mine / best - 1, 1, dtype=np.float64)
+        out[f"{name}: rank"] = np.mean(better / (len(every) - 1), 1)
+    # methods by number of intensity, as the premise counts them
+    named = np.take_along_axis(table, _number(weakest[:, np.array(every)]), 1).astype(np.float64)
+    before, after = (
+        named[:, [every.index(order) for order in pairs]]
+        for pairs in zip(*contexts(every), strict=True)
+    )
+    agrees = after <= before + TIE * np.abs(before)
+    return out | {"pairs": agrees.mean(1), "everywhere": agrees.all(1) * 1.0}
+
+
+def _number(order: np.ndarray) -> np.ndarray:
+    """Where permutations [..., n] stand in :func:`orders`: in lexicographic order."""
+    n = order.shape[-1]
+    later = np.triu(np.ones((n, n), bool), 1)
+    smaller = ((order[..., None] > order[..., None, :]) & later).sum(-1)
+    return smaller @ np.array([math.factorial(n - 1 - i) for i in range(n)])
 
 
 STRATEGIES = ("sorted", "strongest first", "prune first", "random")
