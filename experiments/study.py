@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import numbers
+import os
 import pkgutil
 import re
 from collections import Counter
@@ -120,7 +121,7 @@ class Checkpoint:
                 ) from None
 
     def __str__(self) -> str:
-        return Path(self.path).resolve().name
+        return Path(os.path.abspath(self.path)).name  # a link's own name
 
     def on(self, text: Path | None, window: int | None, images: Path | None = None) -> Checkpoint:
         """The checkpoint with what it does not say itself: of several kinds, each takes its own."""

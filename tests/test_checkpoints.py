@@ -565,6 +565,9 @@ def test_models_of_a_study_that_are_folders(tmp_path: Path) -> None:
     study = Study("s", "", (str(tmp_path), "tiny-resnet", Own("m.py:f")), plan, seeds=(0, 1))
     assert study.models[0] == Checkpoint(str(tmp_path))
     assert study.runs == 1 + 2 + 2
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert str(Checkpoint(str(tmp_path / "link"))) == "link"
+    assert str(Checkpoint(str(tmp_path / "link" / ".."))) == tmp_path.name
     amiss = ({"window": 1}, {"text": 3}, {"untied": 1})
     for wrong in ({"path": ""}, *({"path": "a"} | one for one in amiss)):
         with pytest.raises(ValueError, match="Checkpoint"):
