@@ -182,9 +182,8 @@ def of_published_models() -> list[str]:
         lines += [f"What each method alone costs {model}, nats: {told}.", ""]
     for model, zero in real.control().items():
         lines += [
-            f"Control: at 16 bits |A| on {model} is at most {zero:.1g} nats. Weights behind inputs "
-            "that calibration never moves have equal scores, and which of them go is drawn anew in "
-            "every place of a chain: a smaller A is no order's.",
+            f"Control: at 16 bits |A| on {model} is at most {zero:.1g} nats: a smaller A is no "
+            "order's.",
             "",
         ]
     return lines

@@ -133,8 +133,8 @@ def by_bits() -> Iterable[Row]:
 def control() -> dict[str, float]:
     """Of each model the largest |A| at 16 bits in any run, nats: what is not the order's.
 
-    It vanishes but for rounding, and what ties draw at random: a method at another place of a
-    chain draws anew.
+    It vanishes but for rounding, and for ties that are drawn at random: a method at another place
+    of a chain draws anew.
     """
     found: dict[str, float] = {}
     for held in models():
