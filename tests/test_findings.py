@@ -507,6 +507,18 @@ def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> N
     assert "at 16 bits |A| on m.gguf is at most" in control
 
 
+def test_two_studies_of_one_model_are_told_together(stored: Callable[..., None]) -> None:
+    stored("smollm2", zeros(published()))
+    alone = [("rotate",), ("rotate", "rtn-4"), ("rotate", "magnitude-0.5")]
+    loss = lambda chain, seed: 0.01 * len(chain)  # noqa: E731
+    stored("smollm2_quarot", make_chains(loss, alone, study="smollm2_quarot", model="m.gguf"))
+    told = real.costs()["m.gguf"]
+    assert told["rotate"] == pytest.approx(0.01, abs=1e-3)
+    assert told["gptq[per=64]-4"] == pytest.approx(2 / 16, abs=1e-3)
+    assert {r.model for r in real.pruning_first("text")} == {"m.gguf"}
+    assert not real.pruning_first("images")
+
+
 def test_where_nothing_is_left_no_order_is_judged(stored: Callable[..., None]) -> None:
     every = [("magnitude-0.5",), ("rtn-4",), ("rtn-4", "magnitude-0.5"), ("magnitude-0.5", "rtn-4")]
     for cost, judged_pairs in ((0.9, 1), (1.1, 0)):

@@ -86,18 +86,19 @@ def _row(held: Chains, pair: Pair, measure: str, tested: str, values: Rows) -> R
     return replace(made, draws=draws, published=blind or draws > 1)
 
 
-def _cells(tested: str, sign: Callable[[Chains, Pair], float]) -> Iterable[Row]:
+def _cells(
+    tested: str, sign: Callable[[Chains, Pair], float], kind: str | None = None
+) -> Iterable[Row]:
     """A of the order that a rule names, cell by cell, where bits are few enough to matter."""
     for held, measure in measured():
-        for pair in pairs(held):
+        for pair in pairs(held) if kind in (None, held.kind) else ():
             if parts(pair.quantizer)[1] <= MOST and (toward := sign(held, pair)):
                 yield _row(held, pair, measure, tested, toward * pair.advantage(held))
 
 
-def first(study: str) -> list[Row]:
-    """What pruning first is worth on a study's models."""
-    known = {held.model for held in chains(study, STUDIES[study][0])}
-    return [row for row in _cells(FIRST, lambda held, pair: -1.0) if row.model in known]
+def pruning_first(kind: str | None = None) -> list[Row]:
+    """What pruning first is worth on published models (of text, or of images)."""
+    return list(_cells(FIRST, lambda held, pair: -1.0, kind))
 
 
 def by_gap(held: Chains, pair: Pair) -> float:
@@ -147,10 +148,11 @@ def control() -> dict[str, float]:
 
 def costs() -> dict[str, dict[str, float]]:
     """Of each model what each method alone costs, nats."""
-    return {
-        held.model: {chain[0]: held.loss(chain).value or 0.0 for chain in held.having(_alone)}
-        for held in models()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for held in models():  # several studies may have run one
+        mine = {chain[0]: held.loss(chain).value or 0.0 for chain in held.having(_alone)}
+        found.setdefault(held.model, {}).update(mine)
+    return found
 
 
 def _alone(chain: Chain) -> bool:
@@ -194,7 +196,7 @@ FINDINGS = (
         "sparsify first",
         "Pruning before quantizing is better, in every case.",
         "Harma et al., ICLR 2025 (arXiv 2405.20935)",
-        lambda: _cells(FIRST, lambda held, pair: -1.0),
+        pruning_first,
     ),
     _finding(
         "R-4",
