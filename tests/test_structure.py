@@ -19,6 +19,7 @@ from perturb.architecture import Block, Space
 from perturb.compression import Opened
 from perturb.measure.distance import distance
 from perturb.methods.adapt.lora import LoRA
+from perturb.methods.rotate import learned as learned_rotation
 from perturb.methods.rotate.learned import LearnedRotation, cayley
 from perturb.methods.rotate.residual import Rotate, hadamard
 from perturb.methods.structure.drop import Drop
@@ -579,9 +580,12 @@ def test_a_cayley_transform_is_orthogonal_and_keeps_a_mean() -> None:
         assert np.allclose(turn @ np.ones(6), np.ones(6)) == (space.fixes == "mean")
 
 
-def test_a_learned_rotation_says_what_it_cannot_do(subjects: dict[str, Subject]) -> None:
+def test_a_learned_rotation_says_what_it_cannot_do(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match="untie them first"):
         applied(subjects["llama"], LearnedRotation(steps=1))
+    monkeypatch.setattr(learned_rotation, "descended", None)  # before any training
     with pytest.raises(ValueError, match=r"destroy the grid of 2 .*fc1.* release=True"):
         applied(subjects["vit"], layerwise(RTN(8), "*.fc1"), LearnedRotation(steps=1))
     for wrong in ({"bits": 1}, {"steps": -1}, {"learning_rate": 0}, {"kind": "butterfly"}):

@@ -14,7 +14,6 @@ from perturb.architecture import Architecture, Space
 from perturb.grid import GridSpec, fit_grid, round_to_grid
 from perturb.methods.adapt.train import check_training, descended, straight_through
 from perturb.methods.rotate.residual import (
-    Floats,
     Kind,
     beside,
     both_turned,
@@ -23,7 +22,6 @@ from perturb.methods.rotate.residual import (
     rotated_spaces,
     rotation,
     turned_space,
-    with_own_vectors,
 )
 from perturb.registry import check_bits, check_choice
 from perturb.stage import Outcome, Sight
@@ -73,21 +71,20 @@ class LearnedRotation:
         spaces = rotated_spaces(context)
         key = jax.random.fold_in(context.key, self.seed)
         turns = {s.name: rotation(self.kind, s, key) for s in spaces}
-        if self.steps and spaces:
-            around = tuple((space, *beside(context, space)) for space in spaces)
-            full = state
-            for space, outside, _ in around:
-                full = with_own_vectors(full, context, space, outside)
-            start = {s.name: jnp.zeros((s.size, s.size)) for s in spaces}
-            plan = (around, self.bits, self.grid, context.context.shapes)
-            found = descended(self, context, start, (full, turns), _rounded, plan)
-            turns = {s.name: cayley(s, found[s.name], np) @ turns[s.name] for s in spaces}
+        drawn = both_turned(self, state, context, turns)  # refused, if it is, before any training
+        if not self.steps or not spaces:
+            return outcome(*drawn)
+        start = {s.name: jnp.zeros((s.size, s.size)) for s in spaces}
+        around = tuple((space, *beside(context, space)) for space in spaces)
+        plan = (around, self.bits, self.grid, context.context.shapes)
+        found = descended(self, context, start, drawn[0], _rounded, plan)
+        turns = {s.name: cayley(s, found[s.name], np) @ turns[s.name] for s in spaces}
         return outcome(*both_turned(self, state, context, turns))
 
 
 def cayley(space: Space, x: Any, xp: Any = jnp) -> Any:
-    """``(I - A)^-1 (I + A)`` of ``A = X - X^T``, by numpy in float64; orthogonal. Where the space
-    fixes the mean, A is brought to map the vector of ones to 0."""
+    """``(I - A)^-1 (I + A)`` of ``A = X - X^T``, orthogonal; by numpy (``xp``) in float64. Where
+    the space fixes the mean, A is brought to map the vector of ones to 0."""
     a = xp.asarray(x, np.float64 if xp is np else x.dtype)
     if space.fixes is not None:
         a = a - xp.mean(a, 0, keepdims=True)
@@ -97,15 +94,11 @@ def cayley(space: Space, x: Any, xp: Any = jnp) -> Any:
     return xp.linalg.solve(eye - a, eye + a)
 
 
-def _rounded(
-    x: Mapping[str, Array], given: tuple[State, Mapping[str, Floats]], plan: Any
-) -> Parameters:
+def _rounded(x: Mapping[str, Array], state: State, plan: Any) -> Parameters:
+    """The rotated state, rotated on by what is learned and rounded."""
     around, bits, spec, shapes = plan
-    state, turns = given
     for space, outside, layers in around:
-        turn = jnp.asarray(turns[space.name], x[space.name].dtype)
-        now = jnp.matmul(cayley(space, x[space.name]), turn, precision="highest")
-        state = turned_space(state, now, space, outside, layers)
+        state = turned_space(state, cayley(space, x[space.name]), space, outside, layers)
     laid = {}
     for name, m in state.matrices.items():
         on_grid = round_to_grid(m.weight, fit_grid(m.weight, bits, spec))

@@ -118,7 +118,7 @@ def both_turned(
         outside, layers = beside(context, space)
         pair = []
         for one in (state, reference):
-            full = with_own_vectors(one, context, space, outside)
+            full = one.with_vectors(context.vectors(one.vectors, _vectors(space, outside)))
             _check_biases(full, space)
             pair.append(turned_space(full, turns[space.name], space, outside, layers))
         if not stage.release:
@@ -131,13 +131,6 @@ def beside(context: Sight, space: Space) -> tuple[tuple[LayerSpec, ...], tuple[s
     """Layers of the space that are left alone, and the names of all that a rotation turns."""
     outside = _outside(context.network, space)
     return outside, (*context.architecture.layers, *(s.name for s in outside))
-
-
-def with_own_vectors(
-    state: State, context: Sight, space: Space, outside: Sequence[LayerSpec]
-) -> State:
-    """The state with those vectors of the model that a rotation of the space changes."""
-    return state.with_vectors(context.vectors(state.vectors, _vectors(space, outside)))
 
 
 def outcome(state: State, reference: State) -> Outcome:
