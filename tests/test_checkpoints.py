@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from experiments.models.gpt2 import GPT2, GPT2Config
 from experiments.models.llama import Llama, LlamaConfig
 from experiments.published import FAMILIES, load
-from experiments.published.task import _check_untied
+from experiments.published.task import abstract, data_of
 from experiments.study import Checkpoint, Own, Study, axis
 from perturb import RTN, Drop, RemoveBlocks, Rotate, SmoothQuant, Wanda, compress
 from perturb.checkpoints import open_checkpoint, read_header
@@ -472,8 +472,9 @@ def test_a_tied_checkpoint_is_rotated_once_it_is_untied(folder: Path, tmp_path: 
     config = {"architectures": ["ViTForImageClassification"]}
     (tmp_path / "images" / "config.json").write_text(json.dumps(config))
     save_file({"a": np.zeros(1)}, tmp_path / "images" / "model.safetensors")
-    with pytest.raises(ValueError, match="only a model of text can be untied"):
-        _check_untied(images)
+    for refuses in (data_of, abstract):
+        with pytest.raises(ValueError, match="only a model of text can be untied"):
+            refuses(images)
 
 
 @pytest.mark.usefixtures("letters")
@@ -507,8 +508,6 @@ def test_what_a_study_refuses_before_any_weight(
 def test_the_package_that_reads_texts_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from experiments.published.task import data_of
-
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"takes the package tokenizers: .*'.\[hub\]'"):
         data_of(Checkpoint(str(folder), str(tmp_path / "text.txt"), 8))
@@ -575,8 +574,6 @@ def test_models_of_a_study_that_are_folders(tmp_path: Path) -> None:
 
 
 def test_models_of_images_take_no_text(tmp_path: Path) -> None:
-    from experiments.published.task import data_of
-
     config = {"architectures": ["ViTForImageClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")

