@@ -209,14 +209,14 @@ class _Told(Lines):
         _alone(self._console, records)
 
 
-def _check(study: Any, arguments: argparse.Namespace) -> None:
-    """Everything that can be refused before any training: data, paths, layers that do not fit."""
+def _check_data(chosen: Sequence[Study], arguments: argparse.Namespace) -> None:
+    """Refuses data that no model of the studies takes."""
     from experiments.models.presets import PRESETS
-    from experiments.runner.running import check_models
     from experiments.study import Checkpoint
 
-    takes = {PRESETS[m].dataset for m in study.models if isinstance(m, str)}
-    if any(isinstance(m, Checkpoint) for m in study.models):
+    models = [model for study in chosen for model in study.models]
+    takes = {PRESETS[m].dataset for m in models if isinstance(m, str)}
+    if any(isinstance(m, Checkpoint) for m in models):
         takes |= {"text", "window", "images"}
     for option, key, dataset in (
         ("--text", "text", "text"),
@@ -226,8 +226,15 @@ def _check(study: Any, arguments: argparse.Namespace) -> None:
     ):
         given = getattr(arguments, key)
         if given is not None and dataset not in takes:
-            known = ", ".join(map(str, study.models))
-            raise BadInput(f"{option} {given}: no model of the study takes it ({known})")
+            whose = "the study" if len(chosen) == 1 else "these studies"
+            known = ", ".join(dict.fromkeys(map(str, models)))
+            raise BadInput(f"{option} {given}: no model of {whose} takes it ({known})")
+
+
+def _check(study: Study, arguments: argparse.Namespace) -> None:
+    """Everything else that can be refused before any training: paths, layers that do not fit."""
+    from experiments.runner.running import check_models
+
     folder = arguments.out / study.name
     cli.check_folder("--out", folder)
     if folder.is_dir():
@@ -262,11 +269,13 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         if changed:
             policies = (dataclasses.replace(p, **changed) for p in study.policies)
             study = study.with_options(policies=tuple(dict.fromkeys(policies)))
-        if arguments.study == ALL and (absent := study.absent):
+        if arguments.study == ALL and (absent := study.absent(arguments.images_dir)):
             console.print(f"{name} is left out, for there is no {absent} here", markup=False)
             continue
-        _check(study, arguments)
         chosen.append(study)
+    _check_data(chosen, arguments)
+    for study in chosen:
+        _check(study, arguments)
     compile_quickly()
     cache_programs()
     if len(chosen) > 1:

@@ -11,7 +11,11 @@ from experiments.study import Checkpoint, Model, Own, Study
 SIZES = ("small", "gpu", "paper")
 UNTIED = "experiments.models.untied:"
 _TEXT = ("llama-docs", "llama-docs-mini", "llama-docs-deep", "llama-docs-2m")
-_IMAGES = {"resnet-digits": "resnet18-fashion", "vit-digits": "deit-base-fashion"}
+_IMAGES = {
+    f"{kind}-{data}": larger
+    for kind, larger in (("resnet", "resnet18-fashion"), ("vit", "deit-base-fashion"))
+    for data in ("digits", "fashion")
+}
 LARGER: dict[str, dict[str, str]] = {
     "small": {},
     "gpu": {**dict.fromkeys(_TEXT, "llama-docs-10m"), **_IMAGES},

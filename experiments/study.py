@@ -32,6 +32,7 @@ from experiments.axes import (
     permutations,
     tree,
 )
+from experiments.data import fashion
 from experiments.labels import chain_name
 from experiments.models.presets import PRESETS
 from perturb import sources
@@ -268,11 +269,16 @@ class Study:
         """The trainings of a model: a checkpoint has one."""
         return self.seeds[:1] if isinstance(model, Checkpoint) else self.seeds
 
-    @property
-    def absent(self) -> str | None:
-        """The first checkpoint that is not where it should be: it comes with no installation."""
-        paths = (m.path for m in self.models if isinstance(m, Checkpoint))
-        return next((path for path in paths if not is_checkpoint(path)), None)
+    def absent(self, images_dir: Path | None = None) -> str | None:
+        """The first of what comes with no installation that is not where it should be: a
+        checkpoint, or Fashion-MNIST where nobody says where it is."""
+        for model in self.models:
+            if isinstance(model, Checkpoint) and not is_checkpoint(model.path):
+                return model.path
+        presets = (PRESETS[m] for m in self.models if isinstance(m, str))
+        if images_dir is None and any(preset.dataset == "fashion" for preset in presets):
+            return None if fashion.is_there() else f"Fashion-MNIST in {fashion.DEBIAN}"
+        return None
 
     def with_options(self, **changes: Any) -> Study:
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})

@@ -172,11 +172,14 @@ def _advance(
         params, rest, opt_state, key = state
         key, draw = jax.random.split(key)
         chosen = jax.random.randint(draw, (settings.batch,), 0, examples)
+        batch = inputs[chosen]
+        if settings.flip:
+            batch = mirrored(jax.random.fold_in(draw, 1), batch)
 
         def objective(params: Any) -> tuple[Array, Any]:
             # A copy: batch statistics are updated in place, and these belong to the outer trace.
             model = nnx.merge(graph, params, rest, copy=True)
-            logits = model(inputs[chosen])
+            logits = model(batch)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets[chosen])
             return loss.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
@@ -196,6 +199,12 @@ def _advance(
         )
 
     return jax.jit(advance, donate_argnums=0)
+
+
+def mirrored(key: Array, images: Array) -> Array:
+    """``images [B, H, W, C]``, each mirrored left to right with probability one half."""
+    coin = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(coin, images[:, :, ::-1], images)
 
 
 def _optimizer(settings: Training) -> optax.GradientTransformation:
@@ -264,7 +273,7 @@ def _key(preset: Preset, seed: int, dataset: Dataset) -> str:
         "format": FORMAT,
         "architecture": type(preset.config).__name__,
         "config": _told(preset.config),
-        "training": asdict(preset.training),
+        "training": _told(preset.training),
         "seed": seed,
         "data": dataset.hash,
     }
@@ -272,8 +281,8 @@ def _key(preset: Preset, seed: int, dataset: Dataset) -> str:
 
 
 def _told(config: Any) -> dict[str, Any]:
-    """Of a config what names a checkpoint: a setting that came LATER has its part only where it is
-    not the default, so that what was trained before it is found again."""
+    """What of a config, or a training, names a checkpoint: a setting that came LATER has its part
+    only where it is not the default, so that what was trained before it is found again."""
     left = (f.name for f in fields(config) if f.metadata.get("later"))
     usual = {f.name: f.default for f in fields(config)}
     drop = {name for name in left if getattr(config, name) == usual[name]}

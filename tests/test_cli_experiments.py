@@ -272,7 +272,11 @@ def test_all_studies_are_checked_first_and_run_one_after_another(
     far = "Checkpoint('far.gguf', text='t.txt')"
     study = STUDY.replace('"tiny-resnet"', far).replace("study import", "study import Checkpoint,")
     (tmp_path / "third.py").write_text(study)
-    monkeypatch.setattr("experiments.study.names", lambda: ["first.py", "second.py", "third.py"])
+    (tmp_path / "fourth.py").write_text(STUDY.replace("tiny-resnet", "resnet-fashion"))
+    monkeypatch.setattr("experiments.data.fashion.DEBIAN", tmp_path)
+    monkeypatch.setattr(
+        "experiments.study.names", lambda: ["first.py", "second.py", "third.py", "fourth.py"]
+    )
     seen: list[str] = []
     monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study.name))
     made_up.broken["rtn-4"] = "nan"  # of the first study and of the second
@@ -282,8 +286,13 @@ def test_all_studies_are_checked_first_and_run_one_after_another(
     told = capsys.readouterr().out
     assert "2 studies, 16 models to measure" in told
     assert "third.py is left out, for there is no far.gguf here" in told
+    assert f"fourth.py is left out, for there is no Fashion-MNIST in {tmp_path}" in told.replace(
+        "\n", ""
+    )
     made_up.broken.clear()
     assert door.main(["run", "all", "--out", "out", "--no-figures"]) == 0
+    assert door.main(["run", "all", "--images", ".", "--out", "out"]) == 2
+    assert "--images .: no model of these studies takes it (tiny-resnet)" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------- what is refused before work

@@ -289,6 +289,15 @@ def test_fashion_reads_plain_and_gzipped_files(fashion_folder):
     assert data.hash == load("fashion", images_dir=fashion_folder).hash
 
 
+def test_fashion_is_compared_on_fewer_images_than_say_how_good_a_model_is(
+    fashion_folder, monkeypatch
+):
+    monkeypatch.setattr(fashion, "TEST", 20)
+    data = load("fashion", images_dir=fashion_folder)
+    assert data.test.cluster.tolist() == list(range(0, 40, 2))
+    assert data.heldout.cluster.tolist() == list(range(40))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -74,6 +75,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
     other = load_or_train("tiny-resnet", 1, cache=folder, progress=QUIET)
     assert not other.cached
     assert other.weights_hash != resnet.weights_hash
+
+
+def test_about_half_of_a_batch_is_mirrored():
+    images = np.random.default_rng(0).normal(size=(400, 3, 4, 2)).astype(np.float32)
+    got = np.asarray(training.mirrored(jax.random.key(0), jnp.asarray(images)))
+    same = (got == images).all((1, 2, 3))
+    turned = (got == images[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ turned).all()
+    assert 0.4 < turned.mean() < 0.6
+
+
+def test_mirroring_names_a_checkpoint_only_where_it_is_used():
+    """What was trained before there was a choice keeps its name."""
+    plain = find("tiny-resnet").training
+    assert "flip" not in training._told(plain)
+    assert training._told(replace(plain, flip=True)) == {**training._told(plain), "flip": True}
 
 
 def test_models_come_in_evaluation_mode(folder, resnet):

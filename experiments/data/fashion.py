@@ -14,33 +14,40 @@ from experiments.data.windows import spread
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where dataset-fashion-mnist puts them
 CALIBRATION = 128
+TEST = 2000  # images that models are compared on; all 10 000 say how good a model is
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def load(folder: Path | None = None) -> Dataset:
-    """Images ``[N, 28, 28, 1]`` in [0, 1]; 60 000 train, 128 calibration, 10 000 test.
+    """Images ``[N, 28, 28, 1]`` in [0, 1]: 60 000 train, 128 of them calibrate; 10 000 heldout,
+    2 000 of them test.
 
     ``folder`` holds the four IDX files, with or without ``.gz``; without it, Debian's place.
     Raises ValueError when a file is missing or is not what its name says.
     """
     folder = DEBIAN if folder is None else Path(folder)
-    train, test = _read_split(folder, FILES), _read_split(folder, TEST_FILES)
-    calibration = spread(train, CALIBRATION)
+    train, heldout = _read_split(folder, FILES), _read_split(folder, TEST_FILES)
+    calibration, test = spread(train, CALIBRATION), spread(heldout, TEST)
     return Dataset(
         name="fashion",
         kind="images",
         train=train,
         calibration=calibration,
         test=test,
-        heldout=test,
+        heldout=heldout,
         hash=content_hash(
-            train.inputs, train.targets, test.inputs, test.targets, calibration.cluster
+            train.inputs,
+            train.targets,
+            heldout.inputs,
+            heldout.targets,
+            test.cluster,
+            calibration.cluster,
         ),
         info={
             "source": "Fashion-MNIST",
             "split": "as published; calibration is in train",
-            "images": {"train": len(train), "test": len(test), "test_sources": len(test)},
+            "images": {"train": len(train), "test": len(test), "test_sources": len(heldout)},
         },
         pool=train,
     )
@@ -73,10 +80,19 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
+def is_there() -> bool:
+    """Whether Debian's package is installed."""
+    return all(_path(DEBIAN, name) for name in (*FILES, *TEST_FILES))
+
+
+def _path(folder: Path, name: str) -> Path | None:
+    either = (folder / name, folder / f"{name}.gz")
+    return next((path for path in either if path.is_file()), None)
+
+
 def _find(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
+    if path := _path(folder, name):
+        return path
     raise ValueError(
         f"Fashion-MNIST: no {name} or {name}.gz in {folder}: install Debian's package "
         "dataset-fashion-mnist, or give the folder that has the four IDX files"

@@ -7,7 +7,7 @@ files: ``llama.LLAMA_3_2_1B``, ``vit.DEIT_BASE``, ``resnet.RESNET18``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flax import nnx
 
@@ -41,6 +41,8 @@ class Training:
     clip: float = 1.0  # global norm of the gradient
     b2: float = 0.99
     augment: Augment | None = None
+    # Every image of a batch is mirrored left to right with probability one half.
+    flip: bool = field(default=False, metadata={"later": True})
     # Steps in one compiled lax.scan. XLA's CPU convolutions run 4 to 6 times slower inside a
     # loop (measured: 39 against 9 ms a step), so convolutional nets take one step a call.
     steps_per_call: int = 20
@@ -171,14 +173,15 @@ _FASHION_RESNET = Preset(
     config=_RESNET_DIGITS.config,  # the same shapes: the net is convolutional
     dataset="fashion",
     training=Training(
-        steps=2000,
+        steps=4700,
         batch=64,
         learning_rate=4e-3,
-        warmup=100,
+        warmup=300,
         weight_decay=0.05,
+        flip=True,
         steps_per_call=1,
     ),
-    expected="90.8 % of the 10 000 test images; 220 s on cores shared with other work",
+    expected="91.6 to 92.1 % of the 10 000 test images (seeds 0-3); 16 minutes on one core",
     description="ResNet, one basic block a stage, on 28x28 Fashion-MNIST",
 )
 
@@ -186,18 +189,20 @@ _FASHION_VIT = Preset(
     name="vit-fashion",
     config=ViTConfig(
         image_size=28,
-        patch_size=4,
+        patch_size=7,
         channels=1,
         num_classes=10,
-        hidden_size=64,
+        hidden_size=96,
         num_layers=4,
         num_heads=4,
-        mlp_size=256,
+        mlp_size=192,
     ),
     dataset="fashion",
-    training=Training(steps=2000, batch=64, learning_rate=2e-3, warmup=200, weight_decay=0.05),
-    expected="85.1 % of the 10 000 test images; 225 s on cores shared with other work",
-    description="ViT, four blocks of width 64, 49 patches of 4x4, on Fashion-MNIST",
+    training=Training(
+        steps=9400, batch=64, learning_rate=1.5e-3, warmup=500, weight_decay=0.1, flip=True
+    ),
+    expected="87.8 to 88.6 % of the 10 000 test images (seeds 0-4); 14 minutes on one core",
+    description="ViT, four blocks of width 96, 16 patches of 7x7, on Fashion-MNIST",
 )
 
 _ALL = (
