@@ -145,6 +145,7 @@ SUMMARIES = (
     Kept("heatmap", "embedded", "embedded-all.json.gz", ("llama-docs",)),
     Kept("zeros", "zeros", "zeros.json.gz", ("llama-docs",)),
     Kept("advantage", "larger", "larger.json.gz"),
+    Kept("advantage", "fashion", "fashion.json.gz"),
     Kept("advantage", "quarot", "quarot.jsonl.gz"),
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.analysis.replication import estimate_over
-from experiments.findings.types import Finding, Row, of_summary, summary
+from experiments.findings.types import ON_THE_GRID, Finding, Row, of_summary, summary
 from experiments.summary import ALONG_BITS, ALONG_RATIO, SIGN, Estimate
 
 TESTED = {
@@ -15,7 +15,6 @@ TESTED = {
     ALONG_RATIO: "tau of A with the gap, along the ratio",
     SIGN: "won cells whose winner is the gap's",
 }
-SUMMARIES = ("embedded-all", "larger")
 
 
 def _kind(name: str, model: str) -> str:
@@ -25,7 +24,7 @@ def _kind(name: str, model: str) -> str:
 def _claims(kind: str) -> list[Row]:
     """The claims of the hypothesis on the models of a kind, in two measures."""
     rows = []
-    for name in SUMMARIES:
+    for name in ON_THE_GRID:
         found = summary(name)
         for v in found.verdicts:
             if v.scale in ("natural", "log") and _kind(name, v.model) == kind:
@@ -82,7 +81,7 @@ VISION = Finding(
     claim="The same holds of a CNN and a ViT, and the advantage of an order is larger there.",
     source="Kim et al., finding 5: ResNet-18 and DeiT-Base on ImageNet",
     reported="the trend holds, with larger advantages than in language models",
-    studies=("embedded",),
+    studies=("embedded", "fashion"),
     rows=_vision,
     figure="embedded/advantage-resnet-digits-log",
 )

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable
 from experiments.analysis.chains import Chain, Chains
 from experiments.findings import lora, stages
 from experiments.findings.names import parts, setting
-from experiments.findings.types import LOG, Finding, Row, chains, of_summary, row, summary
+from experiments.findings.types import (
+    LOG,
+    ON_THE_GRID,
+    Finding,
+    Row,
+    chains,
+    of_summary,
+    row,
+    summary,
+)
 from experiments.summary import Summary
 
 CLAIMS = "claims"
@@ -80,7 +89,7 @@ def _low_alone(held: Chains) -> Chain:
 
 def always() -> Iterable[Row]:
     """Pruning first, whatever the gap: the share of a run's won cells."""
-    for name in ("embedded-all", "larger"):
+    for name in ON_THE_GRID:
         found: Summary = summary(name)
         for total in found.totals:
             if total.model and total.scale == "log":
@@ -123,7 +132,7 @@ FINDINGS = (
         "Pruning before quantizing is better, in every case.",
         "Harma et al., ICLR 2025 (arXiv 2405.20935)",
         "LLaMA-2-7B, 2:4 and INT8: S→Q 9.37, Q→S 14.65",
-        ("embedded", "larger"),
+        ("embedded", "larger", "fashion"),
         always,
     ),
     _finding(

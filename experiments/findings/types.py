@@ -27,6 +27,7 @@ from perturb.measure import ranks
 
 STORED = Path(__file__).parents[2] / "figures" / "records"
 PARTLY, ABSENT = "holds partly", "not run"
+ON_THE_GRID = ("embedded-all", "larger", "fashion")  # summaries of studies on the grid of embedded
 LOG = "neg_nll"  # the measure of all findings about chains
 
 

@@ -1,6 +1,6 @@
 """Our GPTQ and SparseGPT against the same algorithms in plain PyTorch, side by side in one run.
 
-    python -m tests.benchmarks.solvers [--sizes 256 1024 576x1536] [--repeats 5] [--json PATH]
+    python -m tests.benchmarks.solvers [--sizes 256 1024 576x1536 4096] [--repeats 5] [--json PATH]
 
 Both start from a weight [out, in] and a gram matrix [in, in] in float32 and end with the compressed
 weight, factorisation included; repeats are interleaved, medians reported, compilation apart. A
@@ -36,6 +36,7 @@ from . import torch_peers
 
 BITS = (8, 6, 5, 4, 3, 2)
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7)
+FAMILIES_TO = 2048  # columns: above, a family takes minutes a repeat
 KEY = jax.random.key(0)
 DEFAULT = [(256, 256), (1024, 1024), (2048, 2048)]
 
@@ -97,9 +98,11 @@ def rivals(size: Size) -> list[tuple[str, dict[str, Callable[[], Any]]]]:
             ][-1],
         }
 
+    single = [("GPTQ 4 bit", gptq([4])), ("SparseGPT 50 %", sparsegpt([0.5]))]
+    if max(size) > FAMILIES_TO:
+        return single
     return [
-        ("GPTQ 4 bit", gptq([4])),
-        ("SparseGPT 50 %", sparsegpt([0.5])),
+        *single,
         (f"GPTQ, {len(BITS)} widths", gptq(BITS)),
         (f"SparseGPT, {len(SPARSITIES)} ratios", sparsegpt(SPARSITIES)),
     ]
@@ -157,6 +160,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     out = Table(title="weight and gram to compressed weight, medians (ms); peer / ours")
     for column in ("size", "contest", "ours", "torch", "kthvalue", "compile s", "ratio", "kthv."):
         out.add_column(column, justify="left" if column == "contest" else "right")
+    last = {row["size"]: row for row in rows}
     for row in rows:
         s, r, k = row["seconds"], row["ratio"], "torch, kthvalue"
         aim = 3.0 if "," in row["contest"] else 1.3
@@ -166,7 +170,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         for name in ("torch", k):
             style = "green" if r.get(name, 0) >= aim else "red"
             cells.append(f"[{style}]{r[name]:.2f}[/]" if name in r else "")
-        out.add_row(*cells, end_section="SparseGPT," in row["contest"])
+        out.add_row(*cells, end_section=row is last.get(row["size"]))
     return out
 
 
