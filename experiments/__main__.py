@@ -211,11 +211,10 @@ class _Told(Lines):
 
 def _check_data(chosen: Sequence[Study], arguments: argparse.Namespace) -> None:
     """Refuses data that no model of the studies takes."""
-    from experiments.models.presets import PRESETS
     from experiments.study import Checkpoint
 
     models = [model for study in chosen for model in study.models]
-    takes = {PRESETS[m].dataset for m in models if isinstance(m, str)}
+    takes = {name for study in chosen for name in study.datasets}
     if any(isinstance(m, Checkpoint) for m in models):
         takes |= {"text", "window", "images"}
     for option, key, dataset in (

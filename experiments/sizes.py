@@ -12,9 +12,8 @@ SIZES = ("small", "gpu", "paper")
 UNTIED = "experiments.models.untied:"
 _TEXT = ("llama-docs", "llama-docs-mini", "llama-docs-deep", "llama-docs-2m")
 _IMAGES = {
-    f"{kind}-{data}": larger
-    for kind, larger in (("resnet", "resnet18-fashion"), ("vit", "deit-base-fashion"))
-    for data in ("digits", "fashion")
+    **dict.fromkeys(("resnet-digits", "resnet-fashion"), "resnet18-fashion"),
+    **dict.fromkeys(("vit-digits", "vit-fashion"), "deit-base-fashion"),
 }
 LARGER: dict[str, dict[str, str]] = {
     "small": {},

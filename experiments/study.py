@@ -269,15 +269,19 @@ class Study:
         """The trainings of a model: a checkpoint has one."""
         return self.seeds[:1] if isinstance(model, Checkpoint) else self.seeds
 
+    @property
+    def datasets(self) -> set[str]:
+        """Names of the data sets that its presets are trained on."""
+        return {PRESETS[model].dataset for model in self.models if isinstance(model, str)}
+
     def absent(self, images_dir: Path | None = None) -> str | None:
         """The first of what comes with no installation that is not where it should be: a
         checkpoint, or Fashion-MNIST where nobody says where it is."""
         for model in self.models:
             if isinstance(model, Checkpoint) and not is_checkpoint(model.path):
                 return model.path
-        presets = (PRESETS[m] for m in self.models if isinstance(m, str))
-        if images_dir is None and any(preset.dataset == "fashion" for preset in presets):
-            return None if fashion.is_there() else f"Fashion-MNIST in {fashion.DEBIAN}"
+        if images_dir is None and "fashion" in self.datasets and not fashion.is_there():
+            return f"Fashion-MNIST in {fashion.DEBIAN}"
         return None
 
     def with_options(self, **changes: Any) -> Study:

@@ -50,7 +50,7 @@ def _only(rows: Iterable[Row], start: str) -> list[Row]:
 QUESTIONS = (
     Question(
         "Pruning and quantizing a published language model (SmolLM2-135M)?",
-        lambda: [row for row in real.pruning_first("text") if row.published],  # of several draws
+        lambda: [row for row in real.pruning_first("text") if row.published],  # one draw is no test
         "Prune first.",
         "Quantize first.",
         "It depends on the ratio and the width (R-3 in FINDINGS.md): compare both orders.",

@@ -1,8 +1,9 @@
 """The embedded study on Fashion-MNIST: do the verdicts on vision models change with the images?
 
-A ResNet and a ViT of its sizes, trained on 60 000 images of clothes instead of 1 197 digits. One
-calibration draw, as in :mod:`experiments.studies.larger`. Debian's package dataset-fashion-mnist
-has the images; from a folder of one's own they are read with --images-dir.
+A ResNet of the same shapes and a wider ViT, trained on images of clothes instead of digits. One
+calibration draw, as in :mod:`experiments.studies.larger`: how far another draw moves A is not
+known here. Debian's package dataset-fashion-mnist has the images; from a folder of one's own they
+are read with --images-dir.
 
 Run:      python -m experiments run fashion
 """

@@ -170,7 +170,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         for name in ("torch", k):
             style = "green" if r.get(name, 0) >= aim else "red"
             cells.append(f"[{style}]{r[name]:.2f}[/]" if name in r else "")
-        out.add_row(*cells, end_section=row is last.get(row["size"]))
+        out.add_row(*cells, end_section=row is last[row["size"]])
     return out
 
 
