@@ -7,12 +7,13 @@ import dataclasses
 import io
 import json
 import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,14 @@ from experiments.analysis import render, summarize
 from experiments.analysis.variants import role
 from experiments.records import RecordLogLocked, latest, load
 from experiments.report.again import failed_cells, report_again
-from experiments.watch import CELLS, RECORDS, Lines
+from experiments.watch import CELLS, RECORDS, Lines, Watch
 from perturb import cli
 from perturb.cli import BadInput
 from perturb.files import write_atomic
 from perturb.policy import CHOICES
 
 if TYPE_CHECKING:
+    from experiments.runner import Spent
     from experiments.study import Study
 
 MANY_SEEDS = 1000
@@ -55,8 +57,8 @@ examples:
       3 sparsities x 4 bit widths under 3 calibration draws, print what was found, draw it
   python -m experiments run embedded --seeds 10
       the same on ten trainings of each model; what is there already is kept
-  python -m experiments run all
-      every study there is, one after another; some hours on two cores
+  python -m experiments run all --workers 2
+      every study there is, two trainings at a time; some hours on two cores
   python -m experiments run quarot --size gpu
       the same study on larger models
   python -m experiments run my_study.py --models llama-text --text notes.txt
@@ -97,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, default=Path("results"), help="default: results/")
     run.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the study's")
     run.add_argument("--seeds", type=int, metavar="N", help="training seeds 0..N-1")
+    run.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes side by side, each at a training and on cores of its own (1)",
+    )
     run.add_argument("--calibrate", help="sequential, recalibrate or dense: see perturb.compress")
     run.add_argument("--norms", help="reestimate or keep batch norms' statistics after a stage")
     run.add_argument("--zeros", help="of the weights: free, or keep (count as pruned)")
@@ -191,6 +200,10 @@ class _Bars:
     def alone(self, records: list[dict[str, Any]]) -> None:
         _alone(self._console, records)
 
+    def end(self) -> None:
+        """Make room for what is found."""
+        self._progress.update(self._bar, visible=False)
+
 
 class _Told(Lines):
     """Without a terminal: lines on stderr, and the same tables on standard output."""
@@ -247,19 +260,15 @@ def _check(study: Study, arguments: argparse.Namespace) -> None:
     check_models(study, **options)
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> int:
+def _chosen(arguments: argparse.Namespace) -> tuple[list[Study], list[str]]:
+    """The studies that are to run, and a line on each that is left out."""
     from experiments.sizes import sized
     from experiments.study import find
     from experiments.study import names as studies
-    from perturb.backend import compile_quickly
-    from perturb.programs import cache_programs
 
     seeds = arguments.seeds
-    if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
-        raise BadInput(f"--seeds {seeds}: must be at least 1 and at most {MANY_SEEDS}")
-    wanted = studies() if arguments.study == ALL else [arguments.study]
-    chosen = []
-    for name in wanted:
+    chosen, told = [], []
+    for name in studies() if arguments.study == ALL else [arguments.study]:
         study = sized(find(name), arguments.size).with_options(
             models=tuple(arguments.models) if arguments.models else None,
             seeds=tuple(range(seeds)) if seeds else None,
@@ -269,63 +278,147 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             policies = (dataclasses.replace(p, **changed) for p in study.policies)
             study = study.with_options(policies=tuple(dict.fromkeys(policies)))
         if arguments.study == ALL and (absent := study.absent(arguments.images_dir)):
-            console.print(f"{name} is left out, for there is no {absent} here", markup=False)
+            told.append(f"{name} is left out, for there is no {absent} here")
             continue
         chosen.append(study)
+    return chosen, told
+
+
+def _again(arguments: argparse.Namespace) -> list[Study]:
+    """The same studies, in a process that has the arguments alone."""
+    return _chosen(arguments)[0]
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from perturb.backend import compile_quickly
+    from perturb.programs import cache_programs
+
+    seeds = arguments.seeds
+    if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
+        raise BadInput(f"--seeds {seeds}: must be at least 1 and at most {MANY_SEEDS}")
+    chosen, told = _chosen(arguments)
+    for line in told:
+        console.print(line, markup=False)
     _check_data(chosen, arguments)
+    compile_quickly()
+    _check_workers(arguments.workers)
     for study in chosen:
         _check(study, arguments)
-    compile_quickly()
     cache_programs()
     if len(chosen) > 1:
         cells = sum(len(study.chains()) * study.runs for study in chosen)
         console.print(f"{len(chosen)} studies, {cells} models to measure")
-    codes = [_run_one(study, arguments, console) for study in chosen]
-    return max(codes)
+    try:
+        if arguments.workers == 1:
+            return max(_run_one(study, arguments, console) for study in chosen)
+        return _run_together(chosen, arguments, console)
+    except RecordLogLocked as error:
+        raise BadInput(str(error)) from error
+
+
+def _check_workers(workers: int) -> None:
+    """Refuses more processes than there are cores for, or several on one accelerator."""
+    if workers == 1:
+        return
+    from experiments.runner.together import cores
+
+    most = len(cores())
+    if not 1 <= workers <= most:
+        raise BadInput(
+            f"--workers {workers}: must be at least 1 and at most {most}, the number of cores"
+        )
+    import jax
+
+    if (backend := jax.default_backend()) != "cpu":
+        raise BadInput(f"--workers {workers}: a {backend} is one process's: leave it out")
+
+
+class _Session:
+    """A study of the command: told at its beginning, reported and drawn at its end."""
+
+    def __init__(
+        self,
+        study: Study,
+        arguments: argparse.Namespace,
+        console: Console,
+        progress: Progress | None,
+    ) -> None:
+        self.study, self.arguments, self.console = study, arguments, console
+        self.watch: Watch = _Bars(console, progress) if progress else _Told(console)
+        self.folder: Path = arguments.out / study.name
+
+    def begin(self) -> Watch:
+        import jax
+
+        study, path = self.study, self.folder / RECORDS
+        chains = len(study.chains())
+        self.console.print(
+            f"[bold]{escape(study.name)}[/]: {escape(study.description)}\n{chains * study.runs} "
+            f"models to measure ({len(study.models)} models x {len(study.seeds)} seeds x "
+            f"{len(study.calibrations)} calibration draws x {len(study.policies)} policies x "
+            f"{chains} chains of stages), on {jax.devices()[0].device_kind}; records in "
+            f"{escape(str(path))}"
+        )
+        self.start = time.perf_counter()
+        return self.watch
+
+    def end(self, spent: Spent) -> int:
+        """The exit code: 1 if cells failed or nothing could be drawn."""
+        console, folder, workers = self.console, self.folder, self.arguments.workers
+        if isinstance(self.watch, _Bars):
+            self.watch.end()
+        records = _last(folder)
+        _report(records, folder, console)
+        phases = ", ".join(f"{k} {v:.0f} s" for k, v in spent.seconds.items())
+        by, each = (f" by {workers} processes", " each") if workers > 1 else ("", "")
+        console.print(
+            f"\n{time.perf_counter() - self.start:.0f} s in all{by}: {phases}; {spent.programs} "
+            f"programs, {spent.peak:.1f} GB at most{each}"
+        )
+        drawn = self.arguments.no_figures or _draw(
+            folder / RECORDS, records, folder / "figures", console
+        )
+        failed = failed_cells(records, console)
+        if failed:
+            console.print("run again to retry them")
+        return 0 if drawn and not failed else 1
 
 
 def _run_one(study: Study, arguments: argparse.Namespace, console: Console) -> int:
-    """Run, report and draw one study; 1 if cells failed or nothing could be drawn."""
-    import jax
+    """Run, report and draw one study in this process."""
+    from experiments.runner import Clock, Spent, run_study
 
-    from experiments.runner import Clock, run_study
-
-    folder = arguments.out / study.name
-    path = folder / RECORDS
-    chains = len(study.chains())
-    console.print(
-        f"[bold]{escape(study.name)}[/]: {escape(study.description)}\n{chains * study.runs} "
-        f"models to measure ({len(study.models)} models x {len(study.seeds)} seeds x "
-        f"{len(study.calibrations)} calibration draws x {len(study.policies)} policies x {chains} "
-        f"chains of stages), on {jax.devices()[0].device_kind}; records in {escape(str(path))}"
-    )
-    clock = Clock()
-    start = time.perf_counter()
+    clock, spent = Clock(), Spent()
     options: dict[str, Any] = {k: getattr(arguments, k) for k in DATA}
-    try:
-        if console.is_terminal:
-            with _progress(console) as progress:
-                bars = _Bars(console, progress)
-                run_study(
-                    study, arguments.out, watch=bars, clock=clock, progress=progress, **options
-                )
-        else:
-            run_study(study, arguments.out, watch=_Told(console), clock=clock, **options)
-    except RecordLogLocked as error:
-        raise BadInput(str(error)) from error
-    records = _last(folder)
-    _report(records, folder, console)
-    spent = ", ".join(f"{k} {v:.0f} s" for k, v in clock.spent.items())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    console.print(
-        f"\n{time.perf_counter() - start:.0f} s in all: {spent}; {clock.programs} programs, "
-        f"{peak:.1f} GB at most"
-    )
-    drawn = arguments.no_figures or _draw(path, records, folder / "figures", console)
-    failed = failed_cells(records, console)
-    if failed:
-        console.print("run again to retry them")
-    return 0 if drawn and not failed else 1
+    with _progress(console) if console.is_terminal else nullcontext() as progress:
+        session = _Session(study, arguments, console, progress)
+        watch = session.begin()
+        run_study(study, arguments.out, watch=watch, clock=clock, progress=progress, **options)
+    spent.add(clock)
+    return session.end(spent)
+
+
+def _run_together(chosen: Sequence[Study], arguments: argparse.Namespace, console: Console) -> int:
+    """The same of all studies, in several processes."""
+    from experiments.runner import run_together
+
+    options: dict[str, Any] = {k: getattr(arguments, k) for k in DATA}
+    codes = []
+    with _progress(console) if console.is_terminal else nullcontext() as progress:
+        sessions = [_Session(study, arguments, console, progress) for study in chosen]
+
+        def end(n: int, spent: Spent) -> None:
+            codes.append(sessions[n].end(spent))
+
+        run_together(
+            partial(_again, arguments),
+            arguments.out,
+            arguments.workers,
+            lambda n: sessions[n].begin(),
+            end,
+            **options,
+        )
+    return max(codes)
 
 
 def _last(folder: Path) -> list[dict[str, Any]]:

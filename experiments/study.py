@@ -262,12 +262,16 @@ class Study:
     @property
     def runs(self) -> int:
         """Combinations of model, seed, draw and policy."""
-        trained = sum(len(self.seeds_of(model)) for model in self.models)
-        return trained * len(self.calibrations) * len(self.policies)
+        return len(self.trainings) * len(self.calibrations) * len(self.policies)
 
-    def seeds_of(self, model: Model) -> tuple[int, ...]:
-        """The trainings of a model: a checkpoint has one."""
-        return self.seeds[:1] if isinstance(model, Checkpoint) else self.seeds
+    @property
+    def trainings(self) -> list[tuple[Model, int]]:
+        """Every model with every seed; a checkpoint was trained once."""
+        return [
+            (model, seed)
+            for model in self.models
+            for seed in (self.seeds[:1] if isinstance(model, Checkpoint) else self.seeds)
+        ]
 
     @property
     def datasets(self) -> set[str]:

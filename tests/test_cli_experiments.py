@@ -138,7 +138,7 @@ def made_up(monkeypatch):
                 "achieved_sparsity": 0.0,
             }
             failure = {"status": "error", "error": failed}
-            job._write(job._begun(c) | (result if failed is None else failure))
+            job.shared.desk.append(job._begun(c) | (result if failed is None else failure))
 
     monkeypatch.setattr(running, "run_job", run_job)
     monkeypatch.setattr(running, "Job", MadeUp)

@@ -725,7 +725,7 @@ def ids_of(study: Study) -> dict[str, str]:
     """Ids of the cells of a study of one model and seed."""
     (model,), (seed,) = study.models, study.seeds
     assert isinstance(model, Own)
-    shared = Shared(study, str(model), seed, task_of(model, seed), None, set(), Clock())  # type: ignore[arg-type]
+    shared = Shared(study, str(model), seed, task_of(model, seed), None, Clock())  # type: ignore[arg-type]
     made = Job(shared, study.calibrations[0], study.policies[0])
     return {made.label(c).rpartition("/")[2]: made.cell_id(c) for c in study.chains()}
 

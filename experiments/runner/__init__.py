@@ -8,9 +8,11 @@ identifies a cell is all that decides it (:meth:`.job.Job.cell_id`), so whatever
 run again, and nothing else is.
 """
 
-from experiments.runner.clock import Clock, drop_programs_if_many
+from experiments.runner.clock import Clock, Spent, drop_programs_if_many
+from experiments.runner.desk import finished
 from experiments.runner.job import Job, Shared
-from experiments.runner.running import check_study, finished, run_study
+from experiments.runner.running import check_study, run_study
+from experiments.runner.together import run_together
 from experiments.runner.walk import run_job
 from experiments.watch import Watch
 
@@ -18,10 +20,12 @@ __all__ = [
     "Clock",
     "Job",
     "Shared",
+    "Spent",
     "Watch",
     "check_study",
     "drop_programs_if_many",
     "finished",
     "run_job",
     "run_study",
+    "run_together",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,29 @@ class Clock:
             own = time.perf_counter() - start - compiling - sum(within.values())
             self.spent[name] = self.spent.get(name, 0.0) + own
             self.spent["compile"] = self.spent.get("compile", 0.0) + compiling
+
+
+@dataclass
+class Spent:
+    """What a study took: seconds of every phase, programs made, and a process's memory at most."""
+
+    seconds: Counter[str] = field(default_factory=Counter)
+    programs: int = 0
+    peak: float = 0.0  # GB
+
+    def add(self, clock: Clock) -> None:
+        """What a clock of this process has counted."""
+        self.merge(clock.spent, clock.programs, peak())
+
+    def merge(self, seconds: Mapping[str, float], programs: int, gigabytes: float) -> None:
+        self.seconds.update(seconds)
+        self.programs += programs
+        self.peak = max(self.peak, gigabytes)
+
+
+def peak() -> float:
+    """Memory that this process has had at most, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def drop_programs_if_many(limit: int = 40_000, maps: Path = Path("/proc/self/maps")) -> bool:

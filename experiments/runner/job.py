@@ -20,8 +20,9 @@ import perturb
 from experiments.axes import Chain
 from experiments.evaluate import Evaluation, Evaluator
 from experiments.labels import chain_name
-from experiments.records import SCHEMA, Record, RecordLog, encode_sums
+from experiments.records import SCHEMA, Record, encode_sums
 from experiments.runner.clock import Clock
+from experiments.runner.desk import Desk
 from experiments.study import Conditions, Study, policy_config
 from experiments.task import Task, batches_hash, some
 from perturb import network
@@ -64,10 +65,8 @@ class Shared:
     model: str
     seed: int
     task: Task
-    log: RecordLog
-    done: set[str]
+    desk: Desk
     clock: Clock
-    tick: Callable[[str], None] = lambda _: None  # called with the label of every record
 
     @cached_property
     def patterns(self) -> tuple[list[str], ...]:
@@ -184,7 +183,7 @@ class Job:
         return "/".join([*parts, chain_name(chain)])
 
     def missing(self, chains: Sequence[Chain]) -> list[Chain]:
-        return [c for c in chains if self.cell_id(c) not in self.shared.done]
+        return [c for c in chains if self.cell_id(c) not in self.shared.desk.done]
 
     # ------------------------------------------------------------------------------- records
 
@@ -194,7 +193,7 @@ class Job:
         Cells already recorded are skipped. ``lanes`` versions go through one pass.
         """
         shared = self.shared
-        todo = [c for c in cells if self.cell_id(c.chain) not in shared.done]
+        todo = [c for c in cells if self.cell_id(c.chain) not in shared.desk.done]
         with shared.clock.phase("evaluate"):
             for i in range(0, len(todo), shared.lanes):
                 part = todo[i : i + shared.lanes]
@@ -239,7 +238,7 @@ class Job:
         if not cell.chain:
             record["layer_shapes"] = self.opened.network.shapes
             record["clusters"] = self.shared.evaluator.clusters.tolist()
-        self._write(record)
+        self.shared.desk.append(record)
 
     def fail(self, chains: Sequence[Chain], error: Exception) -> None:
         """Record cells that could not be computed."""
@@ -248,7 +247,7 @@ class Job:
 
     def _fail(self, chain: Chain, error: Exception) -> None:
         told = f"{type(error).__name__}: {error}"
-        self._write(self._begun(chain) | {"status": "error", "error": told})
+        self.shared.desk.append(self._begun(chain) | {"status": "error", "error": told})
 
     def _begun(self, chain: Chain) -> Record:
         return self.base | {
@@ -256,11 +255,6 @@ class Job:
             "label": self.label(chain),
             "stages": [to_config(stage) for stage in chain],
         }
-
-    def _write(self, record: Record) -> None:
-        self.shared.log.append(record)
-        self.shared.done.add(record["cell"])
-        self.shared.tick(record["label"])
 
     def _total(self, layers: Mapping[str, Mapping[str, float]], what: str) -> float:
         shapes = self.opened.network.shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,17 @@ from experiments.entry import check_cache
 from experiments.models.checkpoint import tensors, weights_hash
 from experiments.models.presets import PRESETS
 from experiments.published import task as published
-from experiments.records import RecordLog, latest, load
 from experiments.runner.clock import Clock
+from experiments.runner.desk import Desk, StudyDesk
 from experiments.runner.job import Job, Shared
 from experiments.runner.walk import run_job
 from experiments.study import Checkpoint, Model, Own, Study
 from experiments.task import IMAGES, TEXT, Task, batched
 from experiments.train import load_or_train
-from experiments.watch import CELLS, RECORDS, Lines, Watch
+from experiments.watch import Lines, Watch
 from perturb import network, sources
 from perturb.architecture import architecture_of
 from perturb.cli import BadInput
-from perturb.files import write_atomic
 from perturb.stage import as_stage
 
 
@@ -52,62 +51,42 @@ def run_study(
     has, or the side of an image; cache: of trained models. Raises ValueError for what does not fit
     the models, :class:`experiments.records.RecordLogLocked` while another run has the records.
     """
-    watch, clock = watch or Lines(), clock or Clock()
-    folder = Path(out) / study.name
-    path = folder / RECORDS
-    mine: set[str] = set()
-    with RecordLog(path) as log:
-        done = finished(path)
-        begun = False
-        for model in study.models:
-            for seed in study.seeds_of(model):
-                with clock.phase("train"):
-                    task, line = load_task(
-                        model,
-                        seed,
-                        text=text,
-                        window=window,
-                        images_dir=images_dir,
-                        images=images,
-                        cache=cache,
-                        progress=progress,
-                    )
-                for draw in study.calibrations:  # refused before any work on the others
-                    task.draw(draw)
-                watch.model(line)
-                shared = Shared(study, str(model), seed, task, log, done, clock)
-                for draw in study.calibrations:
-                    for policy in study.policies:
-                        job = Job(shared, draw, policy)
-                        ids = {job.cell_id(c): job.label(c) for c in study.chains()}
-                        mine |= ids.keys()
-                        write_atomic(folder / CELLS, "\n".join(sorted(mine)))
-                        if not begun:
-                            watch.begin(len(ids) * study.runs)
-                            begun = True
-                        there = [label for cell, label in ids.items() if cell in done]
-                        if there:
-                            watch.note(f"{len(there)} cells are there already")
-                        for label in there:
-                            watch.cell(label)
-                        shared.tick = watch.cell
-                        watch.note(job.opened.coverage.describe())
-                        run_job(job, lambda job=job: watch.alone(_alone(path, job)))  # type: ignore[misc]
-    return path
+    clock = clock or Clock()
+    with StudyDesk(study, out, watch or Lines()) as desk:
+        for model, seed in study.trainings:
+            run_training(
+                study,
+                model,
+                seed,
+                desk,
+                clock,
+                text=text,
+                window=window,
+                images_dir=images_dir,
+                images=images,
+                cache=cache,
+                progress=progress,
+            )
+    return desk.path
 
 
-def _alone(path: Path, job: Job) -> list[dict[str, Any]]:
-    """The records of the dense model and of every stage alone, in the study's order."""
-    wanted = [job.cell_id(c) for c in job.shared.study.chains() if len(c) <= 1]
-    held = latest(load(path))
-    return [held[cell] for cell in wanted if cell in held]
-
-
-def finished(path: Path) -> set[str]:
-    """Cells that need not run again: those recorded as ok."""
-    if not path.exists():
-        return set()
-    return {cell for cell, r in latest(load(path)).items() if r["status"] == "ok"}
+def run_training(
+    study: Study, model: Model, seed: int, desk: Desk, clock: Clock, **options: Any
+) -> None:
+    """All that a study measures of one training of a model; options: of :func:`load_task`."""
+    with clock.phase("train"):
+        task, line = load_task(model, seed, **options)
+    for draw in study.calibrations:  # refused before any work on the others
+        task.draw(draw)
+    desk.model(line)
+    shared = Shared(study, str(model), seed, task, desk, clock)
+    for draw in study.calibrations:
+        for policy in study.policies:
+            job = Job(shared, draw, policy)
+            desk.opened({job.cell_id(c): job.label(c) for c in study.chains()})
+            desk.note(job.opened.coverage.describe())
+            alone = [job.cell_id(c) for c in study.chains() if len(c) <= 1]
+            run_job(job, partial(desk.alone, alone))
 
 
 # ------------------------------------------------------------------------------------ tasks
