@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.records import COUNT
 from experiments.task import Task
+from perturb.backend import for_many_runs
 from perturb.network import Network
 from perturb.state import Parameters, stack
 from perturb.types import Array
@@ -56,7 +57,7 @@ class Evaluator:
         self._own = network.state(Parameters({}, {}))
         measures = dict(task.measures)
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=for_many_runs())
         def sums(states: Any, inputs: Any, targets: Any, dense: Array) -> dict[str, Array]:
             def one(state: Any) -> dict[str, Array]:
                 outputs = network.outputs(state, inputs).astype(jnp.float32)

@@ -50,6 +50,15 @@ def compile_quickly(
     environ["XLA_FLAGS"] = f"{flags} {added}".strip()
 
 
+def for_many_runs(environ: MutableMapping[str, str] = os.environ) -> dict[str, str | bool] | None:
+    """``compiler_options`` for jax.jit of a program that runs so often that its speed is worth
+    more than its compiling: what :func:`compile_quickly` has turned down; None if it has not."""
+    flags = environ.get("XLA_FLAGS", "").split()
+    if not all(f"{name}={value}" in flags for name, value in QUICK.items()):
+        return None
+    return {"xla_backend_optimization_level": "3", "xla_cpu_use_fusion_emitters": True}
+
+
 def _accelerated(environ: MutableMapping[str, str]) -> bool:
     """Whether jax may find another backend than the CPU's: the level is not the CPU's alone."""
     if environ.get("JAX_PLATFORMS") == "cpu":

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from perturb import backend, linalg
-from perturb.backend import AFFECTED, FLAG, QUICK, compile_quickly, turn_off_broken_fusion
+from perturb.backend import (
+    AFFECTED,
+    FLAG,
+    QUICK,
+    compile_quickly,
+    for_many_runs,
+    turn_off_broken_fusion,
+)
 
 
 @pytest.mark.parametrize(("dtype", "rows"), [(jnp.float64, 16_385), (jnp.float32, 32_769)])
@@ -57,6 +64,19 @@ def test_quick_compiling_is_asked_for_once_and_only_of_a_cpu_that_knows_it():
     other = {"JAX_PLATFORMS": "cpu"}
     compile_quickly("0.99.0", other)
     assert "XLA_FLAGS" not in other
+
+
+def test_a_program_that_runs_often_is_compiled_well_whatever_the_others_are():
+    quick = {"JAX_PLATFORMS": "cpu"}
+    assert for_many_runs(quick) is None
+    compile_quickly(AFFECTED[0], quick)
+    well = for_many_runs(quick)
+    assert well is not None
+    assert {f"--{name}" for name in well} == QUICK.keys()
+    assert not {f"{value}".lower() for value in well.values()} & set(QUICK.values())
+    assert for_many_runs({"XLA_FLAGS": "--xla_backend_optimization_level=1"}) is None  # not ours
+    if version("jaxlib") in AFFECTED:
+        assert float(jax.jit(jnp.exp, compiler_options=well)(0.0)) == 1
 
 
 @pytest.mark.parametrize("installed", ["plugin", "libtpu"])

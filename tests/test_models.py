@@ -83,8 +83,8 @@ def test_rope_depends_on_relative_position_only():
     frequency = llama.rope_frequencies(16, 10_000.0)
 
     def score(q_position: int, k_position: int):
-        rotated_q = llama.rope(q, jnp.array([q_position]), frequency)
-        rotated_k = llama.rope(k, jnp.array([k_position]), frequency)
+        rotated_q = llama.rope(q, np.array([q_position]), frequency)
+        rotated_k = llama.rope(k, np.array([k_position]), frequency)
         return jnp.sum(rotated_q * rotated_k, axis=-1)
 
     np.testing.assert_allclose(score(7, 3), score(107, 103), rtol=1e-4, atol=1e-4)

@@ -131,15 +131,16 @@ def rope_frequencies(
     return frequency * (smooth + (1 - smooth) / scaling.factor)
 
 
-def rope(x: Array, positions: Array, frequency: np.ndarray) -> Array:
+def rope(x: Array, positions: np.ndarray, frequency: np.ndarray) -> Array:
     """Rotate the channel pairs ``(i, i + D/2)`` of ``x [B, T, H, D]`` by ``position * f_i``.
 
     Half-split as in the published checkpoints (not interleaved as in the RoPE paper); angles in
-    float32 at least, because bfloat16 cannot count positions above 256.
+    float32 at least, because bfloat16 cannot count positions above 256. The angles are known when
+    a program is made: XLA, given them as an expression, takes the cosines anew for every head.
     """
     dtype = wide(x.dtype)
-    angle = positions[:, None].astype(dtype) * jnp.asarray(frequency, dtype)  # [T,D/2]
-    cos, sin = jnp.cos(angle)[None, :, None, :], jnp.sin(angle)[None, :, None, :]  # [1,T,1,D/2]
+    angle = positions[:, None].astype(dtype) * frequency.astype(dtype)  # [T,D/2]
+    cos, sin = np.cos(angle)[None, :, None, :], np.sin(angle)[None, :, None, :]  # [1,T,1,D/2]
     first, second = jnp.split(x.astype(dtype), 2, axis=-1)  # 2 x [B,T,H,D/2]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
@@ -154,15 +155,21 @@ def causal_attention(q: Array, k: Array, v: Array, window: int | None = None) ->
     """
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k)  # [B,T,K,G,D],[B,S,K,D] -> [B,K,G,T,S]
+    group = heads // kv_heads
+    # the queries of a key head are rows of one matrix: products of whole matrices, nothing copied
+    q = q.reshape(batch, length, kv_heads, group, size).transpose(0, 2, 3, 1, 4)  # [B,K,G,T,D]
+    q = q.reshape(batch, kv_heads, group * length, size)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B,K,S,D]
+    scores = jnp.einsum("bkrd,bksd->bkrs", q, k).reshape(batch, kv_heads, group, length, length)
     scores = scores.astype(wide(scores.dtype)) * size**-0.5
     causal = jnp.tril(jnp.ones((length, length), bool))  # [T,S]
     if window is not None:
         causal &= ~jnp.tril(causal, -window)
-    scores = jnp.where(causal[None, None, None], scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.where(causal, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v)  # [B,K,G,T,S],[B,S,K,D] -> [B,T,K,G,D]
+    weights = weights.reshape(batch, kv_heads, group * length, length)
+    mixed = jnp.einsum("bkrs,bksd->bkrd", weights, v)
+    mixed = mixed.reshape(batch, kv_heads, group, length, size).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, size)
 
 
@@ -188,7 +195,7 @@ class Attention(nnx.Module):
         config = self.config
         batch, length, _ = x.shape
         frequency = rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling)
-        positions = jnp.arange(length)
+        positions = np.arange(length)
         q, k, v = (
             layer(x).reshape(batch, length, -1, config.head_size)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
