@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import re
@@ -38,14 +37,12 @@ from experiments.watch import CELLS, RECORDS, Lines, Watch
 from perturb import cli
 from perturb.cli import BadInput
 from perturb.files import write_atomic
-from perturb.policy import CHOICES
 
 if TYPE_CHECKING:
     from experiments.runner import Spent
     from experiments.study import Study
 
 MANY_SEEDS = 1000
-ALL = "all"  # studies
 DATA = ("text", "window", "images_dir", "images")  # options that say what models are run on
 AMOUNT = re.compile(r"(.+?)-([\d.]+(?:e[-+]\d+)?)")  # ends a stage's name; 1e-05 is one amount
 EPILOG = """\
@@ -260,43 +257,15 @@ def _check(study: Study, arguments: argparse.Namespace) -> None:
     check_models(study, **options)
 
 
-def _chosen(arguments: argparse.Namespace) -> tuple[list[Study], list[str]]:
-    """The studies that are to run, and a line on each that is left out."""
-    from experiments.sizes import sized
-    from experiments.study import find
-    from experiments.study import names as studies
-
-    seeds = arguments.seeds
-    chosen, told = [], []
-    for name in studies() if arguments.study == ALL else [arguments.study]:
-        study = sized(find(name), arguments.size).with_options(
-            models=tuple(arguments.models) if arguments.models else None,
-            seeds=tuple(range(seeds)) if seeds else None,
-        )
-        changed = {k: v for k in CHOICES if (v := getattr(arguments, k)) is not None}
-        if changed:
-            policies = (dataclasses.replace(p, **changed) for p in study.policies)
-            study = study.with_options(policies=tuple(dict.fromkeys(policies)))
-        if arguments.study == ALL and (absent := study.absent(arguments.images_dir)):
-            told.append(f"{name} is left out, for there is no {absent} here")
-            continue
-        chosen.append(study)
-    return chosen, told
-
-
-def _again(arguments: argparse.Namespace) -> list[Study]:
-    """The same studies, in a process that has the arguments alone."""
-    return _chosen(arguments)[0]
-
-
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from experiments.chosen import choose
     from perturb.backend import compile_quickly
     from perturb.programs import cache_programs
 
     seeds = arguments.seeds
     if seeds is not None and not 1 <= seeds <= MANY_SEEDS:
         raise BadInput(f"--seeds {seeds}: must be at least 1 and at most {MANY_SEEDS}")
-    chosen, told = _chosen(arguments)
+    chosen, told = choose(arguments)
     for line in told:
         console.print(line, markup=False)
     _check_data(chosen, arguments)
@@ -400,6 +369,7 @@ def _run_one(study: Study, arguments: argparse.Namespace, console: Console) -> i
 
 def _run_together(chosen: Sequence[Study], arguments: argparse.Namespace, console: Console) -> int:
     """The same of all studies, in several processes."""
+    from experiments.chosen import again
     from experiments.runner import run_together
 
     options: dict[str, Any] = {k: getattr(arguments, k) for k in DATA}
@@ -411,7 +381,7 @@ def _run_together(chosen: Sequence[Study], arguments: argparse.Namespace, consol
             codes.append(sessions[n].end(spent))
 
         run_together(
-            partial(_again, arguments),
+            partial(again, arguments),
             arguments.out,
             arguments.workers,
             lambda n: sessions[n].begin(),

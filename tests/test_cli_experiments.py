@@ -275,7 +275,7 @@ def test_all_studies_are_checked_first_and_run_one_after_another(
     (tmp_path / "fourth.py").write_text(STUDY.replace("tiny-resnet", "resnet-fashion"))
     monkeypatch.setattr("experiments.data.fashion.DEBIAN", tmp_path)
     monkeypatch.setattr(
-        "experiments.study.names", lambda: ["first.py", "second.py", "third.py", "fourth.py"]
+        "experiments.chosen.names", lambda: ["first.py", "second.py", "third.py", "fourth.py"]
     )
     seen: list[str] = []
     monkeypatch.setattr(door, "_check", lambda study, arguments: seen.append(study.name))

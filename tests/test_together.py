@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -18,6 +20,7 @@ from experiments.runner import Spent, run_study, together
 from experiments.runner.together import Training, run_together
 from experiments.study import Study, find
 from perturb.cli import BadInput
+from tests import child
 from tests.test_runner import MINE, Quiet
 
 STUDY = """
@@ -208,8 +211,10 @@ def test_the_command_line_in_two_processes(
 ) -> None:
     path = written(folder, "door", (0, 1))
     out = ["--out", str(tmp_path), "--no-figures", "--workers"]
-    assert door.main(["run", path, *out, "2"]) == 0
-    told = capsys.readouterr().out.replace("\n", " ")
+    command = [sys.executable, "-m", "experiments", "run", path, *out, "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=child.ROOT)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.replace("\n", " ")
     assert "8 models to measure (1 models x 2 seeds" in told
     assert " s in all by 2 processes: " in told
     assert "GB at most each" in told
