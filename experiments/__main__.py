@@ -381,9 +381,10 @@ def _run_together(chosen: Sequence[Study], arguments: argparse.Namespace, consol
             codes.append(sessions[n].end(spent))
 
         run_together(
-            partial(again, arguments),
+            chosen,
             arguments.out,
             arguments.workers,
+            partial(again, arguments),
             lambda n: sessions[n].begin(),
             end,
             **options,

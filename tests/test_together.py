@@ -89,7 +89,7 @@ class Ran:
             self.events.append(("end", n))
             self.spent[n] = spent
 
-        run_together(partial(studies, paths), out, workers, begin, end)
+        run_together(studies(paths), out, workers, partial(studies, paths), begin, end)
 
 
 FAILS = """
@@ -105,6 +105,7 @@ def task(seed=0):
 DEFECT = "import experiments.runner.running as running; running.Job = None"  # one of ours
 
 
+@pytest.mark.slow
 def test_the_same_cells_as_in_one_process(folder: Path, tmp_path: Path, programs: Path) -> None:
     paths = [written(folder, "a", (0, 1, 2)), written(folder, "b", (5,))]
     ran = Ran(paths, tmp_path / "together")
@@ -164,6 +165,7 @@ def test_records_of_another_run_are_left_alone(
         Ran([path], tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(
     folder: Path, tmp_path: Path, programs: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_cores_are_shared_out_evenly() -> None:
     assert together._shares([3, 5], 1) == [[3, 5]]
 
 
+@pytest.mark.slow
 def test_the_command_line_in_two_processes(
     folder: Path, tmp_path: Path, programs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

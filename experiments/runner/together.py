@@ -53,20 +53,21 @@ def cores() -> list[int]:
 
 
 def run_together(
-    make: Callable[[], Sequence[Study]],
+    studies: Sequence[Study],
     out: Path,
     workers: int,
+    make: Callable[[], Sequence[Study]],
     begin: Callable[[int], Watch],
     end: Callable[[int, Spent], None],
     **options: Any,
 ) -> None:
-    """Run all trainings of the studies that ``make`` (picklable) gives, so many at a time.
+    """Run all trainings of the studies, so many at a time.
 
-    begin: is called with a study's number before its first training, end after its last. options:
-    of :func:`experiments.runner.run_study`, but those of the caller's terminal.
+    make: gives the same studies in another process (picklable, as a study of one's own need not
+    be). begin: is called with a study's number before its first training, end after its last.
+    options: of :func:`experiments.runner.run_study`, but those of the caller's terminal.
     Raises as :func:`experiments.runner.run_study`, and BadInput where a process was killed.
     """
-    studies = make()
     left = [
         Training(n, m, str(model))
         for n, study in enumerate(studies)
