@@ -2,8 +2,9 @@
 
 A small model keeps one core busy and a second one hardly. Cells of different trainings share
 nothing, so they are measured side by side; this process alone has the records, and appends what
-the others send. On fewer cores XLA adds the terms of a product in another order: a cell's numbers
-then differ in the last digits, as between two machines.
+the others send. On fewer cores XLA adds the terms of a product in another order, and a weight that
+lies between two grid points, or at the edge of a mask, may fall to the other side: cells then
+differ a little, as between two machines.
 """
 
 from __future__ import annotations
