@@ -80,12 +80,13 @@ def run_training(
         task.draw(draw)
     desk.model(line)
     shared = Shared(study, str(model), seed, task, desk, clock)
+    chains = study.chains()
     for draw in study.calibrations:
         for policy in study.policies:
             job = Job(shared, draw, policy)
-            desk.opened({job.cell_id(c): job.label(c) for c in study.chains()})
+            desk.opened({job.cell_id(c): job.label(c) for c in chains})
             desk.note(job.opened.coverage.describe())
-            alone = [job.cell_id(c) for c in study.chains() if len(c) <= 1]
+            alone = [job.cell_id(c) for c in chains if len(c) <= 1]
             run_job(job, partial(desk.alone, alone))
 
 

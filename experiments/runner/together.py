@@ -251,11 +251,7 @@ def _work(
                 connection.send(("ended", (clock.spent, clock.programs, peak())))
         except (EOFError, ConnectionError):
             raise
-        except (
-            BadInput,
-            ValueError,
-            OSError,
-        ) as error:  # as of the command line: what can be put right
+        except (BadInput, ValueError, OSError) as error:  # what can be put right
             connection.send(("refused", (str(error),)))
         except BaseException:
             connection.send(("failed", (traceback.format_exc(),)))
