@@ -24,7 +24,7 @@ from experiments.findings import (
     stages,
     types,
 )
-from experiments.findings.__main__ import FILE, document, main
+from experiments.findings.__main__ import FILE, by_chance, document, main
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.types import ABSENT, PARTLY, Row, by_model, overall
 from experiments.readme import ROOT
@@ -529,6 +529,22 @@ def test_where_nothing_is_left_no_order_is_judged(stored: Callable[..., None]) -
         assert len(real.pairs(held)) == judged_pairs
 
 
+def test_a_removed_block_is_judged_by_all_rules_but_that_of_the_zeros(
+    stored: Callable[..., None],
+) -> None:
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        last = chain == ("rtn-4", "remove")
+        return 0.3 * ("remove" in chain) + 0.1 * ("rtn-4" in chain) + 0.05 * last
+
+    every = [("remove",), ("rtn-4",), ("rtn-4", "remove"), ("remove", "rtn-4")]
+    stored("smollm2", zeros(make_chains(loss, every, seeds=(0,), study="smollm2")))
+    rows = {f.key: {r.protocol: r for r in f.rows()} for f in real.FINDINGS}
+    assert rows["R-1"]["remove × rtn-4"].value.value == pytest.approx(-0.05, abs=0.01)
+    assert rows["R-3"]["remove × rtn-4"].value.value == pytest.approx(0.05, abs=0.01)
+    assert rows["R-3"]["remove × rtn-4"].verdict == NO_VERDICT  # one draw: SLEB looks at data
+    assert not rows["R-4"]
+
+
 def test_two_draws_give_a_published_model_a_verdict(stored: Callable[..., None]) -> None:
     first = zeros(published((4, 3)))
     again = [identified(r | {"calibration": r["calibration"] | {"draw": 1}}) for r in first]
@@ -554,6 +570,14 @@ def test_several_rows_have_one_verdict() -> None:
     assert overall([]) == ABSENT
     assert judged(1, seeds=1).verdict == NO_VERDICT  # one training says nothing
     assert by_model([yes, judged(-1, "n")]) == {"m": HOLDS, "n": FAILS}
+
+
+def test_verdicts_that_chance_would_make_are_counted() -> None:
+    rows = [judged(1)] * 30 + [judged(-1)] * 5 + [judged(0.05)] * 165 + [judged(1, seeds=1)] * 50
+    told = by_chance(rows)[0]
+    assert "200 rows that can have a verdict" in told  # not those of one training
+    assert "30 rows say holds, where chance alone would make 5 (17% of them)" in told
+    assert "5 rows say fails, where chance alone would make 5 (100% of them)" in told
 
 
 def test_the_figure_of_what_others_claim() -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from experiments.analysis.chains import LEVEL
 from experiments.findings import granularity, mixed, real, rotation, stages
 from experiments.findings.catalogue import FINDINGS
 from experiments.findings.granularity import splits
@@ -28,7 +29,7 @@ from experiments.findings.types import (
 from experiments.records import load
 from experiments.records.condense import store
 from experiments.report.markdown import estimate, table
-from experiments.summary import CLAIMS, LOSS, Choice
+from experiments.summary import CLAIMS, FAILS, HOLDS, LOSS, Choice
 from perturb.files import write_atomic
 
 FILE = STORED.parents[1] / "FINDINGS.md"
@@ -200,6 +201,28 @@ BESIDE: dict[str, Callable[[], list[str]]] = {  # what stands below a finding's 
 }
 
 
+def by_chance(rows: Sequence[Row]) -> list[str]:
+    """How many verdicts would be there if nothing were: rows are judged one by one.
+
+    A 95 % interval of a claim on its line is above it in 2.5 % of cases, and below it in as many.
+    """
+    tail = (1 - LEVEL) / 2
+    tests = [row for row in rows if row.test]
+    made = tail * len(tests)
+    told = []
+    for said in (HOLDS, FAILS):
+        count = sum(row.verdict == said for row in tests)
+        share = f" ({made / count:.0%} of them)" if count else ""
+        told.append(f"{count} rows say {said}, where chance alone would make {made:.0f}{share}")
+    return [
+        f"Each of the {len(tests)} rows that can have a verdict is judged by itself. Were every "
+        f"claim exactly on its line on every model, {tail:.1%} of them would hold, and as many "
+        f"fail: {'; '.join(told)}. So a single row is weak evidence; the same verdict on several "
+        "models, or at several settings, is not.",
+        "",
+    ]
+
+
 def document() -> str:
     """All of FINDINGS.md."""
     every = [(finding, list(finding.rows())) for finding in FINDINGS]
@@ -216,6 +239,7 @@ def document() -> str:
         for f, rows in every
     ]
     lines += [*table(("", "finding", *models, "all"), body, 3 + len(models)), ""]
+    lines += by_chance([row for _, rows in every for row in rows])
     for finding, rows in every:
         lines += section(finding, rows)
         if finding.key in BESIDE:

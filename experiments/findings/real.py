@@ -21,7 +21,8 @@ from experiments.findings.types import LOG, Finding, Row, chains, row, rows_of_r
 KL = "neg_kl"
 # In which measures M; what is said once only is said in the first. Without labels there is but -KL.
 STUDIES = {"smollm2": (LOG, KL), "smollm2_quarot": (LOG, KL), "efficientnet": (KL,)}
-PRUNERS, QUANTIZERS = ("sparsegpt", "wanda", "magnitude"), ("gptq", "rtn")
+OF_BLOCKS = "remove"  # SLEB: prunes no single weights
+PRUNERS, QUANTIZERS = ("sparsegpt", "wanda", "magnitude", OF_BLOCKS), ("gptq", "rtn")
 BLIND = ("magnitude", "rtn", "rotate")  # methods that need no data
 MOST = 8  # bits: above, nothing is won or lost
 WORTH = 1.0  # nats: where a method alone costs more, there is no model left to compare orders on
@@ -111,7 +112,9 @@ def by_gap(held: Chains, pair: Pair) -> float:
 
 
 def by_zeros(held: Chains, pair: Pair) -> float:
-    """+1 where the quantizer alone zeroes at least what is pruned."""
+    """+1 where the quantizer alone zeroes at least what is pruned; of blocks it says nothing."""
+    if pair.pruner.startswith(OF_BLOCKS):
+        return 0.0
     zeros = [r["zero_fraction"] for r in held.records[(*pair.before, pair.quantizer)]]
     return 1.0 if np.mean(zeros) >= parts(pair.pruner)[1] else -1.0
 

@@ -51,7 +51,16 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        return verdict(self.value, self.above, 2 if self.published else self.seeds)
+        return verdict(self.value, self.above, self._replicates)
+
+    @property
+    def test(self) -> bool:
+        """Whether there could be a verdict."""
+        return self.value.low is not None and self._replicates > 1
+
+    @property
+    def _replicates(self) -> int:
+        return 2 if self.published else self.seeds
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def pairs() -> list[str]:
             first = " / ".join(f"{_share(t, PRUNE):.0%}" for t in mine)
             gap = " / ".join(f"{_share(t, GAP):.0%}" for t in mine)
             lines.append(
-                f"| Pruning and quantizing ({models})? | {answer} | names {shares} of the winners; "
-                f"pruning first {first}, the stronger last (PIH) {gap} |"
+                f"| Pruning and quantizing ({models})? | {answer} | of the winners, the zeros name "
+                f"{shares}, pruning first {first}, the stronger last (PIH) {gap} |"
             )
     return lines
 

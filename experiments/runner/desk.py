@@ -10,6 +10,7 @@ from experiments.records import Record, RecordLog, latest, load
 from experiments.study import Study
 from experiments.watch import CELLS, RECORDS, Watch
 from perturb.files import write_atomic
+from perturb.plain import plain
 
 
 class Desk(Protocol):
@@ -50,10 +51,12 @@ class StudyDesk:
         self._log = RecordLog(self.path)
         self._mine: set[str] = set()
         try:
-            self.done = finished(self.path)
+            held = _held(self.path)
         except BaseException:
             self._log.close()
             raise
+        self.done = _ok(held)
+        self._alone = {cell: r for cell, r in held.items() if len(r["stages"]) <= 1}
 
     def __enter__(self) -> Self:
         return self
@@ -81,15 +84,22 @@ class StudyDesk:
     def append(self, record: Record) -> None:
         self._log.append(record)
         self.done.add(record["cell"])
+        if len(record["stages"]) <= 1:
+            self._alone[record["cell"]] = plain(record)  # as a later run reads it
         self._watch.cell(record["label"])
 
     def alone(self, cells: Sequence[str]) -> None:
-        held = latest(load(self.path))
-        self._watch.alone([held[cell] for cell in cells if cell in held])
+        self._watch.alone([self._alone[cell] for cell in cells if cell in self._alone])
 
 
 def finished(path: Path) -> set[str]:
     """Cells that need not run again: those recorded as ok."""
-    if not path.exists():
-        return set()
-    return {cell for cell, r in latest(load(path)).items() if r["status"] == "ok"}
+    return _ok(_held(path))
+
+
+def _held(path: Path) -> dict[str, Record]:
+    return latest(load(path)) if path.exists() else {}
+
+
+def _ok(held: Mapping[str, Record]) -> set[str]:
+    return {cell for cell, r in held.items() if r["status"] == "ok"}
