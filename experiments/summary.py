@@ -15,6 +15,8 @@ from collections import Counter
 from dataclasses import astuple, dataclass, field, replace
 from statistics import median
 
+from scipy.special import ndtr, stdtr
+
 from perturb.plain import from_plain, plain, to_json
 
 RATIO_TOLERANCE = 1e-9  # of a ratio, which is no exact binary fraction
@@ -79,11 +81,26 @@ def compared_by(kind: str, sums: str) -> list[Measure]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its bootstrap interval (None where undefined)."""
+    """A statistic with its interval (None where undefined).
+
+    error: over replicates, or over the bootstrap's examples where there is one; df: of Student's t,
+    None where the normal law stands for it.
+    """
 
     value: float | None
     low: float | None
     high: float | None
+    error: float | None = None
+    df: float | None = None
+
+    def p(self, than: float) -> float:
+        """Of the two-sided test that the statistic is ``than``; nan where one cannot say."""
+        if self.value is None or self.error is None:
+            return math.nan
+        if self.error == 0:
+            return float(self.value == than)
+        t = -abs(self.value - than) / self.error
+        return 2 * float(ndtr(t) if self.df is None else stdtr(self.df, t))
 
 
 NOTHING = Estimate(None, None, None)
@@ -177,10 +194,16 @@ class Verdict:
     above: float
     seeds: int
     draws: int
+    error: float | None = None
+    df: float | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.value, self.low, self.high, self.error, self.df)
 
     @property
     def verdict(self) -> str:
-        return verdict(Estimate(self.value, self.low, self.high), self.above, self.seeds)
+        return verdict(self.estimate, self.above, self.seeds)
 
 
 def verdict(found: Estimate, above: float, seeds: int) -> str:
@@ -379,8 +402,8 @@ class Summary:
             values = (total.tau_bits, total.tau_sparsity, total.sign)
             for (claim, above), e in zip(CLAIMS.items(), values, strict=True):
                 if total.model is not None and e.value is not None:
-                    ends = (e.value, e.low, e.high, above, len(self.seeds), len(self.draws))
-                    found.append(Verdict(claim, total.model, total.scale, *ends))
+                    told = (e.value, e.low, e.high, above, len(self.seeds), len(self.draws))
+                    found.append(Verdict(claim, total.model, total.scale, *told, e.error, e.df))
         return tuple(found)
 
     @property

@@ -19,7 +19,7 @@ def draw(findings: Sequence[tuple[Finding, Sequence[Row]]]) -> Figure:
     """All rows of these findings, one below the other."""
     told = [(finding, list(rows)) for finding, rows in findings if rows]
     every = [row for _, rows in told for row in rows]
-    holds, fails = (sum(row.verdict == v for row in every) for v in (HOLDS, FAILS))
+    holds, fails = (sum(row.stands == v for row in every) for v in (HOLDS, FAILS))
     tall = ROW * (len(every) + 1.8 * len(told)) + 1.35
     with style.look():
         figure = Figure(figsize=(8.4, tall), layout="constrained")
@@ -39,7 +39,7 @@ def draw(findings: Sequence[tuple[Finding, Sequence[Row]]]) -> Figure:
             )  # fmt: skip
             place += 1
             for row in rows:
-                e, colour = row.value, COLOURS.get(row.verdict, style.MUTED)
+                e, colour = row.value, COLOURS.get(row.stands, style.MUTED)
                 if e.value is not None and e.low is not None and e.high is not None:
                     ends = [e.low - row.above, e.high - row.above]
                     ax.plot(ends, [-place, -place], color=colour, lw=1.6, alpha=0.5)
@@ -53,7 +53,7 @@ def draw(findings: Sequence[tuple[Finding, Sequence[Row]]]) -> Figure:
         ax.set_xscale("symlog", linthresh=LIKE, linscale=0.8)
         ax.tick_params(axis="x", labelsize=7.5)
         ax.set_xlabel("nats, or a share less one half (see FINDINGS.md)")
-        style.foot(figure, "Blue: holds. Orange: fails. Grey: undecided.")
+        style.foot(figure, "Blue: holds. Orange: fails. Grey: undecided, of all tests together.")
     return figure
 
 

@@ -6,12 +6,13 @@ import gzip
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.findings.catalogue import FINDINGS
-from experiments.findings.types import LOG, STORED, chains, overall, records, summary
+from experiments.findings.catalogue import FINDINGS, judged
+from experiments.findings.types import LOG, STORED, Row, chains, overall, records, summary
 from figures import claims
 from figures.manifest import CHAINS, DRAWINGS, SUMMARIES, THEORY, jobs
 from theory.engine import report
@@ -69,7 +70,7 @@ def sheets(kinds: Collection[str] = ()) -> Iterator[Sheet]:
     if not kinds or CLAIMS in kinds:
         file = STORED / f"{CLAIMS}.jsonl.gz"
         yield Sheet(
-            CLAIMS, CLAIMS, CLAIMS, file, lambda: claims.draw([(f, f.rows()) for f in OTHERS])
+            CLAIMS, CLAIMS, CLAIMS, file, lambda: claims.draw([(f, _rows()[f.key]) for f in OTHERS])
         )
     for name, (_, draw) in THEORY.items():
         if not kinds or name in kinds:
@@ -112,11 +113,17 @@ def _provenance(sheet: Sheet) -> tuple[str, str]:
     return ", ".join(commits), ", ".join(dict.fromkeys(r["device"] for r in held))
 
 
+@cache
+def _rows() -> dict[str, list[Row]]:
+    """Of every finding, all judged together."""
+    return {finding.key: rows for finding, rows in judged()}
+
+
 def _judged(sheet: Sheet) -> tuple[str, str]:
     """What the findings that a figure shows test, and their verdicts."""
     name = f"{sheet.study}/{sheet.name}"
     mine = OTHERS if sheet.kind == CLAIMS else [f for f in FINDINGS if f.figure == name]
-    found = [(f.key, list(f.rows())) for f in mine]
+    found = [(f.key, _rows()[f.key]) for f in mine]
     tested = dict.fromkeys(row.tested for _, rows in found for row in rows)
     told = "; ".join(tested) or _shows(sheet.kind)
     return told, "; ".join(f"{key} {overall(rows)}" for key, rows in found) or "–"

@@ -93,7 +93,7 @@ def test_the_hand_made_study_by_hand():
     # 14 of 15 pairs have a decided gap (not 0.5/8 against 0.9/2), 9 of them untied in A:
     # 4 agree, 5 do not
     tau = -1 / np.sqrt(14 * 9)
-    assert found.tau == Estimate(*[pytest.approx(tau)] * 3)
+    assert found.tau == Estimate(*[pytest.approx(tau)] * 3, error=0.0)
     # along bits: 0.5 rises twice and ties once; 0.9 falls twice and ties once
     assert found.tau_bits.value == pytest.approx(0.0)
     # along sparsity, at 8, 4, 2 bits: falls, ties, rises (its gap, -5 to >= 0, is decided)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.analysis import summarize
 from experiments.analysis.chains import Chains, chains_of
@@ -24,9 +26,9 @@ from experiments.findings import (
     stages,
     types,
 )
-from experiments.findings.__main__ import FILE, by_chance, document, main
+from experiments.findings.__main__ import FILE, by_chance, document, main, section
 from experiments.findings.catalogue import FINDINGS
-from experiments.findings.types import ABSENT, PARTLY, Row, by_model, overall
+from experiments.findings.types import ABSENT, PARTLY, Row, by_model, overall, together
 from experiments.readme import ROOT
 from experiments.records import RecordLog, decode_sums, load
 from experiments.records.condense import GROUPS, condense, store
@@ -572,12 +574,47 @@ def test_several_rows_have_one_verdict() -> None:
     assert by_model([yes, judged(-1, "n")]) == {"m": HOLDS, "n": FAILS}
 
 
-def test_verdicts_that_chance_would_make_are_counted() -> None:
-    rows = [judged(1)] * 30 + [judged(-1)] * 5 + [judged(0.05)] * 165 + [judged(1, seeds=1)] * 50
-    told = by_chance(rows)[0]
-    assert "200 rows that can have a verdict" in told  # not those of one training
-    assert "30 rows say holds, where chance alone would make 5 (17% of them)" in told
-    assert "5 rows say fails, where chance alone would make 5 (100% of them)" in told
+def sure(value: float, p: float, seeds: int = 5) -> Row:
+    """A row whose test has this p-value, and the interval that goes with it; 4 degrees."""
+    error = abs(value) / stats.t.isf(p / 2, 4)
+    half = stats.t.isf(0.025, 4) * error
+    found = Estimate(value, value - half, value + half, error, 4.0)
+    return Row("m", "", "", found, 0.0, seeds)
+
+
+def test_rows_that_are_judged_together_need_more_than_one_alone() -> None:
+    rows = [sure(1, 0.001), sure(-1, 0.011), sure(-1, 0.04), sure(1, 0.2)]
+    assert [r.p for r in rows] == pytest.approx([0.001, 0.011, 0.04, 0.2])
+    assert [r.verdict for r in rows] == [HOLDS, FAILS, FAILS, NO_VERDICT]
+    # Benjamini and Hochberg's lines for 4 tests: 0.0125, 0.025, 0.0375, 0.05
+    assert [r.stands for r in together(rows)] == [HOLDS, FAILS, NO_VERDICT, NO_VERDICT]
+    assert [r.alone for r in together(rows)] == [False, False, True, False]
+    assert overall(together(rows[1:])) == FAILS
+    assert [r.stands for r in together([rows[2]])] == [FAILS]
+    # what can have no verdict is no test, and makes the others no weaker
+    many = together([*rows[:2], *[sure(1, 1e-4, seeds=1)] * 50])
+    assert [r.stands for r in many[:2]] == [HOLDS, FAILS]
+    assert together([]) == []
+
+
+def test_verdicts_of_one_row_alone_are_counted_and_marked() -> None:
+    rows = [sure(1, 0.001)] * 3 + [sure(-1, 0.04)] + [sure(1, 0.5)] * 36
+    rows = together(rows)
+    told = by_chance([*rows, sure(1, 0.001, seeds=1)])[0]
+    assert "Each of the 40 rows" in told
+    assert "1 would hold and 1 fail by chance" in told
+    assert "3 hold, of which 3 stand together; 1 fails, of which 0 stand together" in told
+    lines = section(FINDINGS[0], rows[2:5])
+    said = [line.split(" | ")[-1].strip(" |") for line in lines if line.startswith("| m ")]
+    assert said == ["holds", "fails °", "undecided"]
+
+
+def test_an_exact_statistic_is_tested_exactly() -> None:
+    assert Estimate(1.0, 1.0, 1.0, 0.0, 4.0).p(0.5) == 0
+    assert Estimate(0.5, 0.5, 0.5, 0.0, 4.0).p(0.5) == 1
+    assert math.isnan(Estimate(1.0, 0.5, 1.5).p(0.0))
+    normal = Estimate(1.96, 0.0, 3.92, 1.0)  # no degrees of freedom: the normal law
+    assert normal.p(0.0) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_the_figure_of_what_others_claim() -> None:

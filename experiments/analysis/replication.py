@@ -71,7 +71,8 @@ def estimate_over(
     rows = np.where(np.isfinite(chosen), chosen, mean)
     found = over_runs(rows, [ids[i] for i in defined], level)
     low, high = np.clip((found.low, found.high), least, most)
-    return Estimate(number(found.value), number(low), number(high))
+    ends = number(low), number(high)
+    return Estimate(number(found.value), *ends, number(found.error), number(found.df))
 
 
 def replication(signs: np.ndarray) -> Replication:

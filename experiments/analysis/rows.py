@@ -88,9 +88,11 @@ def interval(rows: Rows, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def estimate(rows: Rows, level: float) -> Estimate:
-    """Row 0 with the interval of the others."""
+    """Row 0 with the interval of the others, and their standard deviation."""
     low, high = interval(rows, level)
-    return Estimate(number(rows[0]), number(low), number(high))
+    with np.errstate(over="ignore"):  # of a broken model
+        error = number(rows[1:].std()) if len(rows) > 1 else None
+    return Estimate(number(rows[0]), number(low), number(high), error)
 
 
 def number(value: np.ndarray | float) -> float | None:

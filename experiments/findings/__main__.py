@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.analysis.chains import LEVEL
 from experiments.findings import granularity, mixed, real, rotation, stages
-from experiments.findings.catalogue import FINDINGS
+from experiments.findings.catalogue import judged
 from experiments.findings.granularity import splits
 from experiments.findings.sharing import formats
 from experiments.findings.types import (
     ABSENT,
+    FALSE,
     LOG,
     STORED,
     Finding,
@@ -32,6 +32,7 @@ from experiments.report.markdown import estimate, table
 from experiments.summary import CLAIMS, FAILS, HOLDS, LOSS, Choice
 from perturb.files import write_atomic
 
+ALONE = "°"  # a verdict that is not among those that stand together
 FILE = STORED.parents[1] / "FINDINGS.md"
 HEAD = """\
 # What holds, of the paper and of what others claim
@@ -68,7 +69,14 @@ def section(finding: Finding, rows: Sequence[Row]) -> list[str]:
         studies = ", ".join(f"`{s}`" for s in finding.studies)
         return [*lines, f"No records yet: run {studies}.", ""]
     body = [
-        (r.model, r.protocol or "–", r.tested, number(r), f"{r.seeds} × {r.draws}", r.verdict)
+        (
+            r.model,
+            r.protocol or "–",
+            r.tested,
+            number(r),
+            f"{r.seeds} × {r.draws}",
+            r.verdict + (f" {ALONE}" if r.alone else ""),
+        )
         for r in rows
     ]
     head = ("model", "protocol", "tested", "value", "trainings × draws", "verdict")
@@ -201,31 +209,31 @@ BESIDE: dict[str, Callable[[], list[str]]] = {  # what stands below a finding's 
 }
 
 
-def by_chance(rows: Sequence[Row]) -> list[str]:
-    """How many verdicts would be there if nothing were: rows are judged one by one.
-
-    A 95 % interval of a claim on its line is above it in 2.5 % of cases, and below it in as many.
-    """
-    tail = (1 - LEVEL) / 2
-    tests = [row for row in rows if row.test]
-    made = tail * len(tests)
+def by_chance(every: Sequence[Row]) -> list[str]:
+    """What is left of the verdicts, each judged by itself, where all are judged together."""
+    rows = [row for row in every if row.test]
+    made = FALSE / 2 * len(rows)
     told = []
     for said in (HOLDS, FAILS):
-        count = sum(row.verdict == said for row in tests)
-        share = f" ({made / count:.0%} of them)" if count else ""
-        told.append(f"{count} rows say {said}, where chance alone would make {made:.0f}{share}")
+        one = sum(row.verdict == said for row in rows)
+        two = sum(row.stands == said for row in rows)
+        told.append(f"{one} {_verb(said, one)}, of which {two} stand together")
     return [
-        f"Each of the {len(tests)} rows that can have a verdict is judged by itself. Were every "
-        f"claim exactly on its line on every model, {tail:.1%} of them would hold, and as many "
-        f"fail: {'; '.join(told)}. So a single row is weak evidence; the same verdict on several "
-        "models, or at several settings, is not.",
+        f"Each of the {len(rows)} rows that can have a verdict is judged by itself: were every "
+        f"claim exactly on its line, {made:.0f} would hold and {made:.0f} fail by chance. Judged "
+        f"together (Benjamini-Hochberg: at most {FALSE:.0%} of what is left is false) fewer stand: "
+        f"{'; '.join(told)}. The others are marked {ALONE}, and no finding rests on them.",
         "",
     ]
 
 
+def _verb(said: str, count: int) -> str:
+    return said if count == 1 else said.removesuffix("s")
+
+
 def document() -> str:
     """All of FINDINGS.md."""
-    every = [(finding, list(finding.rows())) for finding in FINDINGS]
+    every = judged()
     models = list(dict.fromkeys(row.model for _, rows in every for row in rows))
     said = {f.key: by_model(rows) for f, rows in every}
     lines = [HEAD]

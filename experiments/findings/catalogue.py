@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from experiments.findings import (
     granularity,
     language,
@@ -13,7 +15,7 @@ from experiments.findings import (
     sharing,
     stages,
 )
-from experiments.findings.types import Finding
+from experiments.findings.types import Finding, Row, together
 
 FINDINGS: tuple[Finding, ...] = (
     language.LANGUAGE,
@@ -28,3 +30,10 @@ FINDINGS: tuple[Finding, ...] = (
     *others.FINDINGS,
     *real.FINDINGS,
 )
+
+
+def judged() -> list[tuple[Finding, list[Row]]]:
+    """Every finding with its rows, all judged together."""
+    every = [(finding, list(finding.rows())) for finding in FINDINGS]
+    rows = iter(together([row for _, mine in every for row in mine]))
+    return [(finding, list(islice(rows, len(mine)))) for finding, mine in every]

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.analysis.replication import estimate_over
 from experiments.findings.types import ON_THE_GRID, Finding, Row, of_summary, summary
-from experiments.summary import ALONG_BITS, ALONG_RATIO, SIGN, Estimate
+from experiments.summary import ALONG_BITS, ALONG_RATIO, SIGN
 
 TESTED = {
     ALONG_BITS: "tau of A with the gap, along bits",
@@ -29,8 +29,8 @@ def _claims(kind: str) -> list[Row]:
         for v in found.verdicts:
             if v.scale in ("natural", "log") and _kind(name, v.model) == kind:
                 measure = "M = −NLL" if v.scale == "log" else _natural(kind)
-                value = Estimate(v.value, v.low, v.high)
-                rows.append(of_summary(found, v.model, measure, TESTED[v.claim], value, v.above))
+                tested = TESTED[v.claim]
+                rows.append(of_summary(found, v.model, measure, tested, v.estimate, v.above))
     return rows
 
 

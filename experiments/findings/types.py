@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.analysis import summarize
 from experiments.analysis.chains import Chains, chains_of
+from experiments.analysis.replicates import discoveries
 from experiments.analysis.rows import Rows
 from experiments.records import Record, load
 from experiments.summary import (
@@ -28,6 +29,7 @@ from perturb.measure import ranks
 STORED = Path(__file__).parents[2] / "figures" / "records"
 PARTLY, ABSENT = "holds partly", "not run"
 ON_THE_GRID = ("embedded-all", "larger", "fashion")  # summaries of studies on the grid of embedded
+FALSE = 0.05  # rate of false verdicts among those that stand together
 LOG = "neg_nll"  # the measure of all findings about chains
 
 
@@ -37,7 +39,8 @@ class Row:
 
     protocol: what of the setting is not the usual; tested: what ``value`` is, in words with its
     unit; seeds, draws: how many trainings, and calibration draws, it is the mean over; published:
-    a model that was trained once and for all, of which alone the verdict speaks.
+    a model that was trained once and for all, of which alone the verdict speaks; alone: whether
+    the verdict does not stand where all are judged together (:func:`together`).
     """
 
     model: str
@@ -48,15 +51,26 @@ class Row:
     seeds: int
     draws: int = 1
     published: bool = False
+    alone: bool = False
 
     @property
     def verdict(self) -> str:
         return verdict(self.value, self.above, self._replicates)
 
     @property
+    def stands(self) -> str:
+        """The verdict that counts beside others."""
+        return NO_VERDICT if self.alone else self.verdict
+
+    @property
     def test(self) -> bool:
         """Whether there could be a verdict."""
         return self.value.low is not None and self._replicates > 1
+
+    @property
+    def p(self) -> float:
+        """Of the test that the value is ``above``; nan where there can be no verdict."""
+        return self.value.p(self.above) if self.test else np.nan
 
     @property
     def _replicates(self) -> int:
@@ -84,12 +98,20 @@ class Finding:
 def overall(rows: Sequence[Row]) -> str:
     """Of several tests: what all say, "holds partly" where they differ; undecided rows say
     nothing, where others do."""
-    said = {row.verdict for row in rows} - {NO_VERDICT}
+    said = {row.stands for row in rows} - {NO_VERDICT}
     if not rows:
         return ABSENT
     if said == {HOLDS}:
-        return HOLDS if all(row.verdict == HOLDS for row in rows) else PARTLY
+        return HOLDS if all(row.stands == HOLDS for row in rows) else PARTLY
     return FAILS if said == {FAILS} else PARTLY if said else NO_VERDICT
+
+
+def together(rows: Sequence[Row]) -> list[Row]:
+    """The rows judged together: of the verdicts that stand at most 5 % are chance's (Benjamini &
+    Hochberg), the others are said to be alone."""
+    stand = discoveries(np.array([row.p for row in rows]), FALSE)
+    decided = [row.verdict != NO_VERDICT for row in rows]
+    return [replace(r, alone=d and not s) for r, d, s in zip(rows, decided, stand, strict=True)]
 
 
 def by_model(rows: Sequence[Row]) -> dict[str, str]:

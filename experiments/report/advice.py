@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from experiments.analysis.rules import GAP, PRUNE, ZEROS
 from experiments.findings import lora, others, real, rotation, stages
 from experiments.findings.mixed import MIXED
-from experiments.findings.types import Row, summary
+from experiments.findings.types import Row, summary, together
 from experiments.summary import FAILS, HOLDS, NO_VERDICT, Total, verdict
 
 SCALE = "log"
@@ -18,8 +18,8 @@ SCALE = "log"
 
 @dataclass(frozen=True)
 class Question:
-    """rows: what the answer rests on; answers: where some hold and none fail, where some fail and
-    none hold, and where some do either."""
+    """rows: what the answer rests on, judged together; answers: where some hold and none fail,
+    where some fail and none hold, and where some do either."""
 
     asked: str
     rows: Callable[[], Sequence[Row]]
@@ -28,16 +28,16 @@ class Question:
     both: str
 
 
-def _count(rows: Sequence[Row]) -> str:
-    said = Counter(row.verdict for row in rows)
+def _count(verdicts: Sequence[str]) -> str:
+    said = Counter(verdicts)
     told = [f"{v} in {said[v]}" for v in (HOLDS, FAILS, NO_VERDICT) if said[v]]
-    return f"{', '.join(told)} of {len(rows)} tests"
+    return f"{', '.join(told)} of {len(verdicts)} tests"
 
 
-def _answer(question: Question, rows: Sequence[Row]) -> str:
-    said = {row.verdict for row in rows} & {HOLDS, FAILS}
+def _answer(question: Question, verdicts: Sequence[str]) -> str:
+    said = set(verdicts) & {HOLDS, FAILS}
     if not said:
-        return "No answer: the trainings do not agree."
+        return "Not known: no test is decided; compare both."
     if said == {HOLDS}:
         return question.holds
     return question.fails if said == {FAILS} else question.both
@@ -135,8 +135,8 @@ def advice() -> str:
     """The table, as Markdown."""
     lines = ["| question | answer | on our models |", "|---|---|---|", *pairs()]
     for question in QUESTIONS:
-        rows = list(question.rows())
-        if not rows:
-            continue
-        lines.append(f"| {question.asked} | {_answer(question, rows)} | {_count(rows)} |")
+        verdicts = [row.stands for row in together(list(question.rows()))]
+        if verdicts:
+            answer = _answer(question, verdicts)
+            lines.append(f"| {question.asked} | {answer} | {_count(verdicts)} |")
     return "\n".join(lines)

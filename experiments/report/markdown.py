@@ -158,7 +158,7 @@ def _claims(summary: Summary, total: Total) -> list[str]:
     found = []
     for claim in CLAIMS:
         v = _said(summary, str(total.model), claim)
-        value = "–" if v is None else estimate(Estimate(v.value, v.low, v.high))
+        value = "–" if v is None else estimate(v.estimate)
         found.append(f"{value} {NO_VERDICT if v is None else v.verdict}")
     return found
 

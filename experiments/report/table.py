@@ -130,7 +130,7 @@ def _verdicts(summary: Summary, scale: str, console: Console) -> None:
     table.add_column("verdict")
     for v in summary.verdicts:
         if v.scale == scale:
-            value = _tau(Estimate(v.value, v.low, v.high), interval=True)
+            value = _tau(v.estimate, interval=True)
             above = f"{v.above:g}"
             style = {HOLDS: "green", FAILS: "red"}.get(v.verdict, "")
             table.add_row(escape(v.model), v.claim, value, above, v.verdict, style=style)
