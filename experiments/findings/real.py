@@ -94,7 +94,8 @@ def _cells(
     for held, measure in measured():
         for pair in pairs(held) if kind in (None, held.kind) else ():
             if parts(pair.quantizer)[1] <= MOST and (toward := sign(held, pair)):
-                yield _row(held, pair, measure, tested, toward * pair.advantage(held))
+                values = toward * pair.advantage(held) + 0.0  # of -0 too
+                yield _row(held, pair, measure, tested, values)
 
 
 def pruning_first(kind: str | None = None) -> list[Row]:
