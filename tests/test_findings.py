@@ -228,10 +228,13 @@ def test_ranks_of_rows_are_kendalls() -> None:
 # ------------------------------------------------------------------- findings, end to end
 
 
+CACHED = (types.records, types.chains, types.summary, stored_figures._rows)
+
+
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts records in the place of a stored study's."""
-    for cached in (types.records, types.chains, types.summary):
+    for cached in CACHED:
         cached.cache_clear()
     monkeypatch.setattr(types, "STORED", tmp_path)
 
@@ -239,7 +242,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
         store(records, tmp_path / f"{study}.jsonl.gz")
 
     yield put
-    for cached in (types.records, types.chains, types.summary):
+    for cached in CACHED:
         cached.cache_clear()
 
 
@@ -595,6 +598,8 @@ def test_rows_that_are_judged_together_need_more_than_one_alone() -> None:
     many = together([*rows[:2], *[sure(1, 1e-4, seeds=1)] * 50])
     assert [r.stands for r in many[:2]] == [HOLDS, FAILS]
     assert together([]) == []
+    with pytest.raises(ValueError, match="without its standard error"):
+        together([judged(1)])  # never undecided for want of a number
 
 
 def test_verdicts_of_one_row_alone_are_counted_and_marked() -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from experiments.analysis.chains import LEVEL
 from experiments.findings import granularity, mixed, real, rotation, stages
 from experiments.findings.catalogue import judged
 from experiments.findings.granularity import splits
@@ -212,7 +213,7 @@ BESIDE: dict[str, Callable[[], list[str]]] = {  # what stands below a finding's 
 def by_chance(every: Sequence[Row]) -> list[str]:
     """What is left of the verdicts, each judged by itself, where all are judged together."""
     rows = [row for row in every if row.test]
-    made = FALSE / 2 * len(rows)
+    made = (1 - LEVEL) / 2 * len(rows)
     told = []
     for said in (HOLDS, FAILS):
         one = sum(row.verdict == said for row in rows)

@@ -108,9 +108,16 @@ def overall(rows: Sequence[Row]) -> str:
 
 def together(rows: Sequence[Row]) -> list[Row]:
     """The rows judged together: of the verdicts that stand at most 5 % are chance's (Benjamini &
-    Hochberg), the others are said to be alone."""
-    stand = discoveries(np.array([row.p for row in rows]), FALSE)
+    Hochberg), the others are said to be alone. ValueError where a verdict has no p-value."""
+    p = np.array([row.p for row in rows])
     decided = [row.verdict != NO_VERDICT for row in rows]
+    for row, lacks in zip(rows, np.isnan(p) & np.array(decided, bool), strict=True):
+        if lacks:
+            raise ValueError(
+                f"{row.model}, {row.tested}: an interval without its standard error; make the "
+                "summary anew by python -m experiments report FOLDER --json"
+            )
+    stand = discoveries(p, FALSE)
     return [replace(r, alone=d and not s) for r, d, s in zip(rows, decided, stand, strict=True)]
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from experiments.analysis.rules import GAP, PRUNE, ZEROS
 from experiments.findings import lora, others, real, rotation, stages
 from experiments.findings.mixed import MIXED
-from experiments.findings.types import Row, summary, together
-from experiments.summary import FAILS, HOLDS, NO_VERDICT, Total, verdict
+from experiments.findings.types import Row, of_summary, summary, together
+from experiments.summary import FAILS, HOLDS, NO_VERDICT, Total
 
 SCALE = "log"
 
@@ -111,7 +111,8 @@ def pairs() -> list[str]:
     those on which nothing does."""
     found = summary("embedded-all")
     totals = [t for t in found.totals if t.scale == SCALE and t.model]
-    better = [t for t in totals if verdict(t.margin, 0.0, len(found.seeds)) == HOLDS]
+    margins = together([of_summary(found, str(t.model), "", "margin", t.margin) for t in totals])
+    better = [t for t, row in zip(totals, margins, strict=True) if row.stands == HOLDS]
     rest = [t for t in totals if t not in better]
     lines = []
     for mine, answer in (
