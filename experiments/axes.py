@@ -157,16 +157,24 @@ class Node:
 
 
 def tree(plans: Iterable[Plan]) -> list[Node]:
-    """Plans with their common prefixes joined, in the order in which they are given."""
-    roots: list[Node] = []
-    for plan in plans:
-        level = roots
-        for part in plan:
-            node = next((n for n in level if n.axis == part), None)
-            if node is None:
-                level.append(node := Node(part))
-            level = node.children
-    return roots
+    """Plans with their common prefixes joined, in the order in which they are given.
+
+    Where axes at one place share but some of their stages, these have a node of their own, so that
+    every chain is there once.
+    """
+    plans = [plan for plan in plans if plan]
+    stages: dict[str, Any] = {}
+    within: dict[str, list[int]] = {}  # which plans have a stage here
+    for i, plan in enumerate(plans):
+        for name, stage in zip(plan[0].names, plan[0].stages, strict=True):
+            stages.setdefault(name, stage)
+            within.setdefault(name, []).append(i)
+    alike: dict[tuple[int, ...], list[Any]] = {}
+    for name, which in within.items():
+        alike.setdefault(tuple(which), []).append(stages[name])
+    return [
+        Node(Axis(tuple(same)), tree(plans[i][1:] for i in which)) for which, same in alike.items()
+    ]
 
 
 Chain = tuple[Any, ...]  # stages, the first applied first

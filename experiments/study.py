@@ -33,7 +33,6 @@ from experiments.axes import (
     tree,
 )
 from experiments.data import fashion
-from experiments.labels import chain_name
 from experiments.models.presets import PRESETS
 from perturb import sources
 from perturb.checkpoints import is_checkpoint
@@ -235,10 +234,6 @@ class Study:
             raise ValueError(
                 f"study {name!r}: models has two that records would call {alike}: rename one's file"
             )
-        labels = Counter(chain_name(c) for c in self.chains())
-        twice = next((x for x, count in labels.items() if count > 1), None)
-        if twice is not None:
-            raise ValueError(f"study {name!r}: its plans give {twice} twice: leave one out")
 
     def _refuse(self, field: str, value: Any, right: str) -> NoReturn:
         raise ValueError(f"study {self.name!r}: {field} is {_shown(value)}; it must be {right}")

@@ -524,6 +524,28 @@ def test_two_studies_of_one_model_are_told_together(stored: Callable[..., None])
     assert not real.pruning_first("images")
 
 
+def test_a_published_model_stands_beside_the_reported_numbers(
+    stored: Callable[..., None],
+) -> None:
+    turned = ("rotate[kind=hadamard]", "sparsegpt-0.4")
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        return 0.1 * ("sparsegpt-0.4" in chain) + 0.05 * (chain == turned)
+
+    every = [("sparsegpt-0.4",), turned[:1], turned]
+    stored("smollm2_quarot", make_chains(loss, every, study="smollm2_quarot", model="m.gguf"))
+    (amplified,) = real.amplified()
+    assert (amplified.model, amplified.protocol) == ("m.gguf", "sparsegpt-0.4")
+    assert amplified.value.value == pytest.approx(0.05, abs=0.01)
+    ((held, cell, as_it_is, rotated, less),) = real.beside_reported()
+    assert cell.said.startswith("8.477, 98.213")
+    dense = np.exp(-held.rows[()][:, 0])
+    assert as_it_is == pytest.approx(np.mean(dense * np.exp(0.1)), rel=0.02)
+    assert rotated / as_it_is == pytest.approx(np.exp(0.05), rel=0.01)
+    assert less.value == pytest.approx(as_it_is - rotated)
+    assert "8.477, 98.213" in "\n".join(findings_main.of_published_models())
+
+
 def test_where_nothing_is_left_no_order_is_judged(stored: Callable[..., None]) -> None:
     every = [("magnitude-0.5",), ("rtn-4",), ("rtn-4", "magnitude-0.5"), ("magnitude-0.5", "rtn-4")]
     for cost, judged_pairs in ((0.9, 1), (1.1, 0)):

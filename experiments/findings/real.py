@@ -15,8 +15,10 @@ import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
 from experiments.analysis.rows import Rows
+from experiments.findings import rotation
 from experiments.findings.names import parts
 from experiments.findings.types import LOG, Finding, Row, chains, row, rows_of_ranks
+from experiments.summary import Estimate
 
 KL = "neg_kl"
 # In which measures M; what is said once only is said in the first. Without labels there is but -KL.
@@ -39,6 +41,10 @@ class Pair(NamedTuple):
     def first(self) -> str:
         """The pruner as it is first: what it does to a grid makes no difference there."""
         return re.sub(r"\[on_grid=\w+\]", "", self.pruner)
+
+    @property
+    def stages(self) -> Chain:
+        return (*self.before, self.pruner, self.quantizer)
 
     def __str__(self) -> str:
         turned = "rotated, " if self.before else ""
@@ -78,12 +84,14 @@ def pairs(held: Chains) -> list[Pair]:
     return found
 
 
-def _row(held: Chains, pair: Pair, measure: str, tested: str, values: Rows) -> Row:
-    """Of a pair; where only one draw has it, its interval is no verdict's."""
+def _row(
+    held: Chains, stages: Chain, told: str, tested: str, values: Rows, measure: str = ""
+) -> Row:
+    """Of what these stages make; where only one draw has it, its interval is no verdict's."""
     known = np.isfinite(values[:, 0])
     draws = len({run[1] for run, there in zip(held.ids, known, strict=True) if there})
-    blind = all(s.startswith(BLIND) for s in (*pair.before, pair.pruner, pair.quantizer))
-    made = row(held, ", ".join(filter(None, (str(pair), measure))), tested, values)
+    blind = all(stage.startswith(BLIND) for stage in stages)
+    made = row(held, ", ".join(filter(None, (told, measure))), tested, values)
     return replace(made, draws=draws, published=blind or draws > 1)
 
 
@@ -95,7 +103,7 @@ def _cells(
         for pair in pairs(held) if kind in (None, held.kind) else ():
             if parts(pair.quantizer)[1] <= MOST and (toward := sign(held, pair)):
                 values = toward * pair.advantage(held) + 0.0  # of -0 too
-                yield _row(held, pair, measure, tested, values)
+                yield _row(held, pair.stages, str(pair), tested, values, measure)
 
 
 def pruning_first(kind: str | None = None) -> list[Row]:
@@ -132,7 +140,14 @@ def by_bits() -> Iterable[Row]:
             if len(cells) > 2:
                 values = np.stack([pair.advantage(held) for pair in cells], -1)
                 tested = f"tau of A with the gap along {len(cells)} widths"
-                yield _row(held, curve, measure, tested, rows_of_ranks(values))
+                ranks = rows_of_ranks(values)
+                yield _row(held, curve.stages, str(curve), tested, ranks, measure)
+
+
+def amplified() -> Iterable[Row]:
+    """What rotating makes of pruning alone."""
+    for held, pruner, values in rotation.turning(models()):
+        yield _row(held, (pruner,), pruner, rotation.MORE, values)
 
 
 def control() -> dict[str, float]:
@@ -150,6 +165,63 @@ def control() -> dict[str, float]:
     return found
 
 
+class Reported(NamedTuple):
+    """Two chains that a paper compared, and what it says of them, in perplexity."""
+
+    what: str
+    said: str
+    first: Chain
+    second: Chain
+
+
+_GPTQ, _RTN, _TURN = "gptq[per=64]-4", "rtn[per=64]-4", "rotate[kind=hadamard]"
+_2OF4, _RTN8 = "magnitude[scope=2:4]-0.5", "rtn[per=64]-8"
+ORDERS = "prune first, quantize first"
+REPORTED = (
+    Reported(
+        f"SparseGPT 5 % × QuaRot with GPTQ, 4 bits: {ORDERS}",
+        "A = −49.9 (LLaMA-3 8B)",
+        (_TURN, "sparsegpt-0.05", _GPTQ),
+        (_TURN, _GPTQ, "sparsegpt-0.05"),
+    ),
+    Reported(
+        f"SLEB (here one block of 30) × GPTQ, 4 bits: {ORDERS}",
+        "A = −9.4 with QuaRot, 5 % (LLaMA-3 8B)",
+        ("remove", _GPTQ),
+        (_GPTQ, "remove"),
+    ),
+    Reported(
+        f"SLEB (one block of 30) × RTN, 4 bits: {ORDERS}",
+        "A = 0 exactly at 7 to 9 bits (LLaMA-3 8B)",
+        ("remove", _RTN),
+        (_RTN, "remove"),
+    ),
+    Reported(
+        "SparseGPT 40 %: the model as it is, rotated",
+        "8.477, 98.213 (LLaMA-3 8B)",
+        ("sparsegpt-0.4",),
+        (_TURN, "sparsegpt-0.4"),
+    ),
+    Reported(
+        f"2:4 by magnitude × RTN, 8 bits: {ORDERS}",
+        "9.37, 14.65 (LLaMA-2 7B, dense 5.47)",
+        (_2OF4, _RTN8),
+        (_RTN8, _2OF4),
+    ),
+)
+
+
+def beside_reported() -> Iterable[tuple[Chains, Reported, float, float, Estimate]]:
+    """Of each reported cell that a model has: its perplexity both times, and the difference."""
+    for held in models():
+        for cell in REPORTED:
+            if cell.first in held.rows and cell.second in held.rows:
+                both = [np.exp(-held.rows[chain]) for chain in (cell.first, cell.second)]
+                known = np.isfinite(both[0][:, 0] + both[1][:, 0])
+                first, second = (float(one[known, 0].mean()) for one in both)
+                yield held, cell, first, second, held.over(both[0] - both[1])
+
+
 def costs() -> dict[str, dict[str, float]]:
     """Of each model what each method alone costs, nats."""
     found: dict[str, dict[str, float]] = {}
@@ -164,14 +236,19 @@ def _alone(chain: Chain) -> bool:
 
 
 def _finding(
-    key: str, title: str, claim: str, source: str, rows: Callable[[], Iterable[Row]]
+    key: str,
+    title: str,
+    claim: str,
+    source: str,
+    rows: Callable[[], Iterable[Row]],
+    reported: str = "of LLaMA-2 and 3: see F-A and F-B",
 ) -> Finding:
     return Finding(
         key,
         f"Published models: {title}",
         claim,
         source,
-        "of LLaMA-2 and 3: see F-A and F-B",
+        reported,
         tuple(STUDIES),
         lambda: list(rows()),
     )
@@ -208,5 +285,13 @@ FINDINGS = (
         "Quantize first if the quantizer alone zeroes at least what is pruned, else prune first.",
         "this project's rule",
         lambda: _cells(ZEROS, by_zeros),
+    ),
+    _finding(
+        "R-5",
+        "rotation amplifies pruning",
+        "Pruning a rotated model costs more than pruning the model as it is.",
+        "Kim et al.",
+        amplified,
+        "SparseGPT, 40 %, on LLaMA-3 8B: see F-C",
     ),
 )

