@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -47,6 +48,7 @@ from perturb import GPTQ, RTN, GridSpec, Magnitude, SparseGPT, Wanda, chain, com
 from perturb.cli import BadInput
 from perturb.compression import Opened
 from perturb.measure.errors import output_error, owned_error
+from perturb.stage import Versions
 from perturb.state import Parameters, parameters_of
 from tests import child
 
@@ -620,6 +622,35 @@ def test_three_stages_in_all_orders_share_their_prefixes(
     assert run(study, tmp_path) == records
     assert expanded == [("wanda", 0), ("rtn", 1), ("magnitude", 2)]
     assert sum(evaluated) == len(lost) == 1
+
+
+def test_where_the_methods_alone_would_take_too_much_no_branch_waits(
+    mine: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same records in another order: a quantizer's first, as pairs' layers ask for it."""
+    prune, quantize = axis(Magnitude, sparsity=(0.3, 0.5)), axis(RTN, bits=(4, 3))
+    study = Study("large", "", (mine,), pairs([prune], [quantize]), exclude=EXCLUDE)
+    usual = run(study, tmp_path / "usual")
+    lengths = [len(r["stages"]) for r in usual.values()]
+    assert lengths == sorted(lengths)
+    begun: list[int] = []
+    real = walk.expand
+
+    def count(before: Any, *rest: Any) -> Any:
+        gc.collect()
+        begun.append(sum(v.size for v in gc.get_objects() if isinstance(v, Versions)))
+        return real(before, *rest)
+
+    monkeypatch.setattr(walk, "expand", count)
+    monkeypatch.setattr(walk, "WAITING", 0)
+    records = run(study, tmp_path / "large")
+    assert [*records] == ["dense", *(n for n in usual if n.startswith("rtn")),
+                          *(n for n in usual if n.startswith("magnitude"))]  # fmt: skip
+    assert any("owned_rel" in layer for layer in usual["rtn-4>magnitude-0.5"]["layers"].values())
+    for name, record in records.items():
+        for part in ("metrics", "sums", "layers", "storage", "cell"):
+            assert record[part] == usual[name][part], (name, part)
+    assert begun[0] == begun[2]  # before the second branch nothing of the first is left
 
 
 def test_plans_need_not_be_of_one_length(mine: Own, tmp_path: Path) -> None:

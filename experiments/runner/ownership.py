@@ -11,7 +11,7 @@ from it is interference. On the host in float64, a layer at a time: a few sums a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,14 +39,15 @@ def quantizer_of(chain: Chain) -> Any:
     return next(stage for stage in chain if is_quantizer(stage))
 
 
-def quantized(nodes: Iterable[tuple[Node, Versions | None]], shapes: Any) -> dict[str, Weights]:
-    """The weights that every quantizer alone leaves, by its name."""
+def quantized(
+    node: Node, versions: Versions, needed: Collection[str], shapes: Any
+) -> dict[str, Weights]:
+    """The weights that those quantizers alone leave that are needed, by their names."""
     found: dict[str, Weights] = {}
-    for node, versions in nodes:
-        for i, stage in enumerate(node.axis.stages):
-            if versions is not None and is_quantizer(stage):
-                one = part_of(versions.state.bare, np.full(1, i, np.int32), shapes)[0]
-                found[stage_name(stage)] = {n: w[0] for n, w in jax.device_get(one).items()}
+    for i, name in enumerate(node.axis.names):
+        if name in needed:
+            one = part_of(versions.state.bare, np.full(1, i, np.int32), shapes)[0]
+            found[name] = {n: w[0] for n, w in jax.device_get(one).items()}
     return found
 
 

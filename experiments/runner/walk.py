@@ -2,7 +2,8 @@
 
 The methods alone come first: they are the first thing worth reading. Then every branch is walked
 depth first (expand, measure, record, go on, drop), so that memory is depth x family, and that of
-the methods alone. A branch with no missing cell is not walked: resuming a finished study computes
+the methods alone; where these would take too much, a branch is walked as soon as it begins, the
+quantizers' first. A branch with no missing cell is not walked: resuming a finished study computes
 nothing. A resumed branch computes its families in the same shapes as before, so that its records
 are the same to the bit.
 """
@@ -27,6 +28,8 @@ from perturb.stage import Reports, Versions, expand
 from perturb.state import Parameters
 from perturb.storage import BITS_DENSE, storages_of
 
+WAITING = 1 << 30  # bytes of methods alone that may wait until all of them are there
+
 
 def run_job(job: Job, after_alone: Callable[[], None] = lambda: None) -> None:
     """All missing cells of a job; ``after_alone``: called when every stage alone is recorded."""
@@ -38,17 +41,40 @@ def run_job(job: Job, after_alone: Callable[[], None] = lambda: None) -> None:
         start = job.opened.context.start()
         job.record([_dense(job, start)])
     needed = {stage_name(q) for c in job.missing([*chains(tree)]) if (q := quantizer_of(c))}
-    alone = [
-        (node, _expanded(job, node, start, [()]))
+    branches = [
+        node
         for node in tree
         if job.missing(list(chains([node]))) or needed.intersection(node.axis.names)
     ]
-    after_alone()
-    rounded = quantized(alone, job.opened.context.shapes)
-    while alone:  # a branch's versions go when it has been walked
-        node, versions = alone.pop(0)
+    stages = [stage for node in branches for stage in node.axis.stages]
+    waiting = len(stages) * _bytes(start) <= WAITING
+    if not waiting:  # what the others' pairs need of the quantizers comes first
+        branches.sort(key=lambda node: not needed.intersection(node.axis.names))
+    rounded: dict[str, Weights] = {}
+    alone: list[tuple[Node, Versions]] = []
+    for node in branches:
+        versions = _expanded(job, node, start, [()])
         if versions is not None:
-            _below(job, node, versions, extended([()], node.axis), rounded)
+            rounded |= quantized(node, versions, needed, job.opened.context.shapes)
+            alone.append((node, versions))
+        if not waiting:
+            _walk(job, alone, rounded)
+        del versions
+    after_alone()
+    _walk(job, alone, rounded)
+
+
+def _walk(job: Job, branches: list[tuple[Node, Versions]], rounded: Mapping[str, Weights]) -> None:
+    """What follows the first stages; a branch's versions go when it has been walked."""
+    while branches:
+        node, versions = branches.pop(0)
+        _below(job, node, versions, extended([()], node.axis), rounded)
+
+
+def _bytes(versions: Versions) -> int:
+    """Of one version: weights and masks."""
+    leaves = (leaf for m in versions.state.matrices.values() for leaf in (m.weight, m.mask))
+    return sum(leaf.nbytes for leaf in leaves) // versions.size
 
 
 def _below(
