@@ -69,8 +69,9 @@ class Evaluator:
             return jax.vmap(one)(states)
 
         self._sums = sums
-        self._dense_outputs = jax.jit(lambda x: network.outputs(self._own, x).astype(jnp.float32))
-        first = jax.eval_shape(self._dense_outputs, self.batches[0][0])
+        # The state is an argument here, too: what a program closes over is compiled into it.
+        self._outputs = jax.jit(lambda state, x: network.outputs(state, x).astype(jnp.float32))
+        first = jax.eval_shape(self._outputs, self._own, self.batches[0][0])
         if not hasattr(first, "shape") or not first.shape:
             raise ValueError(
                 f"the model returns {type(first).__name__}, not one array of outputs: say how to "
@@ -84,7 +85,7 @@ class Evaluator:
     @cached_property
     def _kept(self) -> list[Array] | None:
         """The dense model's outputs; not before there is something to compare with them."""
-        return [self._dense_outputs(x) for x, _ in self.batches] if self._keeps else None
+        return [self._outputs(self._own, x) for x, _ in self.batches] if self._keeps else None
 
     def __call__(self, versions: Sequence[Parameters]) -> list[Evaluation]:
         """Evaluate up to ``lanes`` versions in one pass (fewer are padded with the first).
@@ -95,7 +96,7 @@ class Evaluator:
         states = stack(tuple(self.network.state(p) for p in padded))
         parts = []
         for i, (inputs, targets) in enumerate(self.batches):
-            dense = self._kept[i] if self._kept is not None else self._dense_outputs(inputs)
+            dense = self._outputs(self._own, inputs) if self._kept is None else self._kept[i]
             parts.append(self._sums(states, inputs, targets, dense))
         host = jax.device_get(parts)
         joined = {name: np.concatenate([p[name] for p in host], -1) for name in host[0]}
