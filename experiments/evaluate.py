@@ -24,6 +24,8 @@ from perturb.types import Array
 # Predictions per forward pass. On a CPU activations should stay in the cache.
 CPU_BATCH = {"images": 256, "text": 2048, "own": 256}
 DEVICE_BATCH = {"images": 4096, "text": 65536, "own": 4096}
+# Bytes of one version's outputs in a pass, of which its measures take several times as much.
+CPU_OUTPUTS, DEVICE_OUTPUTS = 1 << 27, 1 << 30
 KEPT = 1 << 30  # bytes of the dense model's outputs that are kept; beyond, they are computed again
 NAMES = {"correct": "accuracy", "square": "logit_mse"}  # metrics that are not named as their sums
 
@@ -48,13 +50,23 @@ class Evaluator:
     ) -> None:
         self.task, self.network, self.lanes = task, network, lanes
         test = task.test
-        limits = CPU_BATCH if jax.default_backend() == "cpu" else DEVICE_BATCH
-        size = batch_size or max(1, limits[task.kind] // task.predictions)
+        self._own = network.state(Parameters({}, {}))
+        # The state is an argument here, too: what a program closes over is compiled into it.
+        self._outputs = jax.jit(lambda state, x: network.outputs(state, x).astype(jnp.float32))
+        one = jax.eval_shape(self._outputs, self._own, jnp.asarray(test.inputs[:1]))
+        if not hasattr(one, "shape") or not one.shape:
+            raise ValueError(
+                f"the model returns {type(one).__name__}, not one array of outputs: say how to "
+                "get it, Task(forward=lambda model, batch: ...)"
+            )
+        self.classes = int(one.shape[-1])
+        bytes_each = 4 * int(np.prod(one.shape))
+        size = batch_size or _batch_size(task, bytes_each)
         self.batches = [
             (jnp.asarray(test.inputs[i : i + size]), jnp.asarray(test.targets[i : i + size]))
             for i in range(0, len(test), size)
         ]
-        self._own = network.state(Parameters({}, {}))
+        self._keeps = bytes_each * len(test) <= KEPT
         measures = dict(task.measures)
 
         @partial(jax.jit, compiler_options=for_many_runs())
@@ -69,16 +81,6 @@ class Evaluator:
             return jax.vmap(one)(states)
 
         self._sums = sums
-        # The state is an argument here, too: what a program closes over is compiled into it.
-        self._outputs = jax.jit(lambda state, x: network.outputs(state, x).astype(jnp.float32))
-        first = jax.eval_shape(self._outputs, self._own, self.batches[0][0])
-        if not hasattr(first, "shape") or not first.shape:
-            raise ValueError(
-                f"the model returns {type(first).__name__}, not one array of outputs: say how to "
-                "get it, Task(forward=lambda model, batch: ...)"
-            )
-        self.classes = int(first.shape[-1])
-        self._keeps = 4 * np.prod(first.shape) * len(self.batches) <= KEPT
         self.clusters, self._cluster = np.unique(test.cluster, return_inverse=True)
         self._count = np.bincount(self._cluster) * task.predictions
 
@@ -116,3 +118,14 @@ class Evaluator:
             with np.errstate(over="ignore"):
                 metrics["perplexity"] = float(np.exp(mean["nll"]))
         return Evaluation(metrics, {COUNT: self._count} | sums)
+
+
+def _batch_size(task: Task, bytes_each: int) -> int:
+    """Test examples in a pass, whose outputs take so many bytes an example; in all passes as many
+    where that makes none much smaller, as another size is another program."""
+    cpu = jax.default_backend() == "cpu"
+    predictions = (CPU_BATCH if cpu else DEVICE_BATCH)[task.kind]
+    outputs = CPU_OUTPUTS if cpu else DEVICE_OUTPUTS
+    most = max(1, min(predictions // task.predictions, outputs // bytes_each))
+    alike = (n for n in range(most, most // 2, -1) if len(task.test) % n == 0)
+    return next(alike, most)

@@ -26,7 +26,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import perturb
 from experiments import __main__ as door
-from experiments import runner
+from experiments import evaluate, runner
 from experiments.evaluate import Evaluation, Evaluator
 from experiments.records import RecordLog, RecordLogLocked, decode_sums, load, without_seconds
 from experiments.runner import Clock, Job, Shared, clock, finished, job, run_study, running, walk
@@ -162,8 +162,18 @@ def study(study_file: Path) -> Study:
 
 
 @pytest.fixture(scope="session")
-def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_study(study, tmp_path_factory.mktemp("whole"), watch=Quiet())
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the text is of all that :func:`whole` compiles."""
+    return tmp_path_factory.mktemp("lowered")
+
+
+@pytest.fixture(scope="session")
+def whole(study: Study, tmp_path_factory: pytest.TempPathFactory, lowered: Path) -> Path:
+    jax.config.update("jax_dump_ir_to", str(lowered))
+    try:
+        return run_study(study, tmp_path_factory.mktemp("whole"), watch=Quiet())
+    finally:
+        jax.config.update("jax_dump_ir_to", None)
 
 
 @pytest.fixture
@@ -426,6 +436,32 @@ def test_a_cell_is_exactly_what_compress_gives(
     is_that_of(by_chain(load(whole))[name], compressed, mine)
 
 
+def test_no_program_has_weights_compiled_into_it(whole: Path, lowered: Path) -> None:
+    """What a function closes over is; of a large model that takes memory and minutes."""
+    texts = [path.read_text() for path in lowered.glob("*.mlir")]
+    assert any("jit_sums" in text for text in texts)
+    held = [c for text in texts for c in re.findall(r"constant dense<\"\w+\"> : (tensor.+)", text)]
+    assert not [shape for shape in held if "16x16xf32" in shape or "16x5xf32" in shape]
+
+
+def test_a_pass_is_as_large_as_its_outputs_let_it_be(
+    mine: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all passes are alike where they can be; the sums are the same."""
+    usual = evaluator_of(mine, 0)
+    assert [len(inputs) for inputs, _ in usual.batches] == [96]
+    sums = []
+    for examples, sizes in ((96, [96]), (95, [48, 48]), (20, [16] * 6), (1, [1] * 96)):
+        monkeypatch.setattr(evaluate, "CPU_OUTPUTS", examples * 5 * 4)
+        made = Evaluator(usual.task, usual.network)
+        assert [len(inputs) for inputs, _ in made.batches] == sizes
+        if examples > 1:
+            sums.append(made([Parameters({}, {})])[0].sums)
+    for name, value in sums[0].items():
+        for other in sums[1:]:
+            np.testing.assert_allclose(other[name], value, rtol=1e-5, atol=1e-5)
+
+
 def test_what_owners_do_alone_is_recorded_of_pairs_in_both_orders(mine: Own, whole: Path) -> None:
     """By :func:`perturb.measure.errors.owned_error`; Theorem 1 on both orders, and nothing else."""
     records, task = by_chain(load(whole)), task_of(mine)
@@ -643,6 +679,7 @@ def test_where_the_methods_alone_would_take_too_much_no_branch_waits(
 
     monkeypatch.setattr(walk, "expand", count)
     monkeypatch.setattr(walk, "WAITING", 0)
+    monkeypatch.setattr(walk, "LARGE", 0)
     records = run(study, tmp_path / "large")
     assert [*records] == ["dense", *(n for n in usual if n.startswith("rtn")),
                           *(n for n in usual if n.startswith("magnitude"))]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import time
 from collections import Counter, deque
@@ -105,3 +106,15 @@ def drop_programs_if_many(limit: int = 40_000, maps: Path = Path("/proc/self/map
         return False
     jax.clear_caches()
     return True
+
+
+def give_back() -> None:
+    """Hand back to the system what has been freed and the C library keeps (glibc, for one).
+
+    Arrays of a few MB lie in its heap, where others that live longer keep the room between them.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library; no such handle on Windows
+        return
+    trim(0)

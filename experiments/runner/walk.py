@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.axes import Chain, Node, chains, extended
 from experiments.labels import stage_name
-from experiments.runner.clock import drop_programs_if_many
+from experiments.runner.clock import drop_programs_if_many, give_back
 from experiments.runner.job import Cell, Job
 from experiments.runner.ownership import Weights, owned, quantized, quantizer_of
 from perturb.measure.layers import layer_measures
@@ -28,6 +28,7 @@ from perturb.stage import Reports, Versions, expand
 from perturb.state import Parameters
 from perturb.storage import BITS_DENSE, storages_of
 
+LARGE = 1 << 26  # bytes of a version from which on freed memory is worth handing back
 WAITING = 1 << 30  # bytes of methods alone that may wait until all of them are there
 
 
@@ -104,6 +105,8 @@ def _expanded(
     rounded: what the quantizers alone leave, for what a pair's layers own.
     """
     drop_programs_if_many()
+    if _bytes(before) >= LARGE:
+        give_back()
     context, clock = job.opened.context, job.shared.clock
     mine = extended(chain, node.axis)
     try:
