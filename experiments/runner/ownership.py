@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
@@ -21,10 +22,12 @@ from experiments.axes import Chain, Node
 from experiments.labels import amounts, stage_name
 from perturb.measure import errors
 from perturb.measure.layers import part_of
-from perturb.stage import Versions
+from perturb.stage import Reference, Versions
 from perturb.types import Moments
 
 Weights = Mapping[str, np.ndarray]  # [out, in] by layer
+# E||W x||^2 by layer, which all versions of a reference share
+_ENERGIES: WeakKeyDictionary[Reference, dict[str, float]] = WeakKeyDictionary()
 
 
 def is_quantizer(stage: Any) -> bool:
@@ -62,6 +65,7 @@ def owned(
         return [{} for _ in chains]
     masks = jax.device_get({n: m.mask for n, m in versions.state.matrices.items()})
     reference = versions.reference
+    energies = _ENERGIES.setdefault(reference, {})
     dense = jax.device_get(dict(reference.weights))
     found: list[dict[str, float]] = [{} for _ in chains]
     for name, w in dense.items():
@@ -70,7 +74,9 @@ def owned(
         weight = np.asarray(w, np.float64)
         moments = jax.device_get(reference.moments[name])
         h = errors.energy_on_host(moments, len(weight))
-        energy = _output_energy(weight, moments)
+        if name not in energies:
+            energies[name] = _output_energy(weight, moments)
+        energy = energies[name]
         for i, weights in enumerate(known):
             if weights is not None and energy > 0:
                 rounding = weights[name] - weight

@@ -5,7 +5,9 @@
 Each is measured in a process of its own. ``load``: peak memory above what Python and jax take, over
 the parameters' float32 bytes (1 is the least). ``evaluate``: the arithmetic of a forward pass a
 second, 2 operations a parameter of a matrix and token, over that of a product of 2048 x 2048
-matrices, interleaved; attention and the losses cost time and count for nothing.
+matrices, interleaved; attention and the losses cost time and count for nothing. ``compress`` and
+``sequential``: half of the weights pruned by SparseGPT, all layers at once or block by block: the
+memory that takes beyond loading, over the model's size.
 """
 
 from __future__ import annotations
@@ -16,9 +18,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from perturb.policy import Calibrate
 
 REPEATS = 5
 SIDE = 2048
@@ -85,7 +91,33 @@ def evaluate(model: str, text: Path) -> dict[str, Any]:
     }
 
 
-PARTS = {"load": load, "evaluate": evaluate}
+def compressed(calibrate: Calibrate, model: str, text: Path) -> dict[str, Any]:
+    """Peak memory of compressing, above that of loading, over the model's size."""
+    import jax
+    from flax import nnx
+
+    from experiments.published.task import task_of
+    from experiments.study import Checkpoint
+    from perturb import SparseGPT, compress
+
+    task, _ = task_of(Checkpoint(model, str(text), window=128, tests=16))
+    size = sum(a.size for a in jax.tree.leaves(nnx.state(task.model))) * 4
+    before, start = peak(), time.perf_counter()
+    found = compress(task.model, SparseGPT(0.5), task.calibration, calibrate=calibrate)
+    jax.block_until_ready(jax.tree.leaves(nnx.state(found.model)))
+    return {
+        "peak over size": (peak() - before) / size,
+        "seconds": time.perf_counter() - start,
+        "tokens": sum(batch.size for batch in task.calibration),
+    }
+
+
+PARTS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
+    "load": load,
+    "evaluate": evaluate,
+    "compress": partial(compressed, "recalibrate"),
+    "sequential": partial(compressed, "sequential"),
+}
 
 
 def main() -> None:
@@ -106,7 +138,7 @@ def main() -> None:
         ).stdout
         found[part] = json.loads(told.splitlines()[-1])
         for name, value in found[part].items():
-            print(f"{part:9} {name:18} {value if isinstance(value, str) else f'{value:.4g}'}")
+            print(f"{part:11} {name:18} {value if isinstance(value, str) else f'{value:.4g}'}")
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 
