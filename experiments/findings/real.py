@@ -85,13 +85,23 @@ def pairs(held: Chains) -> list[Pair]:
 
 
 def _row(
-    held: Chains, stages: Chain, told: str, tested: str, values: Rows, measure: str = ""
+    held: Chains,
+    stages: Chain,
+    told: str,
+    tested: str,
+    values: Rows,
+    measure: str = "",
+    most: float = np.inf,
 ) -> Row:
-    """Of what these stages make; where only one draw has it, its interval is no verdict's."""
+    """Of what these stages make; where only one draw has it, its interval is no verdict's.
+
+    most: what the values cannot exceed, in either direction.
+    """
     known = np.isfinite(values[:, 0])
     draws = len({run[1] for run, there in zip(held.ids, known, strict=True) if there})
     blind = all(stage.startswith(BLIND) for stage in stages)
-    made = row(held, ", ".join(filter(None, (told, measure))), tested, values)
+    label = ", ".join(filter(None, (told, measure)))
+    made = row(held, label, tested, held.over(values, -most, most))
     return replace(made, draws=draws, published=blind or draws > 1)
 
 
@@ -129,19 +139,26 @@ def by_zeros(held: Chains, pair: Pair) -> float:
 
 
 def by_bits() -> Iterable[Row]:
-    """Kendall's tau of A with the gap along bits: more bits, a weaker quantizer, a larger gap."""
+    """Kendall's tau of A with the gap along bits: more bits, a weaker quantizer, a larger gap.
+
+    Of a curve the widths that as many runs have as have any: others, such as the control's, would
+    leave these runs without a tau. Where nothing is won or lost there is nothing to rank.
+    """
     for held, measure in measured():
         curves: dict[Pair, list[Pair]] = {}
         for pair in pairs(held):
-            method, _ = parts(pair.quantizer)
-            curves.setdefault(pair._replace(quantizer=method), []).append(pair)
+            method, bits = parts(pair.quantizer)
+            if bits <= MOST:
+                curves.setdefault(pair._replace(quantizer=method), []).append(pair)
         for curve, cells in curves.items():
+            runs = [np.isfinite(pair.advantage(held)[:, 0]).sum() for pair in cells]
+            cells = [pair for pair, n in zip(cells, runs, strict=True) if n == max(runs)]
             cells.sort(key=lambda pair: parts(pair.quantizer)[1])
             if len(cells) > 2:
                 values = np.stack([pair.advantage(held) for pair in cells], -1)
                 tested = f"tau of A with the gap along {len(cells)} widths"
                 ranks = rows_of_ranks(values)
-                yield _row(held, curve.stages, str(curve), tested, ranks, measure)
+                yield _row(held, curve.stages, str(curve), tested, ranks, measure, most=1.0)
 
 
 def amplified() -> Iterable[Row]:
