@@ -512,6 +512,25 @@ def test_a_published_model_is_judged_by_itself(stored: Callable[..., None]) -> N
     assert "at 16 bits |A| on m.gguf is at most" in control
 
 
+def test_a_published_models_trend_along_the_ratio(stored: Callable[..., None]) -> None:
+    """A(Q→P) falls with the ratio, by 0.1 nats from each to the next."""
+
+    def loss(chain: tuple[str, ...], seed: int) -> float:
+        ratio = sum(float(s.rpartition("-")[2]) for s in chain if s.startswith("magnitude"))
+        return 0.1 * len(chain) + (ratio if chain[:1] == ("rtn-4",) else 0.0)
+
+    pruners = [f"magnitude-{s}" for s in (0.3, 0.2, 0.1)]
+    every = [("rtn-4",), *((p,) for p in pruners)]
+    every += [c for p in pruners for c in ((p, "rtn-4"), ("rtn-4", p))]
+    stored("smollm2", make_chains(loss, every, seeds=(0,), study="smollm2", model="m.gguf"))
+    rows = {r.protocol: r for r in real.trends()}
+    assert rows.keys() == {"magnitude × rtn-4", "magnitude × rtn-4, M = −KL"}
+    found = rows["magnitude × rtn-4"]
+    assert found.tested == "tau of A with the gap along 3 ratios"
+    assert (found.value.value, found.verdict) == (pytest.approx(-1), FAILS)
+    assert found.value.low == -1
+
+
 def test_two_studies_of_one_model_are_told_together(stored: Callable[..., None]) -> None:
     stored("smollm2", zeros(published()))
     alone = [("rotate",), ("rotate", "rtn-4"), ("rotate", "magnitude-0.5")]

@@ -7,7 +7,7 @@ cell of one draw has none, unless neither of its methods looks at data.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ OF_BLOCKS = "remove"  # SLEB: prunes no single weights
 PRUNERS, QUANTIZERS = ("sparsegpt", "wanda", "magnitude", OF_BLOCKS), ("gptq", "rtn")
 BLIND = ("magnitude", "rtn", "rotate")  # methods that need no data
 MOST = 8  # bits: above, nothing is won or lost
+WIDTHS, RATIOS = "widths", "ratios"
 WORTH = 1.0  # nats: where a method alone costs more, there is no model left to compare orders on
 
 
@@ -138,27 +139,37 @@ def by_zeros(held: Chains, pair: Pair) -> float:
     return 1.0 if np.mean(zeros) >= parts(pair.pruner)[1] else -1.0
 
 
-def by_bits() -> Iterable[Row]:
-    """Kendall's tau of A with the gap along bits: more bits, a weaker quantizer, a larger gap.
+def trends() -> Iterable[Row]:
+    """Kendall's tau of A with the gap: along bits, where more bits are a weaker quantizer and a
+    larger gap, and along the ratio.
 
-    Of a curve the widths that as many runs have as have any: others, such as the control's, would
+    Of a curve the cells that as many runs have as have any: others, such as the control's, would
     leave these runs without a tau. Where nothing is won or lost there is nothing to rank.
     """
     for held, measure in measured():
-        curves: dict[Pair, list[Pair]] = {}
-        for pair in pairs(held):
-            method, bits = parts(pair.quantizer)
-            if bits <= MOST:
-                curves.setdefault(pair._replace(quantizer=method), []).append(pair)
-        for curve, cells in curves.items():
-            runs = [np.isfinite(pair.advantage(held)[:, 0]).sum() for pair in cells]
-            cells = [pair for pair, n in zip(cells, runs, strict=True) if n == max(runs)]
-            cells.sort(key=lambda pair: parts(pair.quantizer)[1])
-            if len(cells) > 2:
-                values = np.stack([pair.advantage(held) for pair in cells], -1)
-                tested = f"tau of A with the gap along {len(cells)} widths"
-                ranks = rows_of_ranks(values)
-                yield _row(held, curve.stages, str(curve), tested, ranks, measure, most=1.0)
+        cells = [pair for pair in pairs(held) if parts(pair.quantizer)[1] <= MOST]
+        for along in (WIDTHS, RATIOS):
+            curves: dict[Pair, list[Pair]] = {}
+            for pair in cells:
+                if along == WIDTHS:
+                    curve = pair._replace(quantizer=parts(pair.quantizer)[0])
+                else:
+                    curve = pair._replace(pruner=parts(pair.pruner)[0])
+                curves.setdefault(curve, []).append(pair)
+            for curve, mine in curves.items():
+                yield from _trend(held, measure, along, curve, mine)
+
+
+def _trend(
+    held: Chains, measure: str, along: str, curve: Pair, cells: Sequence[Pair]
+) -> Iterable[Row]:
+    runs = [np.isfinite(pair.advantage(held)[:, 0]).sum() for pair in cells]
+    known = [pair for pair, n in zip(cells, runs, strict=True) if n == max(runs)]
+    if len(known) > 2:
+        known.sort(key=lambda pair: parts(pair.quantizer if along == WIDTHS else pair.pruner)[1])
+        ranks = rows_of_ranks(np.stack([pair.advantage(held) for pair in known], -1))
+        tested = f"tau of A with the gap along {len(known)} {along}"
+        yield _row(held, curve.stages, str(curve), tested, ranks, measure, most=1.0)
 
 
 def amplified() -> Iterable[Row]:
@@ -284,10 +295,10 @@ FINDINGS = (
     ),
     _finding(
         "R-2",
-        "the trend along bits",
+        "the trend with the gap",
         "A(Q→P) grows with C*_P − C_Q.",
         "Kim et al.",
-        by_bits,
+        trends,
     ),
     _finding(
         "R-3",
