@@ -57,7 +57,7 @@ QUESTIONS = (
     ),
     Question(
         "Pruning a model that will be rotated (QuaRot)?",
-        lambda: list(rotation.amplified()),
+        lambda: [*rotation.amplified(), *(row for row in real.amplified() if row.published)],
         "Expect to pay for it: pruning costs more once the stream is rotated.",
         "Here pruning costs no more after it. Large models, which have outliers, may differ (Kim "
         "et al. report a perplexity of 98 for 8): compare both.",
