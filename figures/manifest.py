@@ -21,6 +21,7 @@ from figures import (
     mixed,
     orders,
     phase,
+    published,
     rotation,
     rules,
     sharing,
@@ -114,6 +115,12 @@ CHAINS = {
         OfChains("lora", "LoRA before, between and after two stages", "lora", lora.draw),
         OfChains(
             "sharing", "A of a quantizer and a low rank or shared basis", "sharing", sharing.draw
+        ),
+        OfChains(
+            "published",
+            "A of a published model along the ratio and along the bits",
+            "smollm2",
+            published.draw,
         ),
         OfChains("mixed", "mixed precision from 8 to 2 bits and from 2 to 8", "mixed", mixed.draw),
     )

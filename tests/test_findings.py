@@ -529,6 +529,8 @@ def test_a_published_models_trend_along_the_ratio(stored: Callable[..., None]) -
     assert found.tested == "tau of A with the gap along 3 ratios"
     assert (found.value.value, found.verdict) == (pytest.approx(-1), FAILS)
     assert found.value.low == -1
+    said = drawn("published")
+    assert "m.gguf: as the gap grows, A falls (tau −1) along the ratio" in said
 
 
 def test_two_studies_of_one_model_are_told_together(stored: Callable[..., None]) -> None:

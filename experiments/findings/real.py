@@ -7,7 +7,7 @@ cell of one draw has none, unless neither of its methods looks at data.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -139,37 +139,53 @@ def by_zeros(held: Chains, pair: Pair) -> float:
     return 1.0 if np.mean(zeros) >= parts(pair.pruner)[1] else -1.0
 
 
-def trends() -> Iterable[Row]:
-    """Kendall's tau of A with the gap: along bits, where more bits are a weaker quantizer and a
-    larger gap, and along the ratio.
+class Curve(NamedTuple):
+    """Cells that differ in one amount, which grows; the pair has that method's bare name."""
+
+    along: str
+    pair: Pair
+    cells: list[Pair]
+
+    @property
+    def amounts(self) -> list[float]:
+        return [parts(c.quantizer if self.along == WIDTHS else c.pruner)[1] for c in self.cells]
+
+    def advantages(self, held: Chains) -> np.ndarray:
+        """A(Q -> P) ``[runs, 1 + B, cells]``."""
+        return np.stack([cell.advantage(held) for cell in self.cells], -1)
+
+
+def curves(held: Chains) -> Iterable[Curve]:
+    """Along bits, where more of them are a weaker quantizer and a larger gap, and along the ratio.
 
     Of a curve the cells that as many runs have as have any: others, such as the control's, would
-    leave these runs without a tau. Where nothing is won or lost there is nothing to rank.
+    leave these runs without a trend. Where nothing is won or lost there is nothing to rank.
     """
+    cells = [pair for pair in pairs(held) if parts(pair.quantizer)[1] <= MOST]
+    for along in (WIDTHS, RATIOS):
+        groups: dict[Pair, list[Pair]] = {}
+        for cell in cells:
+            if along == WIDTHS:
+                bare = cell._replace(quantizer=parts(cell.quantizer)[0])
+            else:
+                bare = cell._replace(pruner=parts(cell.pruner)[0])
+            groups.setdefault(bare, []).append(cell)
+        for bare, mine in groups.items():
+            runs = [np.isfinite(cell.advantage(held)[:, 0]).sum() for cell in mine]
+            known = [cell for cell, n in zip(mine, runs, strict=True) if n == max(runs)]
+            if len(known) > 2:
+                found = Curve(along, bare, known)
+                order = np.argsort(found.amounts)
+                yield found._replace(cells=[known[i] for i in order])
+
+
+def trends() -> Iterable[Row]:
+    """Kendall's tau of A with the gap, along every curve."""
     for held, measure in measured():
-        cells = [pair for pair in pairs(held) if parts(pair.quantizer)[1] <= MOST]
-        for along in (WIDTHS, RATIOS):
-            curves: dict[Pair, list[Pair]] = {}
-            for pair in cells:
-                if along == WIDTHS:
-                    curve = pair._replace(quantizer=parts(pair.quantizer)[0])
-                else:
-                    curve = pair._replace(pruner=parts(pair.pruner)[0])
-                curves.setdefault(curve, []).append(pair)
-            for curve, mine in curves.items():
-                yield from _trend(held, measure, along, curve, mine)
-
-
-def _trend(
-    held: Chains, measure: str, along: str, curve: Pair, cells: Sequence[Pair]
-) -> Iterable[Row]:
-    runs = [np.isfinite(pair.advantage(held)[:, 0]).sum() for pair in cells]
-    known = [pair for pair, n in zip(cells, runs, strict=True) if n == max(runs)]
-    if len(known) > 2:
-        known.sort(key=lambda pair: parts(pair.quantizer if along == WIDTHS else pair.pruner)[1])
-        ranks = rows_of_ranks(np.stack([pair.advantage(held) for pair in known], -1))
-        tested = f"tau of A with the gap along {len(known)} {along}"
-        yield _row(held, curve.stages, str(curve), tested, ranks, measure, most=1.0)
+        for curve in curves(held):
+            ranks = rows_of_ranks(curve.advantages(held))
+            tested = f"tau of A with the gap along {len(curve.cells)} {curve.along}"
+            yield _row(held, curve.pair.stages, str(curve.pair), tested, ranks, measure, most=1.0)
 
 
 def amplified() -> Iterable[Row]:
@@ -270,6 +286,7 @@ def _finding(
     source: str,
     rows: Callable[[], Iterable[Row]],
     reported: str = "of LLaMA-2 and 3: see F-A and F-B",
+    figure: str = "",
 ) -> Finding:
     return Finding(
         key,
@@ -279,6 +296,7 @@ def _finding(
         reported,
         tuple(STUDIES),
         lambda: list(rows()),
+        figure,
     )
 
 
@@ -299,6 +317,7 @@ FINDINGS = (
         "A(Q→P) grows with C*_P − C_Q.",
         "Kim et al.",
         trends,
+        figure="smollm2/published",
     ),
     _finding(
         "R-3",
