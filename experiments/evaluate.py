@@ -53,14 +53,14 @@ class Evaluator:
         self._own = network.state(Parameters({}, {}))
         # The state is an argument here, too: what a program closes over is compiled into it.
         self._outputs = jax.jit(lambda state, x: network.outputs(state, x).astype(jnp.float32))
-        one = jax.eval_shape(self._outputs, self._own, jnp.asarray(test.inputs[:1]))
-        if not hasattr(one, "shape") or not one.shape:
+        first = jax.eval_shape(self._outputs, self._own, jnp.asarray(test.inputs[:1]))
+        if not hasattr(first, "shape") or not first.shape:
             raise ValueError(
-                f"the model returns {type(one).__name__}, not one array of outputs: say how to "
+                f"the model returns {type(first).__name__}, not one array of outputs: say how to "
                 "get it, Task(forward=lambda model, batch: ...)"
             )
-        self.classes = int(one.shape[-1])
-        bytes_each = 4 * int(np.prod(one.shape))
+        self.classes = int(first.shape[-1])
+        bytes_each = 4 * int(np.prod(first.shape))
         size = batch_size or _batch_size(task, bytes_each)
         self.batches = [
             (jnp.asarray(test.inputs[i : i + size]), jnp.asarray(test.targets[i : i + size]))

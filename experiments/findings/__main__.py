@@ -50,8 +50,8 @@ This file is made from the stored records by `python -m experiments.findings`.
 """
 
 OTHER_THAN_REPORTED = """\
-What differs from theirs: 135 M parameters, rounded to 4 bits once before; windows of 128 tokens of
-the Brown corpus, not 2048 of WikiText-2; groups of 64 weights to a scale; weights alone rounded."""
+What differs from theirs: a model far smaller, whose weights were rounded to 4 bits once before;
+short windows of another text than WikiText-2; groups of weights to a scale; weights alone rounded."""
 
 
 def number(row: Row) -> str:

@@ -229,13 +229,13 @@ REPORTED = (
         (_TURN, _GPTQ, "sparsegpt-0.05"),
     ),
     Reported(
-        f"SLEB (here one block of 30) × GPTQ, 4 bits: {ORDERS}",
+        f"SLEB (here one block) × GPTQ, 4 bits: {ORDERS}",
         "A = −9.4 with QuaRot, 5 % (LLaMA-3 8B)",
         ("remove", _GPTQ),
         (_GPTQ, "remove"),
     ),
     Reported(
-        f"SLEB (one block of 30) × RTN, 4 bits: {ORDERS}",
+        f"SLEB (here one block) × RTN, 4 bits: {ORDERS}",
         "A = 0 exactly at 7 to 9 bits (LLaMA-3 8B)",
         ("remove", _RTN),
         (_RTN, "remove"),
