@@ -51,7 +51,8 @@ This file is made from the stored records by `python -m experiments.findings`.
 
 OTHER_THAN_REPORTED = """\
 What differs from theirs: a model far smaller, whose weights were rounded to 4 bits once before;
-short windows of another text than WikiText-2; groups of weights to a scale; weights alone rounded."""
+short windows of another text than WikiText-2; groups of weights to a scale, and no activations
+rounded."""
 
 
 def number(row: Row) -> str:
