@@ -141,7 +141,7 @@ def compress(
     reports: list[Mapping[str, SolveReport]] = []
     for i, stage in enumerate(chained):
         current, told = expand(current, [stage], context, i)
-        check_finite(stage.name, {n: m.weight for n, m in current.state.matrices.items()})
+        check_finite(stage.name, {n: m.weight for n, m in current.one(0).matrices.items()})
         reports.append(take(told, np.int32(0)))
     state = current.one(0)
     notes = tuple(context.notes)

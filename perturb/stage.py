@@ -15,7 +15,7 @@ versions. By law it equals a loop over chains of single stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -38,6 +38,7 @@ from perturb.state import (
     flatten,
     fresh,
     inputs_of,
+    layer_weight,
     parameters_of,
     problem_of,
     stack,
@@ -70,19 +71,50 @@ class Reference:
 
 
 class Versions:
-    """A state with an axis of versions, and what a stage sees that is applied to it."""
+    """A state with an axis of versions, and what a stage sees that is applied to it.
+
+    A single version may be given without the axis (:meth:`alone`), and gets it when it is asked
+    for: until then a large model is not held twice.
+    """
 
     def __init__(self, context: Context, state: State, reference: Reference, size: int) -> None:
-        self.context, self.state, self.reference, self.size = context, state, reference, size
+        self.context, self.reference, self.size = context, reference, size
         self.untouched = False  # whether it is the reference itself
+        self._state: State | None = state
+        self._alone: State | None = None
+
+    @classmethod
+    def alone(cls, context: Context, state: State, reference: Reference) -> Versions:
+        """One version, of a state without the axis."""
+        made = cls(context, state, reference, 1)
+        made._state, made._alone = None, state
+        return made
+
+    @property
+    def state(self) -> State:
+        """All versions, with the axis."""
+        if self._state is None:
+            self._state, self._alone = versions(self._alone), None
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state, self._alone = state, None
 
     def one(self, index: int) -> State:
         """A version by itself, without the axis."""
-        return take(self.state, np.int32(index))
+        return take(self.state, np.int32(index)) if self._alone is None else self._alone
 
     def parameters(self, index: int) -> Parameters:
         """What a model is given to be this version."""
-        return _parameters(self.state.bare, np.int32(index), self.context.shapes)
+        alone, shapes = self._alone, self.context.shapes
+        if alone is None:
+            return _parameters(self.state.bare, np.int32(index), shapes)
+        return (
+            _parameters_of(alone.bare, shapes)
+            if alone.terms
+            else parameters_of(alone, dict(shapes))
+        )
 
     @property
     def share_moments(self) -> bool:
@@ -110,6 +142,11 @@ class Versions:
 @partial(jax.jit, static_argnames=("shapes",))
 def _parameters(state: State, index: Array, shapes: Any) -> Parameters:
     return parameters_of(take(state, index), dict(shapes))
+
+
+@partial(jax.jit, static_argnames=("shapes",))
+def _parameters_of(state: State, shapes: Any) -> Parameters:
+    return parameters_of(state, dict(shapes))
 
 
 class Outcome(NamedTuple):
@@ -203,7 +240,7 @@ class Context:
         vectors = self.norms(Parameters({}, {}))
         matrices = {n: fresh(w, self.policy.zeros) for n, w in weights.items()}
         reference = Reference(self.network, Parameters(weights, vectors), self.batches)
-        begun = Versions(self, versions(State(matrices, vectors)), reference, 1)
+        begun = Versions.alone(self, State(matrices, vectors), reference)
         begun.untouched = True
         return begun
 
@@ -303,7 +340,7 @@ class Layerwise:
     def on_state(self, state: State, context: Sight) -> Outcome:
         if self.needs_stats:
             context.context.note_all_at_once(self.name)
-        alone = Versions(context.context, versions(state), context.reference, 1)
+        alone = Versions.alone(context.context, state, context.reference)
         state, reports = flatten(_on_versions([self], alone, context.key))
         return Outcome(take(state, np.int32(0)), take(reports, np.int32(0)))
 
@@ -406,19 +443,14 @@ def expand(before: Versions, stages: Sequence[Any], context: Context, position: 
     key = jax.random.fold_in(context.key, position)
     alike = _family(family)
     blockwise = context.policy.calibrate == "sequential" and family[0].needs_stats
-    reference: Parameters | None = None
     if alike and not blockwise:
         state, reports = flatten(_on_versions(alike, before, key))
+        after = Versions(context, state, before.reference, before.size * len(family))
     else:
-        state, reports, reference = _one_by_one(family, before, key)
-    size = before.size * len(family)
-    known = before.reference
-    if reference is not None:
-        known = Reference(context.network, reference, context.batches)
-    after = Versions(context, state, known, size)
+        after, reports = _one_by_one(family, before, key)
     if context.reestimates:
-        norms = [context.norms(after.parameters(i)) for i in range(size)]
-        after.state = state.with_vectors(stack(tuple(norms)))
+        norms = [context.norms(after.parameters(i)) for i in range(after.size)]
+        after.state = after.state.with_vectors(stack(tuple(norms)))
     return Expanded(after, reports)
 
 
@@ -429,47 +461,49 @@ def _like(a: Layerwise, b: Any) -> bool:
     return same and [type(m) for m in a.methods] == [type(m) for m in b.methods]
 
 
-def _on_versions(
-    family: Sequence[Layerwise],
-    before: Versions,
-    key: Array,
-    moments: Mapping[str, Moments] | None = None,
-    only: Iterable[str] | None = None,
-    earlier: Iterable[str] = (),
-) -> _Done:
-    """A family on all versions at once; ``only``: the layers to work on (default: all).
-
-    A matrix that they share with ``earlier`` layers, and with no others, is worked on with them.
-    """
+def _on_versions(family: Sequence[Layerwise], before: Versions, key: Array) -> _Done:
+    """A family on all versions at once."""
     state = before.state
-    places = uses(state, dict(before.context.shapes))
-    names = [n for n in state.matrices if n in places]
-    if only is not None:
-        chosen = set(only)
-        known = chosen | set(earlier)
-        whose = {n: {layer for layer, _ in places[n]} for n in names}
-        names = [n for n in names if whose[n] <= known and whose[n] & chosen]
+    solved = _solved(family, state, before.reference, lambda: before.moments, key)
+    rest = {n: m for n, m in state.matrices.items() if n not in solved}
+    again = _repeated(replace(state, matrices=rest), len(family))
+    matrices = {n: solved[n].matrix if n in solved else again.matrices[n] for n in state.matrices}
+    return _Done(replace(again, matrices=matrices), _told(solved))
+
+
+def _solved(
+    family: Sequence[Layerwise],
+    state: State,
+    reference: Reference,
+    moments: Callable[[], Mapping[str, Moments]],
+    key: Array,
+    only: Iterable[str] | None = None,
+) -> dict[str, Solved]:
+    """A family on the matrices of all versions, or on ``only`` some: results [R, F, ...].
+
+    moments: asked for if there is a method that needs them.
+    """
+    network = reference.network
+    places = uses(state, network.shapes)
+    names = [n for n in state.matrices if n in places and (only is None or n in only)]
     solved: dict[str, Solved] = {}
     for i, mine in enumerate(family[0].assign(names)):
         methods = [stage.methods[i] for stage in family]
         if not mine:
             continue
-        if methods[0].needs_stats and moments is None:
-            moments = before.moments
         problems = _problems(
             state,
             {n: tuple(places[n]) for n in mine},
-            dict(before.reference.weights),
-            moments if methods[0].needs_stats else None,
+            dict(reference.weights),
+            moments() if methods[0].needs_stats else None,
         )
-        groups = before.context.network.feature_groups
         mine_now = {n: state.matrices[n] for n in mine}
-        solved |= run_family(methods, mine_now, problems, key, groups)
-    rest = {n: m for n, m in state.matrices.items() if n not in solved}
-    again = _repeated(replace(state, matrices=rest), len(family))
-    matrices = {n: solved[n].matrix if n in solved else again.matrices[n] for n in state.matrices}
-    reports = {n: r.report for n, r in solved.items() if r.report is not None}
-    return _Done(replace(again, matrices=matrices), reports)
+        solved |= run_family(methods, mine_now, problems, key, network.feature_groups)
+    return solved
+
+
+def _told(solved: Mapping[str, Solved]) -> dict[str, SolveReport]:
+    return {n: r.report for n, r in solved.items() if r.report is not None}
 
 
 def _problems(
@@ -493,9 +527,7 @@ def _repeated(tree: Any, times: int) -> Any:
     )
 
 
-def _one_by_one(
-    family: Sequence[Stage], before: Versions, key: Array
-) -> tuple[State, Reports, Parameters | None]:
+def _one_by_one(family: Sequence[Stage], before: Versions, key: Array) -> tuple[Versions, Reports]:
     """What is no family: each stage on each version."""
     states, reports = [], []
     reference: Parameters | None = None
@@ -519,7 +551,12 @@ def _one_by_one(
         )
     shared = set(reports[0]).intersection(*reports)  # not every method of an axis may report
     told = tuple({n: r for n, r in mine.items() if n in shared} for mine in reports)
-    return stack(tuple(states)), stack(told), reference
+    context, known = before.context, before.reference
+    if reference is not None:
+        known = Reference(context.network, reference, context.batches)
+    if len(states) == 1:
+        return Versions.alone(context, states[0], known), stack(told)
+    return Versions(context, stack(tuple(states)), known, len(states)), stack(told)
 
 
 def _on_one(stage: Stage, state: State, before: Versions, index: int, key: Array) -> Outcome:
@@ -536,25 +573,60 @@ def _block_by_block(
 
     A matrix that blocks share is worked on in the last of them, with the inputs that each had.
     """
-    network, blocks = context.network, context.blocks
-    heard: dict[str, Moments] = {}
+    network, layers = context.network, dict(context.shapes)
+    places = uses(state, layers)
+    running = network.state(parameters_of(state, layers))
+    passing = network.segments(running, context.batches or (), context.blocks)
+    heard: dict[str, Moments] = {}  # by layers that share a matrix with later ones
+    done: set[str] = set()
     reports: dict[str, SolveReport] = {}
-    current = Versions(context, versions(state), reference, 1)
-    passing = network.segments(network.state(current.parameters(0)), context.batches or (), blocks)
-    for k, names in enumerate(blocks):
-        context.tell(f"block {k + 1} of {len(blocks)}, {names[0]}")
-        held = network.state(current.parameters(0))
+    for k, names in enumerate(context.blocks):
+        context.tell(f"block {k + 1} of {len(context.blocks)}, {names[0]}")
         if passing is None:  # blocks that are no parts of one another's pass: run it all again
-            moments = network.moments(held, context.batches or (), names)
+            moments = network.moments(running, context.batches or (), names)
         else:
             if k:
-                passing.advance(k - 1, held)
-            moments = passing.moments(k, held, names)
+                passing.advance(k - 1, running)
+            moments = passing.moments(k, running, names)
         context.note(starved_note(moments))
-        done = _on_versions([stage], current, key, heard | moments, names, heard)
-        shared = {n for n, places in uses(state, dict(context.shapes)).items() if len(places) > 1}
-        heard |= {n: moments[n] for n in names if any(shared & set(p) for p in state.products(n))}
-        flat, told = flatten(done)
-        reports |= told
-        current = Versions(context, flat, reference, 1)
-    return Outcome(current.one(0), take(reports, np.int32(0)))
+        done |= set(names)
+        solved = _solve_ready(stage, state, reference, heard | moments, key, names, done)
+        waiting = {n for n, used in places.items() if not {layer for layer, _ in used} <= done}
+        heard |= {n: moments[n] for n in names if any(waiting & set(p) for p in state.products(n))}
+        state = state.with_matrices({n: s.matrix for n, s in solved.items()})
+        reports |= _told(solved)
+        changed = {layer for n in solved for layer, _ in places[n]}
+        running = network.exchanged(
+            running, {n: layer_weight(state, n, layers[n]) for n in layers if n in changed}
+        )
+    return Outcome(state, reports)
+
+
+def _solve_ready(
+    stage: Layerwise,
+    state: State,
+    reference: Reference,
+    moments: Mapping[str, Moments],
+    key: Array,
+    names: Iterable[str],
+    done: Collection[str],
+) -> dict[str, Solved]:
+    """The stage on the matrices of these layers that no layer outside of ``done`` is made of.
+
+    They go by place from program to program, not by name: what is compiled for one block serves
+    the next.
+    """
+    places = uses(state, reference.network.shapes)
+    touched = {n for layer in names for p in state.products(layer) for n in p}
+    mine = [n for n in state.matrices if n in touched]
+    ready = [n for n in mine if {layer for layer, _ in places[n]} <= set(done)]
+    held = dict(zip(mine, versions([state.matrices[n] for n in mine]), strict=True))
+    alone = State(held, terms=state.terms)
+    solved = _solved([stage], alone, reference, lambda: moments, key, ready)
+    return dict(zip(solved, _the_only([*solved.values()]), strict=True))
+
+
+@jax.jit
+def _the_only(tree: Any) -> Any:
+    """Of leaves [1, 1, ...] what they hold."""
+    return jax.tree.map(lambda a: a[0, 0], tree)

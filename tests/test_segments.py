@@ -12,7 +12,8 @@ from flax import nnx
 
 from experiments.models.llama import LlamaConfig
 from experiments.models.resnet import ResNetConfig
-from perturb import Wanda, compress, network
+from perturb import SparseGPT, Wanda, compress, network, stage
+from perturb.network.batches import ALIKE, compiled_alike
 from perturb.state import Parameters
 from tests.conftest import UserModel
 
@@ -103,3 +104,91 @@ def test_blocks_inside_one_scan_are_run_anew() -> None:
     assert len(blocks) == 4
     done = compress(model, Wanda(0.5), x, calibrate="sequential")
     assert set(done.matrices) == {"layers[0]", "layers[1]", "layers[2]", "head"}
+
+
+class Narrow(nnx.Module):
+    """Blocks whose layers' moments are several times the size of their weights."""
+
+    def __init__(self, depth: int) -> None:
+        rngs = nnx.Rngs(0)
+
+        def block() -> nnx.Module:
+            up, down = nnx.Linear(8, 128, rngs=rngs), nnx.Linear(128, 8, rngs=rngs)
+            return nnx.Sequential(up, jnp.tanh, down)
+
+        self.layers = nnx.List([block() for _ in range(depth)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def live() -> int:
+    """Bytes of all arrays that anyone holds."""
+    return sum({id(a): a.nbytes for a in jax.live_arrays()}.values())
+
+
+def test_moments_of_one_block_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    depth = 12
+    model, x = Narrow(depth), [jax.random.normal(jax.random.key(2), (16, 8))]
+    size = sum(a.nbytes for a in jax.tree.leaves(nnx.state(model)))
+    held: list[int] = []
+
+    def follow(calibrate: Any) -> int:
+        held.clear()
+        before = live()
+        compress(model, SparseGPT(0.5), x, calibrate=calibrate)
+        return max(held) - before
+
+    solve = stage.run_family  # where a stage begins to solve, with what it needs in memory
+    monkeypatch.setattr(stage, "run_family", lambda *a, **k: held.append(live()) or solve(*a, **k))
+    all_at_once, one_by_one = follow("recalibrate"), follow("sequential")
+    assert len(held) == depth
+    moments = 4 * (128 * 128 + 8 * 8) * depth
+    assert moments > 6 * size
+    assert all_at_once > moments
+    # the matrices and their masks, what has become of them, and the kernels they are run as
+    assert one_by_one < 4 * size + 2 * moments / depth
+
+
+def test_equal_blocks_are_compiled_once() -> None:
+    x = [jax.random.normal(jax.random.key(2), (16, 8))]
+
+    def compiled(depth: int) -> int:
+        network.forget_programs()
+        compress(Narrow(depth), Wanda(0.5), x, calibrate="sequential")
+        return len(ALIKE)
+
+    assert compiled(5) == compiled(3)
+
+
+def test_programs_are_alike_only_where_all_their_arguments_are() -> None:
+    network.forget_programs()
+    a, b, c = jnp.ones(3), 2 * jnp.ones(3), jnp.ones(4)
+    first, second = (compiled_alike(lambda x, i=i: x[i] + 1, [a, b]) for i in (0, 1))
+    assert first is not second  # which of the arguments they do not use, their text alone shows
+    np.testing.assert_array_equal(second([a, b]), b + 1)
+    assert compiled_alike(lambda x: x[0] + 1, [b, a]) is first
+    np.testing.assert_array_equal(compiled_alike(lambda x: x[0] + 1, [a, c])([b, c]), b + 1)
+    x = np.arange(100, dtype=np.float32)
+    other = [compiled_alike(lambda v, k=k: v + k * x, jnp.zeros(100)) for k in (1, 2)]
+    np.testing.assert_array_equal(other[1](jnp.zeros(100)), 2 * x)
+
+
+@pytest.mark.parametrize("make", [llama, resnet, Scanned], ids=["llama", "resnet", "scanned"])
+def test_exchanging_some_matrices_leaves_the_others_as_they_are(make: Any) -> None:
+    model = make()
+    specs, _ = network.find_layers(model)
+    net = network.Network(model, specs)
+    state = net.state(Parameters({}, {}))
+    before = [np.asarray(a) for a in jax.tree.leaves(state)]
+    some = {n: 2 * net.weights[n] for n in [*specs][1:3]}
+    made = net.exchanged(state, some)
+    whole = net.state(Parameters({**net.weights, **some}, {}))
+    jax.tree.map(np.testing.assert_array_equal, made, whole)
+    shared = [a is b for a, b in zip(*map(jax.tree.leaves, (made, state)), strict=True)]
+    modules = {specs[n].module for n in some}
+    assert shared.count(False) == len(modules)
+    for a, b in zip(before, jax.tree.leaves(state), strict=True):  # the one given has not changed
+        np.testing.assert_array_equal(a, b)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 
+from perturb.network import forget_programs
+
 
 @dataclass
 class _Compiling:
@@ -104,17 +106,24 @@ def drop_programs_if_many(limit: int = 40_000, maps: Path = Path("/proc/self/map
     """
     if not maps.exists() or maps.read_bytes().count(b"\n") <= limit:
         return False
-    jax.clear_caches()
+    forget_programs()
     return True
 
 
-def give_back() -> None:
-    """Hand back to the system what has been freed and the C library keeps (glibc, for one).
+APART = 1 << 20  # bytes
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
-    Arrays of a few MB lie in its heap, where others that live longer keep the room between them.
+
+def give_back() -> None:
+    """Hand back to the system what has been freed and the C library keeps (glibc, for one), and
+    have it give arrays of ``APART`` bytes and more memory of their own from now on.
+
+    Else arrays of a few MB lie in its heap, where others that live longer keep the room between.
     """
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        libc = ctypes.CDLL(None)
+        trim, option = libc.malloc_trim, libc.mallopt
     except (AttributeError, OSError, TypeError):  # another C library; no such handle on Windows
         return
     trim(0)
+    option(M_MMAP_THRESHOLD, APART)

@@ -7,7 +7,14 @@ the patches of a Conv, the contracted axes of an Einsum; or several, if it has b
 """
 
 from perturb.network.apply import Network
-from perturb.network.batches import Forward, TokenWeights, batches_of, call, weights_of
+from perturb.network.batches import (
+    Forward,
+    TokenWeights,
+    batches_of,
+    call,
+    forget_programs,
+    weights_of,
+)
 from perturb.network.capture import capture, inputs_report, moments, starved
 from perturb.network.coverage import COVERED, NORMS, Coverage, coverage, inputs_notes, notes
 from perturb.network.find import find_layers, matching
@@ -50,6 +57,7 @@ __all__ = [
     "cut",
     "find_layers",
     "fits",
+    "forget_programs",
     "get_vectors",
     "get_weights",
     "has_vector",

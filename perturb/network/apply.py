@@ -19,8 +19,8 @@ from flax import nnx
 
 from perturb.network.batches import Forward, TokenWeights, call, compiled
 from perturb.network.capture import captured
-from perturb.network.layers import LayerSpec, get_weights, set_weights
-from perturb.network.mapped import running, set_inputs, with_inputs
+from perturb.network.layers import LayerSpec, exchanged, get_weights, set_weights
+from perturb.network.mapped import Mapped, bare, running, set_inputs, with_inputs
 from perturb.network.norms import norms_of, reestimated
 from perturb.network.segments import Segments
 from perturb.network.stream import influence
@@ -97,11 +97,19 @@ class Network:
     def state(self, parameters: Parameters) -> Any:
         """The model's variables with these matrices and vectors in them, and what acts on its
         layers' inputs; under a jit, too."""
-        placed = self._state
-        if parameters.weights or parameters.vectors:
-            plain = Parameters(dict(parameters.weights), dict(parameters.vectors))
-            placed = self._place(self._state, plain)
+        placed, weights = self._state, dict(parameters.weights)
+        own = self.__dict__.get("weights", {})
+        if all(w is own.get(n) for n, w in weights.items()):
+            weights = {}  # they are in the model: nothing to copy
+        if weights or parameters.vectors:
+            placed = self._place(self._state, Parameters(weights, dict(parameters.vectors)))
         return with_inputs(placed, parameters.inputs, self.specs)
+
+    def exchanged(self, state: Any, weights: Mapping[str, Array]) -> Any:
+        """A state (:meth:`state`) with these layers' matrices; what it does not change it shares
+        with the one given."""
+        variables = exchanged(self.graphdef, bare(state), self.specs, weights)
+        return state._replace(state=variables) if isinstance(state, Mapped) else variables
 
     def model(self, parameters: Parameters) -> Any:
         """A copy of the model that holds them; layers whose inputs are mapped are of subclasses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -114,3 +115,29 @@ PROGRAMS = Programs(256)
 def compiled(function: Run, graphdef: Any, *static: Any) -> Run:
     """``run(arguments)`` is ``function(graphdef, *arguments, *static)``, compiled once."""
     return PROGRAMS.get(function, graphdef, static)
+
+
+ALIKE: OrderedDict[Any, Run] = OrderedDict()  # executables by their text, the last used last
+
+
+def compiled_alike(function: Run, *arguments: Any) -> Run:
+    """The function compiled for these arguments; functions of one and the same program (such as
+    the equal blocks of a model) get one executable, though each is traced."""
+    # What an argument is for is in the text only where those that are not used are kept in it.
+    lowered = jax.jit(function, keep_unused=True).lower(*arguments)
+    if getattr(jax.config, "jax_use_simplified_jaxpr_constants", False):
+        return lowered.compile()  # constants that its text does not show
+    places = tuple(str(getattr(a, "sharding", None)) for a in jax.tree.leaves(arguments))
+    text = hashlib.sha256(lowered.as_text().encode()).digest()
+    key = (text, lowered.in_tree, lowered.out_tree, places)
+    run: Run = ALIKE.pop(key) if key in ALIKE else lowered.compile()
+    ALIKE[key] = run
+    while len(ALIKE) > PROGRAMS.size:
+        ALIKE.popitem(last=False)
+    return run
+
+
+def forget_programs() -> None:
+    """Drop all executables: they take memory maps, of which a process has only so many."""
+    ALIKE.clear()
+    jax.clear_caches()

@@ -308,6 +308,7 @@ def captured(
             with explained(batch):
                 told = run(state, batch, weights)
             yield told, weights
+            del told  # before the next batch's are computed
 
     return gathered(model or nnx.merge(graphdef, bare(state)), specs, heard())
 
@@ -336,14 +337,10 @@ def gathered(
                     "one weight per token, [batch, seq] as the tokens are"
                 )
         looked_up |= heard.looked_up
-        for name, part in (heard.weighted | heard.plain).items():
-            before = total.get(name)
-            count = np.asarray(part.count, np.float64)
-            if before is not None:
-                part = _merge(before._replace(count=jnp.float32(tokens[name])), part)
-            tokens[name] = tokens.get(name, 0) + count
-            total[name] = part
+        _add(total, tokens, heard.weighted | heard.plain)
+        del heard  # before the next batch's are computed
     everything = looked_up | total
+    del total
     check_called(model, specs, [n for n, s in specs.items() if s.module in everything])
     if once:
         warnings.warn(
@@ -355,12 +352,29 @@ def gathered(
     if weighed and not any(n.any() for n in tokens.values()):
         raise Refused("the calibration set is empty: all its token weights are 0")
     for name, count in tokens.items():
-        everything[name] = total[name]._replace(count=jnp.float32(count))
+        everything[name] = everything[name]._replace(count=jnp.float32(count))
     finite = jax.device_get({n: _finite(m) for n, m in everything.items()})
     for name, spec in specs.items():
         if not _of_spec(finite[spec.module], spec).all():
             raise Refused(f"layer {name}: its inputs on the calibration data are not finite")
-    return {n: _of_spec(everything[s.module], s) for n, s in specs.items()}
+    found: dict[str, Moments] = {}
+    for module, group in by_kernel(specs.values()).items():
+        whole = everything.pop(module)
+        found |= {s.name: _of_spec(whole, s) for s in group}
+    return {n: found[n] for n in specs}
+
+
+def _add(
+    total: dict[str, Moments], tokens: dict[str, np.ndarray], heard: Mapping[str, Moments]
+) -> None:
+    for name, part in heard.items():
+        count = np.asarray(part.count, np.float64)
+        if name in total:
+            before = total[name]._replace(count=jnp.float32(tokens[name]))
+            total[name] = _merge(before, part)
+        else:
+            total[name] = part
+        tokens[name] = tokens.get(name, 0) + count
 
 
 @partial(jax.jit, static_argnames=("size",))

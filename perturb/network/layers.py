@@ -249,6 +249,33 @@ def set_weights(
             kernel[...] = cast
 
 
+def exchanged(
+    graphdef: Any, state: Any, specs: Mapping[str, LayerSpec], weights: Mapping[str, Array]
+) -> Any:
+    """A model's variables with these matrices among them, the others being the very arrays given.
+
+    One program for kernels of one shape, whose names it does not know. Weights that a kernel's
+    dtype cannot hold become infinite.
+    """
+    model = nnx.merge(graphdef, jax.tree.map(lambda a: a, state))  # variables of its own
+    modules = dict(compressible(model))
+    for module, group in by_kernel(specs[n] for n in weights).items():
+        kernel = kernel_of(modules[module])
+        whole = group[0].nameless
+        if group[0].index is None:
+            new = _kernel(kernel[...], weights[module], whole)
+        else:
+            places = tuple(s.index or 0 for s in group)
+            new = _put(kernel[...], tuple(weights[s.name] for s in group), whole, places)
+        kernel.set_value(new)
+    return nnx.state(model)
+
+
+@partial(jax.jit, static_argnames=("spec",))
+def _kernel(kernel: Array, matrix: Array, spec: LayerSpec) -> Array:
+    return spec.to_kernel(matrix).astype(kernel.dtype)
+
+
 def _check_range(spec: LayerSpec, matrix: Array, kernel: Array) -> None:
     lost = spec.to_matrix(~jnp.isfinite(kernel)) & jnp.isfinite(matrix)
     if bool(jnp.any(lost)):

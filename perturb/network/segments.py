@@ -9,7 +9,7 @@ block has by then, and keeps what it hands on. A model of n blocks is thus run t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
-from perturb.network.batches import Forward, TokenWeights, call, weights_of
+from perturb.network.batches import Forward, TokenWeights, call, compiled_alike, weights_of
 from perturb.network.capture import Heard, Listened, gathered, listened
 from perturb.network.layers import LayerSpec
 from perturb.network.mapped import bare
@@ -47,6 +47,8 @@ class _Program:
         if self.cuts is None:
             return
         self._eqns, self._blocks = flat.jaxpr.eqns, blocks
+        self._hears: dict[int, tuple[Any, Any]] = {}  # programs, and the form of what they tell
+        self._advances: dict[int, Any] = {}
         self._given = list(flat.jaxpr.invars)
         self._consts = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
         ends = [*self.cuts[1:], len(self._eqns)]
@@ -71,28 +73,35 @@ class _Program:
         leaves = jax.tree.leaves(state)
         return {**known, **dict(zip(self._given[: len(leaves)], leaves, strict=True))}
 
-    @cache  # noqa: B019  (programs live as long as the pass they serve)
-    def _compiled(self, k: int, hears: bool) -> Any:
-        part, mine = self._parts[k], self._blocks[k]
-
-        def hear(values: Any, weights: Any) -> Heard:
-            return self.heard.sums(lambda told: play(part, values, told), weights, mine)
-
-        def advance(values: Any) -> list[Any]:
-            return play(part, values, lambda *_: None)
-
-        return jax.jit(hear if hears else advance)
-
     def hear(self, k: int, known: Known, weights: Any) -> Heard:
         """What the layers of the k-th part are given."""
-        values = [known[v] for v in self._parts[k].invars]
-        heard: Heard = self._compiled(k, True)(values, weights)
+        part, mine = self._parts[k], self._blocks[k]
+        values = [known[v] for v in part.invars]
+        if k not in self._hears:
+            tree: list[Any] = []
+
+            def hear(values: Any, weights: Any) -> list[Any]:
+                sums = self.heard.sums(lambda told: play(part, values, told), weights, mine)
+                leaves, found = jax.tree.flatten(sums)
+                tree.append(found)
+                return leaves  # of no names: what other blocks tell has others
+
+            self._hears[k] = compiled_alike(hear, values, weights), tree[0]
+        run, form = self._hears[k]
+        heard: Heard = jax.tree.unflatten(form, run(values, weights))
         return heard
 
     def advance(self, k: int, known: Known) -> Known:
         """What is known after the k-th part, as far as it is used again."""
         part = self._parts[k]
-        out = self._compiled(k, False)([known[v] for v in part.invars])
+        values = [known[v] for v in part.invars]
+        if k not in self._advances:
+
+            def advance(values: Any) -> list[Any]:
+                return play(part, values, lambda *_: None)
+
+            self._advances[k] = compiled_alike(advance, values)
+        out = self._advances[k](values)
         later = {v for p in self._parts[k + 1 :] for v in p.invars} | set(self._given)
         every = {**known, **dict(zip(part.outvars, out, strict=True))}
         return {v: a for v, a in every.items() if v in later}

@@ -14,7 +14,7 @@ from perturb.methods.mixed.allocate import allocate
 from perturb.methods.mixed.sensitivity import costs_of
 from perturb.registry import check_choice
 from perturb.stage import Outcome, Sight, Versions, check_single, layerwise, matching
-from perturb.state import State, versions
+from perturb.state import State
 from perturb.types import SolveReport
 
 Order = Literal["at-once", "strong-last", "strong-first"]
@@ -65,7 +65,7 @@ def share_out(
         mine = [n for n, c in zip(names, chosen, strict=True) if c == i]
         if not mine:
             continue
-        here = Versions(context.context, versions(state), context.reference, 1)
+        here = Versions.alone(context.context, state, context.reference)
         done = layerwise(methods[i], stage.where).on_state(
             state, replace(context, versions=here, index=0)
         )
