@@ -32,6 +32,7 @@ STORED = ROOT / "figures" / "records"
 ENGINE = STORED / "engine.json"  # of python -m tests.benchmarks.engine
 PHASES = ("train", "compile", "calibrate", "compress", "measure", "evaluate")
 SOLVERS = STORED / "solvers.json"  # of python -m tests.benchmarks.solvers
+CHECKPOINTS = STORED / "checkpoints.json"  # of python -m tests.benchmarks.checkpoints
 SHOWN_SPARSITY = 0.7  # of the table of protocols: where they differ most
 
 
@@ -135,6 +136,8 @@ def speed() -> str:
             f"cell over the bare forward passes of its test set: {ratios}.)",
             "",
             *_solvers(json.loads(SOLVERS.read_text())),
+            "",
+            *_checkpoint(json.loads(CHECKPOINTS.read_text())),
         ]
     )
 
@@ -171,6 +174,31 @@ def _solvers(found: dict[str, Any]) -> list[str]:
         "",
         f"(weight and Gram matrix to compressed weight, float32, {setting['cpus']} cores, torch "
         f"{setting['torch'].partition('+')[0]}, medians; above 1 ours is faster.)",
+    ]
+
+
+def _checkpoint(found: dict[str, Any]) -> list[str]:
+    """Memory and time that a published model takes."""
+    load, evaluate = found["load"], found["evaluate"]
+    side = evaluate["product side"]
+    tasks = {
+        "reading it": load,
+        "SparseGPT 50 %, all layers at once": found["compress"],
+        "SparseGPT 50 %, block by block (`sequential`)": found["sequential"],
+    }
+    name = f"{found['name']} ({load['bytes'] / 1e9:.2f} GB in float32)"
+    return [
+        f"| {name} | peak memory / its size | time |",
+        "|---|--:|--:|",
+        *(
+            f"| {task} | {row['peak over size']:.1f} | {row['seconds']:.0f} s |"
+            for task, row in tasks.items()
+        ),
+        "",
+        f"({found['machine']}, jax {evaluate['jax']}; memory beyond what was held before, of "
+        f"compressing on {found['compress']['tokens']} calibration tokens beyond the model itself. "
+        f"Evaluated at {evaluate['tokens a second']:.0f} tokens a second, whose products alone are "
+        f"{evaluate['ratio']:.2f} of the rate of a bare {side} × {side} product.)",
     ]
 
 

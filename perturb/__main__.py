@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from perturb import cli, outside, sources
-from perturb.backend import compile_quickly
+from perturb import cli, network, outside, sources
+from perturb.backend import LARGE, compile_quickly, give_back
 from perturb.cli import BadInput
 from perturb.policy import CHOICES, Policy
 from perturb.programs import cache_programs
@@ -229,6 +229,8 @@ def run(argv: list[str]) -> None:
     loaded = sources.load(
         arguments.model, loader, arguments.seed, arguments.exclude, arguments.include
     )
+    if network.size_of(loaded.model) >= LARGE:
+        give_back()
     title = f"{arguments.model}: " + ", ".join(f"{k} = {text}" for k, (text, _) in named.items())
     scores = _score(
         arguments.model,

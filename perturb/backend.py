@@ -5,12 +5,13 @@ jaxlib 0.10.2 fuses some products with the sums over them, batched over more tha
 has been seen to crash or hang there in 0.10.2 and 0.11.0 (jax issues 39257, 40412). It can be
 turned off by a flag. The flag is set for these versions only: XLA refuses flags it does not know.
 
-What only saves time is no library's to choose for a process: command lines call
-:func:`compile_quickly`.
+What only saves time or memory is no library's to choose for a process: command lines call
+:func:`compile_quickly` and :func:`give_back`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import MutableMapping
 from importlib.metadata import entry_points
@@ -19,8 +20,13 @@ from importlib.util import find_spec
 
 AFFECTED = ("0.10.2", "0.11.0")  # and known to take the flags below
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+PARTS = "--xla_cpu_parallel_codegen_split_count"
 # LLVM's passes, and loops emitted by the older of two ways: it takes both together
 QUICK = {"--xla_backend_optimization_level": "1", "--xla_cpu_use_fusion_emitters": "false"}
+
+LARGE = 1 << 26  # bytes of a model
+APART = 1 << 20  # bytes of an array
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def turn_off_broken_fusion(
@@ -33,12 +39,17 @@ def turn_off_broken_fusion(
 
 
 def compile_quickly(
-    version: str | None = None, environ: MutableMapping[str, str] = os.environ, level: int = 1
+    version: str | None = None,
+    environ: MutableMapping[str, str] = os.environ,
+    level: int = 1,
+    threads: int | None = None,
 ) -> None:
     """Have XLA's CPU backend optimise less, where there is no other: before the first computation.
 
     Compiling, which small models spend much of a run on, takes less time and memory; a solver of a
-    large layer is a little slower. ``python -m tests.benchmarks.engine`` measures a run.
+    large layer is a little slower. ``python -m tests.benchmarks.engine`` measures a run. threads:
+    so many parts a program is compiled in (XLA's default: 32), which all together cost more than
+    the whole: 1 where other processes keep the cores busy.
     Flags that XLA_FLAGS holds already are left as they are.
     """
     flags = environ.get("XLA_FLAGS", "")
@@ -46,6 +57,8 @@ def compile_quickly(
     if not known or any(name in flags for name in QUICK) or _accelerated(environ):
         return
     chosen = QUICK | {"--xla_backend_optimization_level": f"{level}"}
+    if threads is not None and PARTS not in flags:
+        chosen |= {PARTS: f"{threads}"}
     added = " ".join(f"{name}={value}" for name, value in chosen.items())
     environ["XLA_FLAGS"] = f"{flags} {added}".strip()
 
@@ -66,3 +79,19 @@ def _accelerated(environ: MutableMapping[str, str]) -> bool:
     return bool(entry_points(group="jax_plugins")) or any(
         find_spec(name) is not None for name in ("jax_plugins", "libtpu")
     )
+
+
+def give_back() -> None:
+    """Hand back to the system what has been freed and the C library keeps (glibc, for one), and
+    have it give arrays of ``APART`` bytes and more memory of their own from now on.
+
+    For command lines with large models (from ``LARGE`` bytes on). Else arrays of a few MB lie in
+    the library's heap, where others that live longer keep the room between them.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        trim, option = libc.malloc_trim, libc.mallopt
+    except (AttributeError, OSError, TypeError):  # another C library; no such handle on Windows
+        return
+    trim(0)
+    option(M_MMAP_THRESHOLD, APART)

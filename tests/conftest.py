@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +20,19 @@ from perturb.backend import compile_quickly
 Array = jax.Array
 
 # Compiling is most of what the tests do; their programs run for milliseconds.
-compile_quickly(level=0)
+compile_quickly(level=0, threads=1)
 # One program at a time: see theory.commands._prepare.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+# A shell that starts the tests in the background has them, and whom they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: one that comes last keeps one process of two waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 EVERY = 20  # tests between two looks at the memory maps

@@ -16,6 +16,7 @@ from perturb import backend, linalg
 from perturb.backend import (
     AFFECTED,
     FLAG,
+    PARTS,
     QUICK,
     compile_quickly,
     for_many_runs,
@@ -57,6 +58,9 @@ def test_quick_compiling_is_asked_for_once_and_only_of_a_cpu_that_knows_it():
     compile_quickly(AFFECTED[0], environ, level=0)
     asked = " ".join(f"{name}={value}" for name, value in QUICK.items())
     assert environ["XLA_FLAGS"] == f"--xla_dump_to=x {asked}"
+    environ = {"JAX_PLATFORMS": "cpu"}
+    compile_quickly(AFFECTED[0], environ, threads=3)
+    assert environ["XLA_FLAGS"] == f"{asked} {PARTS}=3"
     for name in QUICK:  # somebody's own choice
         mine = {"XLA_FLAGS": f"{name}=x", "JAX_PLATFORMS": "cpu"}
         compile_quickly(AFFECTED[0], mine)
@@ -77,6 +81,24 @@ def test_a_program_that_runs_often_is_compiled_well_whatever_the_others_are():
     assert for_many_runs({"XLA_FLAGS": "--xla_backend_optimization_level=1"}) is None  # not ours
     if version("jaxlib") in AFFECTED:
         assert float(jax.jit(jnp.exp, compiler_options=well)(0.0)) == 1
+
+
+def test_freed_memory_is_handed_back_where_the_c_library_can(monkeypatch):
+    called = []
+
+    class Glibc:
+        def malloc_trim(self, pad):
+            called.append(("trim", pad))
+
+        def mallopt(self, option, value):
+            called.append((option, value))
+
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: Glibc())
+    backend.give_back()
+    assert called == [("trim", 0), (backend.M_MMAP_THRESHOLD, backend.APART)]
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: object())
+    backend.give_back()  # another library: nothing to do, nothing said
+    assert len(called) == 2
 
 
 @pytest.mark.parametrize("installed", ["plugin", "libtpu"])

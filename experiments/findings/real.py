@@ -220,6 +220,7 @@ class Reported(NamedTuple):
 
 _GPTQ, _RTN, _TURN = "gptq[per=64]-4", "rtn[per=64]-4", "rotate[kind=hadamard]"
 _2OF4, _RTN8 = "magnitude[scope=2:4]-0.5", "rtn[per=64]-8"
+_TIED = "magnitude[scope=2:4,tie=dense]-0.5"
 ORDERS = "prune first, quantize first"
 REPORTED = (
     Reported(
@@ -251,6 +252,12 @@ REPORTED = (
         "9.37, 14.65 (LLaMA-2 7B, dense 5.47)",
         (_2OF4, _RTN8),
         (_RTN8, _2OF4),
+    ),
+    Reported(
+        f"the same, equal weights going by their size before rounding: {ORDERS}",
+        "not reported",
+        (_TIED, _RTN8),
+        (_RTN8, _TIED),
     ),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import time
 from collections import Counter, deque
@@ -108,22 +107,3 @@ def drop_programs_if_many(limit: int = 40_000, maps: Path = Path("/proc/self/map
         return False
     forget_programs()
     return True
-
-
-APART = 1 << 20  # bytes
-M_MMAP_THRESHOLD = -3  # of malloc.h
-
-
-def give_back() -> None:
-    """Hand back to the system what has been freed and the C library keeps (glibc, for one), and
-    have it give arrays of ``APART`` bytes and more memory of their own from now on.
-
-    Else arrays of a few MB lie in its heap, where others that live longer keep the room between.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        trim, option = libc.malloc_trim, libc.mallopt
-    except (AttributeError, OSError, TypeError):  # another C library; no such handle on Windows
-        return
-    trim(0)
-    option(M_MMAP_THRESHOLD, APART)

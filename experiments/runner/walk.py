@@ -20,15 +20,15 @@ import numpy as np
 
 from experiments.axes import Chain, Node, chains, extended
 from experiments.labels import stage_name
-from experiments.runner.clock import drop_programs_if_many, give_back
+from experiments.runner.clock import drop_programs_if_many
 from experiments.runner.job import Cell, Job
 from experiments.runner.ownership import Weights, owned, quantized, quantizer_of
+from perturb.backend import LARGE, give_back
 from perturb.measure.layers import layer_measures
 from perturb.stage import Reports, Versions, expand
 from perturb.state import Parameters
 from perturb.storage import BITS_DENSE, storages_of
 
-LARGE = 1 << 26  # bytes of a version from which on freed memory is worth handing back
 WAITING = 1 << 30  # bytes of methods alone that may wait until all of them are there
 
 

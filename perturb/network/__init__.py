@@ -18,7 +18,14 @@ from perturb.network.batches import (
 from perturb.network.capture import capture, inputs_report, moments, starved
 from perturb.network.coverage import COVERED, NORMS, Coverage, coverage, inputs_notes, notes
 from perturb.network.find import find_layers, matching
-from perturb.network.layers import KINDS, LayerSpec, get_weights, set_weights, with_weights
+from perturb.network.layers import (
+    KINDS,
+    LayerSpec,
+    get_weights,
+    set_weights,
+    size_of,
+    with_weights,
+)
 from perturb.network.names import fits, short_names
 from perturb.network.norms import (
     NormMoments,
@@ -75,6 +82,7 @@ __all__ = [
     "set_vectors",
     "set_weights",
     "short_names",
+    "size_of",
     "starved",
     "trained",
     "weights_of",

@@ -150,6 +150,11 @@ def compressible(model: nnx.Module) -> Iterator[tuple[str, Any]]:
             yield name_of(path, module), module
 
 
+def size_of(model: nnx.Module) -> int:
+    """Bytes that the model's variables take."""
+    return sum(getattr(a, "nbytes", 0) for a in jax.tree.leaves(nnx.state(model)))
+
+
 def kernel_of(module: Any) -> Any:
     """The variable that is read as matrices."""
     return module.embedding if isinstance(module, nnx.Embed) else module.kernel
