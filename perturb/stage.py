@@ -575,7 +575,7 @@ def _block_by_block(
     """
     network, layers = context.network, dict(context.shapes)
     places = uses(state, layers)
-    running = network.state(parameters_of(state, layers))
+    running = network.state(Versions.alone(context, state, reference).parameters(0))
     passing = network.segments(running, context.batches or (), context.blocks)
     heard: dict[str, Moments] = {}  # by layers that share a matrix with later ones
     done: set[str] = set()
@@ -590,8 +590,8 @@ def _block_by_block(
             moments = passing.moments(k, running, names)
         context.note(starved_note(moments))
         done |= set(names)
-        solved = _solve_ready(stage, state, reference, heard | moments, key, names, done)
         waiting = {n for n, used in places.items() if not {layer for layer, _ in used} <= done}
+        solved = _solved_in(names, waiting, stage, state, reference, heard | moments, key)
         heard |= {n: moments[n] for n in names if any(waiting & set(p) for p in state.products(n))}
         state = state.with_matrices({n: s.matrix for n, s in solved.items()})
         reports |= _told(solved)
@@ -602,27 +602,27 @@ def _block_by_block(
     return Outcome(state, reports)
 
 
-def _solve_ready(
+def _solved_in(
+    names: Iterable[str],
+    waiting: Collection[str],
     stage: Layerwise,
     state: State,
     reference: Reference,
     moments: Mapping[str, Moments],
     key: Array,
-    names: Iterable[str],
-    done: Collection[str],
 ) -> dict[str, Solved]:
-    """The stage on the matrices of these layers that no layer outside of ``done`` is made of.
+    """The stage on the matrices that these layers are made of, but for those ``waiting``.
 
     They go by place from program to program, not by name: what is compiled for one block serves
     the next.
     """
-    places = uses(state, reference.network.shapes)
     touched = {n for layer in names for p in state.products(layer) for n in p}
     mine = [n for n in state.matrices if n in touched]
-    ready = [n for n in mine if {layer for layer, _ in places[n]} <= set(done)]
     held = dict(zip(mine, versions([state.matrices[n] for n in mine]), strict=True))
-    alone = State(held, terms=state.terms)
-    solved = _solved([stage], alone, reference, lambda: moments, key, ready)
+    ready = touched - set(waiting)
+    solved = _solved(
+        [stage], State(held, terms=state.terms), reference, lambda: moments, key, ready
+    )
     return dict(zip(solved, _the_only([*solved.values()]), strict=True))
 
 

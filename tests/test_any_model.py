@@ -1045,6 +1045,7 @@ forward = lambda m, x: m[0](jax.jit(lambda x: jnp.tanh(m[1](x)))(x))
 x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 2)), jnp.float32)
 specs, _ = network.find_layers(model)
 want = network.capture(model, specs, x, forward=forward)
+alone = compress(model, Wanda(0.5), x, forward=forward, calibrate="sequential").model
 mesh = jax.make_mesh((2, 1), ("d", "m"), axis_types=(AxisType.Explicit,) * 2)
 with jax.set_mesh(mesh):
     spread = jax.device_put(x, NamedSharding(mesh, P("d")))
@@ -1054,6 +1055,9 @@ with jax.set_mesh(mesh):
     got = network.capture(model, specs, spread, forward=forward)
     done = compress(model, Wanda(0.5), spread, forward=forward).model
     assert done[0].kernel[...].sharding.spec == P(None, "m"), done[0].kernel[...].sharding
+    blocks = compress(model, Wanda(0.5), spread, forward=forward, calibrate="sequential").model
+    assert blocks[0].kernel[...].sharding.spec == P(None, "m"), blocks[0].kernel[...].sharding
+np.testing.assert_array_equal(blocks[0].kernel[...], alone[0].kernel[...])
 for name in specs:
     for a, b in zip(got[name], want[name]):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

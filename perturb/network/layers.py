@@ -235,23 +235,12 @@ def set_weights(
     Of a kernel that is several, those that are not given stay. Raises ValueError for a weight that
     the kernel's dtype cannot hold, except under a trace.
     """
-    modules = dict(compressible(model))
-    for module, group in by_kernel(specs[n] for n in weights).items():
-        kernel = kernel_of(modules[module])
-        if group[0].index is None:
-            cast = group[0].to_kernel(weights[module]).astype(kernel.dtype)
-        else:
-            new = tuple(jnp.asarray(weights[s.name]) for s in group)
-            places = tuple(s.index or 0 for s in group)
-            cast = _put(kernel[...], new, group[0].nameless, places)
+    for kernel, group, cast in _kernels(model, specs, weights):
         traced = isinstance(cast, jax.core.Tracer)
         if not (traced or kernel.dtype == jnp.float64 or bool(jnp.all(jnp.isfinite(cast)))):
             for spec in group:
                 _check_range(spec, weights[spec.name], cast)
-        if _explicit(kernel[...]):  # an assignment would be a scatter of a layout to be told
-            kernel.set_value(jax.sharding.reshard(cast, jax.typeof(kernel[...]).sharding))
-        else:
-            kernel[...] = cast
+        _set(kernel, cast)
 
 
 def exchanged(
@@ -263,17 +252,31 @@ def exchanged(
     dtype cannot hold become infinite.
     """
     model = nnx.merge(graphdef, jax.tree.map(lambda a: a, state))  # variables of its own
+    for kernel, _, cast in _kernels(model, specs, weights):
+        _set(kernel, cast)
+    return nnx.state(model)
+
+
+def _kernels(
+    model: nnx.Module, specs: Mapping[str, LayerSpec], weights: Mapping[str, Array]
+) -> Iterator[tuple[Any, list[LayerSpec], Array]]:
+    """Of each kernel that these matrices belong to: its variable, whose it is, what it becomes."""
     modules = dict(compressible(model))
     for module, group in by_kernel(specs[n] for n in weights).items():
-        kernel = kernel_of(modules[module])
-        whole = group[0].nameless
+        kernel, whole = kernel_of(modules[module]), group[0].nameless
         if group[0].index is None:
-            new = _kernel(kernel[...], weights[module], whole)
+            cast = _kernel(kernel[...], weights[module], whole)
         else:
-            places = tuple(s.index or 0 for s in group)
-            new = _put(kernel[...], tuple(weights[s.name] for s in group), whole, places)
-        kernel.set_value(new)
-    return nnx.state(model)
+            new = tuple(jnp.asarray(weights[s.name]) for s in group)
+            cast = _put(kernel[...], new, whole, tuple(s.index or 0 for s in group))
+        yield kernel, group, cast
+
+
+def _set(kernel: Any, value: Array) -> None:
+    if _explicit(kernel[...]):  # an assignment would be a scatter of a layout to be told
+        kernel.set_value(jax.sharding.reshard(value, jax.typeof(kernel[...]).sharding))
+    else:
+        kernel[...] = value
 
 
 @partial(jax.jit, static_argnames=("spec",))
