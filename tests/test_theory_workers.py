@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -85,6 +86,9 @@ def test_a_process_that_fails_is_told_and_none_is_left(monkeypatch, started, cap
 
     def after_the_other(task, advance):
         started[0].wait(100)
+        for thread in threading.enumerate():  # that it ended is heard a moment later
+            if "(ask)" in thread.name:
+                thread.join(100)
         return perform(task)
 
     monkeypatch.setattr(workers, "perform", after_the_other)
